@@ -1,0 +1,271 @@
+"""The engine behind asyncio: one thread owns it, coroutines stream from it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from typing import Any
+
+from fjx.config import EngineConfig
+from fjx.engine.engine import Engine, Progress
+from fjx.engine.start import start_engine
+from fjx.errors import EngineDeadError, UserError
+from fjx.llm import timing_of
+from fjx.models.tokenizer import Tokenizer
+from fjx.outputs import CompletionOutput, EngineStats, RequestOutput
+from fjx.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+_Queue = asyncio.Queue[Progress | Exception]
+
+
+class AsyncLLM:
+    """A model serving many requests at once.
+
+    Its thread alone touches the engine. Coroutines hand it calls through a queue and get progress back in
+    their event loop, once a step. Create and use it inside one event loop.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.error: str | None = None
+        self._engine: Engine | None = None
+        self._calls: deque[tuple[Callable[[Engine], Any], Future[Any]]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._deadline: float | None = None
+        self._thread: threading.Thread | None = None
+        self._streams: dict[str, _Queue] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stats = EngineStats()
+
+    async def start(self) -> None:
+        """Load and compile in the engine's thread; return when ready.
+
+        Raises:
+            UserError: the model cannot be had, or the configuration does not fit it.
+        """
+        self._loop = asyncio.get_running_loop()
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(started,), name="fjx-engine", daemon=True
+        )
+        self._thread.start()
+        await asyncio.wrap_future(started)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are served."""
+        return self._engine is not None and self.error is None and not self._stopping
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._ready_engine().tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus output, in tokens."""
+        return self._ready_engine().max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self._ready_engine().executor.model.config.vocab_size
+
+    async def generate(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Stream a request; each output holds what is new since the one before.
+
+        Closing the iterator, or cancelling the task that reads it, aborts the request.
+
+        Raises:
+            RequestError: the request cannot be served.
+            QueueFullError: too many requests wait.
+            EngineDeadError: the engine has stopped.
+        """
+        arrival = time.monotonic()
+        engine = self._ready_engine()
+        text = prompt if isinstance(prompt, str) else None
+        ids = prompt
+        if isinstance(ids, str):
+            ids = await asyncio.to_thread(engine.tokenizer.encode, ids)
+        queue: _Queue = asyncio.Queue()
+
+        def add(engine: Engine) -> None:
+            engine.add(request_id, ids, params, priority=priority, arrival=arrival)
+            self._streams[request_id] = queue
+
+        added = self._call(add)
+        unfinished = params.n
+        try:
+            await asyncio.wrap_future(added)
+            while unfinished:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                unfinished -= item.finish_reason is not None
+                yield _output_of(item, text, ids, finished=unfinished == 0)
+        finally:
+            if unfinished:
+                self._abandon(request_id, queue, added)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request now; its stream ends with finish reason "abort"."""
+        await asyncio.wrap_future(self._call(lambda engine: self._deliver(engine.abort(request_id))))
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges as of the last step."""
+        return self._stats
+
+    async def shutdown(self, drain: float | None = None) -> None:
+        """Admit nothing more, finish running requests for up to ``drain`` seconds, then stop."""
+        with self._wake:
+            self._stopping = True
+            self._deadline = time.monotonic() + (drain or 0.0)
+            self._wake.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _ready_engine(self) -> Engine:
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        if self._engine is None or self._stopping:
+            raise EngineDeadError("the engine is not running")
+        return self._engine
+
+    def _call(self, function: Callable[[Engine], Any]) -> Future[Any]:
+        """Have the engine's thread call a function between two steps."""
+        future: Future[Any] = Future()
+        with self._wake:
+            if self.error is not None or self._thread is None or not self._thread.is_alive():
+                future.set_exception(EngineDeadError(self.error or "the engine is not running"))
+            else:
+                self._calls.append((function, future))
+                self._wake.notify()
+        return future
+
+    def _abandon(self, request_id: str, queue: _Queue, added: Future[Any]) -> None:
+        """Abort a request whose reader has gone, even if it is not added yet."""
+
+        def drop(engine: Engine) -> None:
+            if self._streams.get(request_id) is queue:
+                del self._streams[request_id]
+                engine.abort(request_id)
+
+        if not added.cancel():
+            self._call(drop)
+
+    # What follows runs in the engine's thread.
+
+    def _run(self, started: Future[None]) -> None:
+        try:
+            engine = start_engine(self.config)
+        except BaseException as error:
+            self.error = str(error) if isinstance(error, UserError) else repr(error)
+            started.set_exception(error)
+            return
+        self._engine, self.config = engine, engine.config
+        self._stats = engine.stats()
+        started.set_result(None)
+        try:
+            while self._may_go_on(engine):
+                self._take_calls(engine)
+                if engine.has_work:
+                    self._deliver(engine.step())
+                self._stats = engine.stats()
+        except Exception as error:
+            logger.exception("the engine died")
+            self.error = f"the engine died: {error!r}"
+        self._end(engine)
+
+    def _may_go_on(self, engine: Engine) -> bool:
+        """Wait for work; False when it is time to stop."""
+        with self._wake:
+            if not self._calls and not engine.has_work and not self._stopping:
+                engine.check_idle()
+                self._wake.wait()
+            if not self._stopping:
+                return True
+            late = self._deadline is not None and time.monotonic() >= self._deadline
+            return bool(self._calls or engine.has_work) and not late
+
+    def _take_calls(self, engine: Engine) -> None:
+        with self._wake:
+            calls = list(self._calls)
+            self._calls.clear()
+        for function, future in calls:
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function(engine))
+            except Exception as error:
+                future.set_exception(error)
+
+    def _deliver(self, progress: list[Progress]) -> None:
+        """Hand a step's progress to the event loop, all at once."""
+        if not progress or self._loop is None:
+            return
+        streams = self._streams
+        items: list[tuple[_Queue, Progress | Exception]] = [
+            (streams[p.request.id], p) for p in progress if p.request.id in streams
+        ]
+        self._loop.call_soon_threadsafe(_put_all, items)
+        for each in progress:
+            if self._engine is not None and not self._engine.knows(each.request.id):
+                streams.pop(each.request.id, None)
+
+    def _end(self, engine: Engine) -> None:
+        """Leave no stream and no call waiting."""
+        error = EngineDeadError(self.error or "the engine was shut down before the request finished")
+        with self._wake:
+            self._stopping = True
+            calls = list(self._calls)
+            self._calls.clear()
+        for _, future in calls:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(
+                _put_all, [(queue, error) for queue in self._streams.values()]
+            )
+        self._streams.clear()
+
+
+def _put_all(items: list[tuple[_Queue, Progress | Exception]]) -> None:
+    for queue, item in items:
+        queue.put_nowait(item)
+
+
+def _output_of(
+    progress: Progress, prompt: str | None, prompt_ids: list[int], finished: bool
+) -> RequestOutput:
+    request = progress.request
+    completion = CompletionOutput(
+        index=request.index,
+        text=progress.text,
+        token_ids=progress.token_ids,
+        logprobs=progress.logprobs,
+        finish_reason=progress.finish_reason,
+        stop_reason=None if progress.finish_reason is None else request.stop_reason,
+    )
+    return RequestOutput(
+        request_id=request.id,
+        prompt=prompt,
+        prompt_token_ids=prompt_ids,
+        outputs=[completion],
+        finished=finished,
+        num_cached_tokens=request.cached_tokens,
+        timing=timing_of(request),
+    )

@@ -1,0 +1,1 @@
+"""KV memory: logical pages, prefix sharing."""

@@ -1,0 +1,140 @@
+"""``fjx generate``: complete prompts in this process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fjx.bench.llm import open_llm
+from fjx.cli.options import CommandParser, read_config, resolve
+from fjx.cli.prompts import Prompt, encode, read_prompts, user_message
+from fjx.cli.sections import ENGINE, FILE_SECTIONS, SAMPLING
+from fjx.config import EngineConfig
+from fjx.outputs import CompletionOutput, RequestOutput
+from fjx.sampling_params import SamplingParams
+
+EXAMPLES = """examples:
+  fjx generate --prompt "The capital of France is" --temperature 0
+  fjx generate --chat --prompt "Why is the sky blue?" --max-tokens 100
+  fjx generate --prompts questions.jsonl --json > answers.jsonl
+"""
+
+
+def add_options(parser: CommandParser) -> None:
+    """Add the options of this command."""
+    parser.usage = "%(prog)s (--prompt TEXT | --prompts FILE) [options]"
+    parser.epilog = EXAMPLES
+    prompts = parser.add_argument_group("prompts and output")
+    source = prompts.add_mutually_exclusive_group(required=True)
+    parser.add_flag(
+        source,
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="A prompt; may be given several times.",
+    )
+    parser.add_flag(
+        source,
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines with prompt (text or token ids) or, with --chat, messages; - is stdin.",
+    )
+    parser.add_flag(
+        prompts,
+        "--chat",
+        action="store_true",
+        help="Take each prompt as a user's message and apply the model's chat template.",
+    )
+    parser.add_flag(
+        prompts,
+        "--json",
+        action="store_true",
+        help="Write one JSON object per completion: prompt_tokens, token_ids, text, finish_reason.",
+    )
+    parser.add_section(SAMPLING)
+    parser.add_section(ENGINE)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generate and print; 1 where a request ended in an error.
+
+    Raises:
+        UserError: the prompts, the options or the model cannot be used.
+    """
+    file = read_config(arguments, FILE_SECTIONS)
+    params = resolve(arguments, SAMPLING, file)
+    config = resolve(arguments, ENGINE, file)
+    prompts: list[Prompt]
+    if arguments.prompts is not None:
+        prompts = read_prompts(arguments.prompts, arguments.chat)
+    else:
+        prompts = [user_message(t) if arguments.chat else t for t in arguments.prompt]
+    if not arguments.json and len(prompts) == params.n == 1 and sys.stdout.isatty():
+        return asyncio.run(_stream(prompts[0], params, config))
+    with open_llm(config) as llm:
+        token_ids = [encode(prompt, llm.tokenizer) for prompt in prompts]
+        outputs = llm.generate(token_ids, params)
+    lines = _json_lines(outputs, params.n) if arguments.json else _texts(outputs)
+    for line in lines:
+        print(line)
+    return _report_errors(outputs)
+
+
+async def _stream(prompt: Prompt, params: SamplingParams, config: EngineConfig) -> int:
+    """Print the text as it comes."""
+    from fjx import AsyncLLM
+
+    llm = AsyncLLM(config)
+    outputs = []
+    try:
+        await llm.start()
+        token_ids = encode(prompt, llm.tokenizer)
+        async for output in llm.generate(token_ids, params, request_id="generate"):
+            outputs.append(output)
+            for completion in output.outputs:
+                print(completion.text, end="", flush=True)
+        print()
+    finally:
+        await llm.shutdown(drain=0.0)
+    return _report_errors(outputs[-1:])
+
+
+def _texts(outputs: Sequence[RequestOutput]) -> Iterator[str]:
+    return (completion.text for output in outputs for completion in output.outputs)
+
+
+def _json_lines(outputs: Sequence[RequestOutput], n: int) -> Iterator[str]:
+    for output in outputs:
+        for completion in output.outputs:
+            yield json.dumps(_as_json(output, completion, with_index=n > 1), ensure_ascii=False)
+
+
+def _as_json(
+    output: RequestOutput, completion: CompletionOutput, with_index: bool
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"index": completion.index} if with_index else {}
+    record |= {
+        "prompt_tokens": len(output.prompt_token_ids),
+        "token_ids": completion.token_ids,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+    }
+    if completion.logprobs is not None:
+        record["logprobs"] = [asdict(position) for position in completion.logprobs]
+    if output.error is not None:
+        record["error"] = output.error
+    return record
+
+
+def _report_errors(outputs: Sequence[RequestOutput]) -> int:
+    failed = [(number, output.error) for number, output in enumerate(outputs, 1) if output.error]
+    for number, error in failed:
+        print(f"fjx: prompt {number} failed: {error}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,131 @@
+"""The ``fjx`` command: its subcommands, and how their errors end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from fjx.cli import bench, convert, generate, serve
+from fjx.cli.config_file import nearest
+from fjx.cli.options import CommandParser
+from fjx.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand."""
+
+    name: str
+    summary: str
+    add_options: Callable[[CommandParser], None]
+    run: Callable[[argparse.Namespace], int]
+    config_file: bool = True
+    """Whether ``--config`` gives the options of the engine."""
+
+
+COMMANDS = (
+    Command("generate", "Complete prompts in this process.", generate.add_options, generate.run),
+    Command("serve", "Serve a model with the OpenAI API.", serve.add_options, serve.run),
+    Command(
+        "convert",
+        "Convert a model to a checkpoint that loads by itself.",
+        convert.add_options,
+        convert.run,
+        config_file=False,
+    ),
+)
+
+BENCHMARKS = (
+    Command(
+        "throughput",
+        "All prompts at once, in this process: tokens per second.",
+        bench.add_throughput_options,
+        bench.run_throughput,
+    ),
+    Command(
+        "latency",
+        "One batch again and again, in this process: seconds per batch.",
+        bench.add_latency_options,
+        bench.run_latency,
+    ),
+    Command(
+        "serve",
+        "Load on any OpenAI-compatible server: latencies and goodput.",
+        bench.add_load_options,
+        bench.run_load,
+        config_file=False,
+    ),
+)
+
+
+def build_parser() -> CommandParser:
+    """The parser of the whole command line; ``run`` and ``parser`` of its result are the choice."""
+    parser = CommandParser(prog="fjx", description="Serve large language models with JAX.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        _add_command(commands, command)
+    summary = "Measure throughput and latency."
+    benchmarks = commands.add_parser("bench", help=summary, description=summary)
+    kinds = benchmarks.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    for command in BENCHMARKS:
+        _add_command(kinds, command)
+    benchmarks.add_general_options()
+    parser.add_flag(
+        parser.add_general_options(),
+        "--version",
+        action="version",
+        version=f"fjx {metadata.version('fjx')}",
+        help="Show the version and exit.",
+    )
+    return parser
+
+
+def _add_command(commands: argparse._SubParsersAction[CommandParser], command: Command) -> None:
+    parser = commands.add_parser(command.name, help=command.summary, description=command.summary)
+    parser.usage = "%(prog)s [options]"
+    command.add_options(parser)
+    parser.add_general_options(command.config_file)
+    parser.set_defaults(run=command.run, parser=parser)
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        hint = ""
+        if flag.startswith("--"):
+            hint = f"; the nearest known one is {nearest(flag, arguments.parser.flags)}"
+        raise UserError(f"unknown argument {flag}{hint}")
+    arguments.command_line = list(argv)
+    code: int = arguments.run(arguments)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0: done. 1: done in part (the messages say what failed), or an unexpected error, which keeps
+    its traceback. 2: an error that the user can mend, in one line on stderr. 130: Ctrl-C.
+    141: nobody reads the output any more.
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # here a closed pipe can still be caught; at exit it cannot
+    except UserError as error:
+        print("fjx: error:", " ".join(str(error).split()), file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE

@@ -1,0 +1,64 @@
+"""The config dataclasses that commands share, with the headings of their options."""
+
+from __future__ import annotations
+
+from fjx.cli.options import Section
+from fjx.config import EngineConfig
+from fjx.sampling_params import SamplingParams
+from fjx.serving.config import ServerConfig
+
+SAMPLING = Section(
+    "sampling",
+    SamplingParams,
+    {
+        "sampling": ("temperature", "top_k", "top_p", "min_p", "seed", "n"),
+        "where a completion ends": (
+            "max_tokens",
+            "min_tokens",
+            "stop",
+            "stop_token_ids",
+            "include_stop_str_in_output",
+            "ignore_eos",
+        ),
+        "penalties and bias": (
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+        ),
+        "what a completion holds": ("logprobs", "skip_special_tokens"),
+    },
+)
+
+ENGINE = Section(
+    "engine",
+    EngineConfig,
+    {
+        "model": (
+            "model",
+            "revision",
+            "tokenizer",
+            "cache_dir",
+            "dtype",
+            "max_model_len",
+            "load_random_weights",
+        ),
+        "batching": (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_waiting_requests",
+            "batch_invariant",
+        ),
+        "KV memory": (
+            "kv_cache_memory",
+            "kv_cache_tokens",
+            "page_size",
+            "enable_prefix_caching",
+        ),
+    },
+)
+
+SERVER = Section("server", ServerConfig)
+
+FILE_SECTIONS = (ENGINE, SERVER, SAMPLING)
+"""Every table that a configuration file may hold, whichever command reads it."""

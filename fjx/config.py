@@ -1,0 +1,84 @@
+"""The engine's configuration: one frozen dataclass, each field documented where it stands.
+
+The command line and the TOML configuration file are generated from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fjx.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a model is loaded and served.
+
+    Raises:
+        UserError: values contradict each other; the message names them.
+    """
+
+    model: str = "smollm2-135m"
+    """A local folder or .gguf file, a Hugging Face hub id, or the name of an embedded model."""
+    tokenizer: str | None = None
+    """Folder or hub id of another tokenizer; by default the model's own."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    cache_dir: Path | None = None
+    """Where downloaded models and compiled programs are kept; by default ~/.cache/fjx ($FJX_CACHE)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of weights and KV pages. auto: bfloat16 where the processor multiplies it natively."""
+    max_model_len: int | None = None
+    """Longest prompt plus output, in tokens; by default what the model was trained for."""
+    max_num_seqs: int = 64
+    """Most requests in one batch."""
+    max_num_batched_tokens: int = 256
+    """Most tokens in one step: decode tokens plus chunks of prefill."""
+    max_waiting_requests: int = 1024
+    """Most requests in the queue; one more is refused."""
+    page_size: int = 16
+    """Token slots in a page of KV memory."""
+    kv_cache_tokens: int | None = None
+    """Token slots of KV memory; by default what kv_cache_memory holds."""
+    kv_cache_memory: float = 2.0
+    """GiB of KV memory, where kv_cache_tokens is not given; never more than max_num_seqs can use."""
+    enable_prefix_caching: bool = True
+    """Share pages between requests whose tokens begin alike."""
+    overlap: bool = True
+    """Keep the host one step behind the device; off: wait for each step (for debugging)."""
+    batch_invariant: bool = False
+    """Run every step in one shape, so that not even the last bit of a logit depends on the batch."""
+    granule_layers: int | None = None
+    """Consecutive layers in one granule; by default about an eighth of the model."""
+    warmup: bool = True
+    """Compile all programs before serving."""
+    seed: int | None = None
+    """Fixes the seeds drawn for requests that bring none (request order then matters)."""
+    load_random_weights: bool = False
+    """Draw random weights instead of loading (benchmarks of shapes whose weights are not at hand)."""
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, message: str) -> None:
+            if not ok:
+                raise UserError(message)
+
+        for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "max_waiting_requests"):
+            check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+            f"({self.max_num_seqs}), so that every running request gets a row in each step",
+        )
+        check(
+            self.max_model_len is None or self.max_model_len >= 2,
+            f"max_model_len must be at least 2, got {self.max_model_len}",
+        )
+        check(
+            self.dtype in ("auto", "float32", "bfloat16"),
+            f"dtype must be auto, float32 or bfloat16, got {self.dtype!r}",
+        )
+        check(
+            self.kv_cache_memory > 0, f"kv_cache_memory must be positive, got {self.kv_cache_memory}"
+        )

@@ -1,0 +1,1 @@
+"""Requests, the scheduler, the batch, the token rule and the step."""

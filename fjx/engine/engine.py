@@ -1,0 +1,308 @@
+"""The engine: schedule, dispatch, collect the step before, report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fjx.cache.page_pool import PagePool
+from fjx.config import EngineConfig
+from fjx.engine.batch_builder import MAX_END_TOKENS, BatchBuilder
+from fjx.engine.request import Request
+from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.engine.text import RequestText
+from fjx.errors import QueueFullError, RequestError
+from fjx.models.tokenizer import Tokenizer
+from fjx.outputs import EngineStats, FinishReason, PositionLogprobs, TokenLogprob
+from fjx.pipeline.executor import Executor, StepOutput
+from fjx.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step brought to one request."""
+
+    request: Request
+    text: str
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs] | None
+    finish_reason: FinishReason | None
+    """Why the request ended with this step; None: it goes on."""
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    scheduled: list[ScheduledRows]
+    output: StepOutput
+
+
+class Engine:
+    """Runs requests on an executor. Not thread-safe: one thread owns it."""
+
+    def __init__(self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer) -> None:
+        limits = executor.limits
+        self.config = config
+        self.tokenizer = tokenizer
+        self.executor = executor
+        self.max_model_len = limits.max_model_len
+        self.scheduler = Scheduler(
+            PagePool(limits.num_pages, limits.page_size, config.enable_prefix_caching),
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+        )
+        self._builder = BatchBuilder(
+            limits.row_buckets,
+            limits.sample_buckets,
+            limits.coarse_sample_buckets,
+            limits.max_num_seqs,
+            limits.max_model_len,
+            limits.page_size,
+            tokenizer.eos_token_ids,
+        )
+        self._end_tokens = frozenset(tokenizer.eos_token_ids)
+        self._seeds = np.random.default_rng(config.seed)
+        self._requests: dict[str, list[Request]] = {}
+        self._texts: dict[Request, RequestText] = {}
+        self._in_flight: _InFlight | None = None
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._step_seconds = self._wait_seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work or self._in_flight is not None
+
+    def step(self) -> list[Progress]:
+        """Run one step; the host reads the step before while the device runs this one."""
+        started, waited = time.perf_counter(), self._wait_seconds
+        before, self._in_flight = self._in_flight, None
+        self._in_flight = self._dispatch(self.scheduler.schedule())
+        if not self.config.overlap and self._in_flight is not None:
+            before, self._in_flight = self._in_flight, None
+        progress = self._collect(before)
+        self._step_seconds += time.perf_counter() - started
+        self._counts["host_us"] += int(
+            1e6 * (time.perf_counter() - started - self._wait_seconds + waited)
+        )
+        return progress
+
+    def add(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        arrival: float | None = None,
+    ) -> list[Request]:
+        """Queue the ``params.n`` completions of a prompt.
+
+        Raises:
+            RequestError: the prompt is empty, too long, or not of this vocabulary; the id is in use.
+            QueueFullError: too many requests wait.
+        """
+        self.check_request(prompt, params)
+        if request_id in self._requests:
+            raise RequestError(f"request id {request_id!r} is in use")
+        if params.n > self.queue_room:
+            raise QueueFullError(
+                f"{self.scheduler.num_waiting} requests are waiting, the limit is "
+                f"{self.config.max_waiting_requests}; retry later",
+                retry_after=1.0,
+            )
+        seed = params.seed
+        if seed is None:
+            seed = int(self._seeds.integers(2**63))
+        end = self.max_model_len
+        if params.max_tokens is not None:
+            end = min(end, len(prompt) + params.max_tokens)
+        requests = [
+            Request(
+                id=request_id,
+                prompt_len=len(prompt),
+                tokens=list(prompt),
+                params=params,
+                seed=seed + index,
+                max_len=end,
+                arrival=time.monotonic() if arrival is None else arrival,
+                index=index,
+                priority=priority,
+            )
+            for index in range(params.n)
+        ]
+        self._requests[request_id] = requests
+        for request in requests:
+            self._texts[request] = RequestText(self.tokenizer, params)
+            self.scheduler.add(request)
+        return requests
+
+    def check_request(self, prompt: list[int], params: SamplingParams) -> None:
+        """Check that a request can be served at all.
+
+        Raises:
+            RequestError: the prompt is empty, too long, or not of this vocabulary; a number is too large.
+        """
+        vocabulary = self.executor.model.config.vocab_size
+        if not prompt:
+            raise RequestError("the prompt is empty; give at least one token")
+        if len(prompt) >= self.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens, but the context is {self.max_model_len} tokens "
+                "including at least one of output; shorten the prompt or raise max_model_len"
+            )
+        for name, ids in (
+            ("prompt", prompt),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias),
+        ):
+            _check_ids(name, ids, vocabulary)
+        if len(params.stop_token_ids) + len(self._end_tokens) > MAX_END_TOKENS:
+            raise RequestError(
+                f"stop_token_ids has {len(params.stop_token_ids)} ids, more than "
+                f"{MAX_END_TOKENS - len(self._end_tokens)}"
+            )
+        if params.n > self.config.max_waiting_requests:
+            raise RequestError(
+                f"n is {params.n}, more than the {self.config.max_waiting_requests} that may wait"
+            )
+
+    @property
+    def queue_room(self) -> int:
+        """Completions that may still be added now."""
+        return self.config.max_waiting_requests - self.scheduler.num_waiting
+
+    def abort(self, request_id: str) -> list[Progress]:
+        """End a request now; unknown ids are ignored (it may have just finished)."""
+        requests = [r for r in self._requests.get(request_id, ()) if not r.finished]
+        for request in requests:
+            self._finish(request, "abort")
+        return [
+            Progress(request, self._texts.pop(request).finish(), [], None, "abort")
+            for request in requests
+        ]
+
+    def abort_all(self) -> list[Progress]:
+        """End all requests now."""
+        return [progress for id in list(self._requests) for progress in self.abort(id)]
+
+    def knows(self, request_id: str) -> bool:
+        """Whether the request has unfinished completions."""
+        return request_id in self._requests
+
+    def stats(self) -> EngineStats:
+        """A snapshot for metrics."""
+        scheduler = self.scheduler
+        return EngineStats(
+            num_requests_running=len(scheduler.running),
+            num_requests_waiting=scheduler.num_waiting,
+            kv_cache_usage=scheduler.pool.usage,
+            prefix_cache_queries=scheduler.prefix_queries,
+            prefix_cache_hits=scheduler.prefix_hits,
+            prompt_tokens=self._counts["prompt_tokens"],
+            generation_tokens=self._counts["generation_tokens"],
+            num_preemptions=scheduler.num_preemptions,
+            num_steps=self._counts["steps"],
+            step_seconds=self._step_seconds,
+            host_seconds=self._counts["host_us"] * 1e-6,
+            compiles=dict(self.executor.compiler.counts),
+            requests_finished=dict(self._finished),
+        )
+
+    def check_idle(self) -> None:
+        """Audit pages and slots while nothing runs; see `Scheduler.check`."""
+        self.scheduler.check()
+        assert not self._requests, "a finished request is still known"
+        assert not self._texts, "a finished request still has text"
+
+    def _dispatch(self, scheduled: list[ScheduledRows]) -> _InFlight | None:
+        if not scheduled:
+            return None
+        now = time.monotonic()
+        self._counts["steps"] += 1
+        for granted in scheduled:
+            request = granted.request
+            if request.scheduled is None:
+                request.scheduled = now
+                self._counts["prompt_tokens"] += request.prompt_len
+            self.scheduler.share_full_pages(request)
+        return _InFlight(scheduled, self.executor.dispatch(self._builder.build(scheduled)))
+
+    def _collect(self, step: _InFlight | None) -> list[Progress]:
+        """Read a step's tokens: extend, stop, stream and free."""
+        if step is None:
+            return []
+        started = time.perf_counter()
+        tokens = step.output.read_tokens()
+        self._wait_seconds += time.perf_counter() - started
+        now = time.monotonic()
+        progress = []
+        chosen = (granted.request for granted in step.scheduled if granted.samples)
+        for row, (request, token) in enumerate(zip(chosen, tokens, strict=True)):
+            request.unread -= 1
+            if request.finished:
+                continue
+            request.tokens.append(token)
+            if request.first_token is None:
+                request.first_token = now
+            logprobs = None
+            if request.params.logprobs is not None:
+                logprobs = [_logprobs_of(step.output, row, token, request.params.logprobs)]
+            progress.append(self._advance(request, token, logprobs))
+        self._counts["generation_tokens"] += len(progress)
+        return progress
+
+    def _advance(
+        self, request: Request, token: int, logprobs: list[PositionLogprobs] | None
+    ) -> Progress:
+        """Let a request's new token show its consequences."""
+        params, text_of = request.params, self._texts[request]
+        ends = token in params.stop_token_ids or (
+            token in self._end_tokens and not params.ignore_eos
+        )
+        if ends and request.num_output >= params.min_tokens:
+            request.stop_reason = token if token in params.stop_token_ids else None
+            text = text_of.finish()
+            self._finish(request, "stop")
+            return Progress(request, text, [token], logprobs, request.finish_reason)
+        text = text_of.add([token], may_stop=request.num_output >= params.min_tokens)
+        if text_of.stopped_by is not None:
+            request.stop_reason = text_of.stopped_by
+            self._finish(request, "stop")
+        elif len(request.tokens) >= request.max_len:
+            text += text_of.finish()
+            request.stop_reason = text_of.stopped_by
+            self._finish(request, "length" if text_of.stopped_by is None else "stop")
+        return Progress(request, text, [token], logprobs, request.finish_reason)
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        request.finish_reason = reason
+        request.ended = time.monotonic()
+        self.scheduler.share_full_pages(request)
+        self.scheduler.finish(request)
+        self._finished[reason] += 1
+        if reason != "abort":
+            self._texts.pop(request)
+        if all(sibling.finished for sibling in self._requests[request.id]):
+            del self._requests[request.id]
+
+
+def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
+    for token in ids:
+        if not 0 <= token < vocabulary:
+            raise RequestError(
+                f"{name} has token id {token}, but the vocabulary ends at {vocabulary - 1}"
+            )
+
+
+def _logprobs_of(output: StepOutput, row: int, token: int, k: int) -> PositionLogprobs:
+    read: Any = output.read_logprobs()
+    chosen, rank, best, ids = (values[row] for values in read)
+    top = tuple(TokenLogprob(int(ids[i]), float(best[i]), i + 1) for i in range(k))
+    return PositionLogprobs(TokenLogprob(token, float(chosen), int(rank)), top)
+

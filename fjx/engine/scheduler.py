@@ -1,0 +1,180 @@
+"""Which tokens run in the next step: one law for prefill, decode and verification.
+
+Each request has known and computed tokens; the scheduler hands out rows to close the gaps. Running requests
+come first, then waiting ones, first come first served within a priority. When pages run out the youngest
+request is preempted: it gives up its pages and is computed again later, with the same tokens.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from fjx.cache.page_pool import OutOfPagesError, PagePool, prefix_digests
+from fjx.engine.request import Request
+
+
+@dataclass(frozen=True)
+class ScheduledRows:
+    """Rows of one request in a step: tokens ``start : start + count``."""
+
+    request: Request
+    start: int
+    count: int
+    samples: bool
+    """Whether the last row chooses the request's next token."""
+
+
+class Scheduler:
+    """Owns the waiting and running requests and their pages."""
+
+    def __init__(self, pool: PagePool, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self._waiting: list[tuple[int, float, int, Request]] = []
+        self._order = 0
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self.running or self._waiting)
+
+    @property
+    def waiting(self) -> list[Request]:
+        """Requests in the queue, in no particular order."""
+        return [entry[-1] for entry in self._waiting]
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self._order += 1
+        heapq.heappush(self._waiting, (request.priority, request.arrival, self._order, request))
+
+    def schedule(self) -> list[ScheduledRows]:
+        """Hand out the rows of the next step; empty if nothing can run now."""
+        budget = self.max_num_batched_tokens
+        rows: dict[Request, ScheduledRows] = {}
+        preempted = False
+        for request in list(self.running):
+            if budget == 0:
+                break
+            if request.slot < 0 or not request.wants_rows:
+                continue
+            count = min(request.known - request.computed, budget)
+            victims = self._make_room(request, count)
+            preempted |= bool(victims)
+            for victim in victims:
+                budget += rows.pop(victim).count if victim in rows else 0
+            if request.slot >= 0:
+                rows[request] = self._grant(request, count)
+                budget -= count
+        while budget > 0 and not preempted and self._waiting:
+            request = self._admit()
+            if request is None:
+                break
+            count = min(request.known - request.computed, budget)
+            try:
+                self._grow(request, count)
+            except OutOfPagesError:
+                self._release(request)
+                self.add(request)
+                break
+            self.running.append(request)
+            rows[request] = self._grant(request, count)
+            budget -= count
+        for granted in rows.values():
+            granted.request.computed += granted.count
+            granted.request.unread += granted.samples
+        return list(rows.values())
+
+    def finish(self, request: Request) -> None:
+        """Take a finished or cancelled request out, wherever it is."""
+        if request.slot >= 0:
+            self.running.remove(request)
+            self._release(request)
+        else:
+            self._waiting = [entry for entry in self._waiting if entry[-1] is not request]
+            heapq.heapify(self._waiting)
+
+    def share_full_pages(self, request: Request) -> None:
+        """Make the request's pages of known, computed tokens known to the prefix cache."""
+        full = min(request.computed, len(request.tokens)) // self.pool.page_size
+        if not self.pool.share_prefixes or full <= request.shared_pages or request.slot < 0:
+            return
+        end = full * self.pool.page_size
+        request.digests = prefix_digests(request.tokens[:end], self.pool.page_size, request.digests)
+        for i in range(request.shared_pages, full):
+            self.pool.share(request.pages[i], request.digests[i])
+        request.shared_pages = full
+
+    def check(self) -> None:
+        """Audit pages and slots; see `PagePool.check`."""
+        self.pool.check([request.pages for request in self.running])
+        slots = sorted([*self._free_slots, *(r.slot for r in self.running)])
+        assert slots == list(range(self.max_num_seqs)), "slots leaked"
+
+    def _grant(self, request: Request, count: int) -> ScheduledRows:
+        start = request.computed
+        return ScheduledRows(request, start, count, samples=start + count == request.known)
+
+    def _admit(self) -> Request | None:
+        """Take the next waiting request, with a slot and the pages of its known prefix."""
+        request = self._waiting[0][-1]
+        # A token that only the device knew was lost with the slot: wait until the host has read it.
+        if not self._free_slots or request.unread:
+            return None
+        heapq.heappop(self._waiting)
+        request.slot = self._free_slots.pop()
+        if self.pool.share_prefixes:
+            size = self.pool.page_size
+            digests = prefix_digests(request.tokens, size, request.digests)
+            usable = (len(request.tokens) - 1) // size  # at least one row must run
+            request.pages = self.pool.find_prefix(digests[:usable])
+            request.digests = digests
+            request.shared_pages = len(request.pages)
+            request.computed = len(request.pages) * size
+            if request.scheduled is None:
+                self.prefix_queries += len(request.tokens)
+                self.prefix_hits += request.computed
+                request.cached_tokens = request.computed
+        return request
+
+    def _grow(self, request: Request, count: int) -> None:
+        needed = -(-(request.computed + count) // self.pool.page_size) - len(request.pages)
+        if needed > 0:
+            request.pages += self.pool.take(needed)
+
+    def _make_room(self, request: Request, count: int) -> list[Request]:
+        """Give the request pages for ``count`` more tokens, preempting the youngest until they suffice."""
+        victims: list[Request] = []
+        while True:
+            try:
+                self._grow(request, count)
+                return victims
+            except OutOfPagesError:
+                victim = max(self.running, key=lambda r: (r.priority, r.arrival, r.index))
+                self._preempt(victim)
+                victims.append(victim)
+                if victim is request:
+                    return victims
+
+    def _preempt(self, request: Request) -> None:
+        self.num_preemptions += 1
+        self.running.remove(request)
+        self._release(request)
+        self.add(request)
+
+    def _release(self, request: Request) -> None:
+        self.pool.give_back(request.pages)
+        self._free_slots.append(request.slot)
+        request.pages, request.computed, request.slot, request.shared_pages = [], 0, -1, 0

@@ -1,0 +1,110 @@
+"""From a configuration to a running engine: find, load, compile."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from fjx.config import EngineConfig
+from fjx.engine.batch_builder import BIAS_ENTRIES
+from fjx.engine.engine import Engine
+from fjx.errors import UserError
+from fjx.models.config import ModelConfig
+from fjx.models.granules import Model
+from fjx.models.loading.load import load_model_config, load_params
+from fjx.models.loading.source import cache_root, resolve, resolve_tokenizer
+from fjx.models.tensors import random_tensors
+from fjx.models.tokenizer import load_tokenizer
+from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.executor import Executor, Limits
+
+logger = logging.getLogger(__name__)
+
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
+    """Load the model and compile its programs.
+
+    Raises:
+        UserError: the model cannot be had, or the configuration does not fit it.
+    """
+    source = resolve(config.model, config.revision, config.cache_dir)
+    model_config = load_model_config(source)
+    tokenizer = load_tokenizer(
+        source
+        if config.tokenizer is None
+        else resolve_tokenizer(config.tokenizer, None, config.cache_dir)
+    )
+    dtype = _dtype(config)
+    limits = _limits(config, model_config, dtype)
+    compiler = Compiler(cache_root(config.cache_dir) / "programs")
+    executor = Executor(Model(model_config, config.granule_layers), limits, dtype, compiler)
+    if config.load_random_weights:
+        read = partial(_place_random, model_config)
+    else:
+        read = partial(load_params, source, model_config, progress=progress)
+    with ThreadPoolExecutor(1, thread_name_prefix="fjx-load") as pool:
+        loading = pool.submit(executor.load, read)
+        if config.warmup:
+            compiler.compile_all(progress=progress)
+        loading.result()
+    return Engine(replace(config, max_model_len=limits.max_model_len), executor, tokenizer)
+
+
+def _place_random(model_config: ModelConfig, place) -> None:  # type: ignore[no-untyped-def]
+    for name, values in random_tensors(model_config, seed=0):
+        place(name, values)
+
+
+def _dtype(config: EngineConfig) -> jnp.dtype:
+    if config.dtype != "auto":
+        return jnp.dtype(config.dtype)
+    fast = jax.default_backend() != "cpu" or _cpu_multiplies_bf16()
+    return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return not _BF16_FLAGS.isdisjoint(flags.split())
+
+
+def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limits:
+    """Sizes of batches and KV memory; the context never exceeds what the pages can hold."""
+    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+    wanted = config.max_model_len or model.max_positions
+    if config.max_model_len is not None and config.max_model_len > model.max_positions:
+        raise UserError(
+            f"max_model_len is {config.max_model_len}, but the model was trained for "
+            f"{model.max_positions} positions; use at most that"
+        )
+    slots = config.kv_cache_tokens or int(config.kv_cache_memory * 2**30) // token_bytes
+    useful = config.max_num_seqs * (wanted + config.page_size)
+    pages = min(slots, useful) // config.page_size
+    held = pages * config.page_size
+    if held < (config.max_model_len or 2 * config.page_size):
+        raise UserError(
+            f"KV memory holds {held} tokens, but max_model_len is {wanted}; raise kv_cache_memory "
+            f"({config.kv_cache_memory} GiB; a token takes {token_bytes} bytes) or lower max_model_len"
+        )
+    if held < wanted:
+        logger.warning("the context is limited to %d of %d tokens by KV memory", held, wanted)
+    return Limits(
+        max_model_len=min(wanted, held),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        num_pages=pages + 1,  # page 0 is never handed out
+        page_size=config.page_size,
+        bias_entries=BIAS_ENTRIES,
+        one_bucket=config.batch_invariant,
+    )

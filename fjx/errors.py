@@ -1,0 +1,25 @@
+"""Errors that a user can mend: each message says what was wrong, what was expected, what to do."""
+
+
+class UserError(Exception):
+    """Bad input or environment. The CLI prints the message in one line and exits with code 2."""
+
+
+class ModelError(UserError):
+    """A model's files are missing, broken, or of an unsupported architecture."""
+
+
+class RequestError(UserError):
+    """A request that can never be served, such as a prompt longer than the context."""
+
+
+class QueueFullError(Exception):
+    """The waiting queue is at its limit; the client should retry after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineDeadError(Exception):
+    """The engine's loop has ended with an unexpected error and serves no more requests."""

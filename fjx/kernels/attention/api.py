@@ -1,0 +1,81 @@
+"""The one attention function of the engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from fjx.kernels.attention import numba_cpu, reference
+from fjx.kernels.ragged import RaggedRows
+
+Implementation = Literal["reference", "numba"]
+
+
+def kv_pages_shape(
+    layers: int, pages: int, page_size: int, kv_heads: int, head_dim: int
+) -> tuple[int, ...]:
+    """Shape of a granule's KV pages: (layers, pages, 2 = K and V, kv_heads, page_size, head_dim).
+
+    A page of one layer is contiguous, so that moving a page is one copy a layer.
+    """
+    return (layers, pages, 2, kv_heads, page_size, head_dim)
+
+
+def kv_storage_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """The type in which KV pages of ``dtype`` are stored.
+
+    On a CPU, XLA widens a whole bfloat16 array to float32 to update one row of it; the same bits
+    stored as uint16 are updated in place.
+    """
+    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return jnp.dtype(jnp.uint16)
+    return jnp.dtype(dtype)
+
+
+def append_and_attend(
+    q: Float[Array, "T H D"],
+    k: Float[Array, "T K D"],
+    v: Float[Array, "T K D"],
+    kv_pages: Array,
+    layer: int | Int32[Array, ""],
+    rows: RaggedRows,
+    *,
+    scale: float,
+    window: Int32[Array, ""] | None = None,
+    soft_cap: float | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[Float[Array, "T H D"], Array]:
+    """Write the rows' keys and values into their pages, then attend causally to the pages.
+
+    Args:
+        q: queries after RoPE, float32; H is a multiple of K (grouped heads: query head h reads KV head
+            ``h // (H // K)``).
+        k: keys after RoPE, to be written at the rows' positions.
+        v: values, likewise.
+        kv_pages: one granule's pages, see `kv_pages_shape`; donated by the caller's program.
+        layer: index of the layer within the granule.
+        rows: the ragged batch.
+        scale: factor on the logits.
+        window: a row sees at most this many last positions, itself included; None or 0: all.
+        soft_cap: logits become ``soft_cap * tanh(logits / soft_cap)``.
+        implementation: None chooses the fastest one for the platform and page size.
+
+    Returns:
+        The attention output in float32, zero in padded rows, and the updated pages.
+    """
+    if implementation is None:
+        fits = kv_pages.shape[4] % numba_cpu.LANES == 0
+        implementation = "numba" if jax.default_backend() == "cpu" and fits else "reference"
+    append_and_attend = _IMPLEMENTATIONS[implementation]
+    return append_and_attend(
+        q, k, v, kv_pages, layer, rows, scale=scale, window=window, soft_cap=soft_cap
+    )
+
+
+_IMPLEMENTATIONS = {
+    "reference": reference.append_and_attend,
+    "numba": numba_cpu.append_and_attend,
+}

@@ -1,0 +1,170 @@
+"""Offline generation: prompts in, completions out."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from fjx.config import EngineConfig
+from fjx.engine.engine import Engine, Progress
+from fjx.engine.request import Request
+from fjx.engine.start import start_engine
+from fjx.models.tokenizer import Tokenizer
+from fjx.outputs import CompletionOutput, EngineStats, RequestOutput, RequestTiming
+from fjx.sampling_params import SamplingParams
+
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+Message = Mapping[str, Any]
+"""A chat message with ``role`` and ``content``."""
+
+
+class LLM:
+    """A model ready to generate.
+
+    Example:
+        >>> llm = LLM("smollm2-135m")
+        >>> llm.generate("The sky is", SamplingParams(max_tokens=8, temperature=0))[0].outputs[0].text
+    """
+
+    def __init__(self, model: str = "smollm2-135m", *, progress: bool = True, **options: Any) -> None:
+        """Load and compile; ``options`` are the fields of `EngineConfig`."""
+        self.engine: Engine = start_engine(EngineConfig(model=model, **options), progress)
+        self._ids = itertools.count()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.engine.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus output, in tokens."""
+        return self.engine.max_model_len
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete each prompt; results are in the order of the prompts.
+
+        Args:
+            prompts: one prompt or several, as text or as token ids.
+            sampling_params: one for all prompts, or one for each.
+            use_tqdm: show progress on stderr.
+
+        Raises:
+            RequestError: a prompt cannot be served; nothing has run then.
+        """
+        many = [prompts] if _is_one_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
+        if sampling_params is None:
+            sampling_params = SamplingParams()
+        if isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(many)
+        if len(sampling_params) != len(many):
+            raise ValueError(f"{len(sampling_params)} sampling params for {len(many)} prompts")
+        ids = [str(next(self._ids)) for _ in many]
+        try:
+            outputs = self._run(list(zip(ids, many, sampling_params, strict=True)), use_tqdm)
+        except BaseException:
+            for id in ids:
+                self.engine.abort(id)
+            raise
+        return [outputs[id] for id in ids]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_variables: Any,
+    ) -> list[RequestOutput]:
+        """Complete one conversation or several, through the model's chat template."""
+        one = not messages or isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if one else messages
+        prompts = [
+            self.tokenizer.encode(
+                self.tokenizer.apply_chat_template(conversation, **template_variables),
+                add_special_tokens=False,
+            )
+            for conversation in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def stats(self) -> EngineStats:
+        """Counters since the start."""
+        return self.engine.stats()
+
+    def shutdown(self) -> None:
+        """Give up all unfinished requests."""
+        self.engine.abort_all()
+
+    def _run(
+        self, prompts: list[tuple[str, Prompt, SamplingParams]], use_tqdm: bool
+    ) -> dict[str, RequestOutput]:
+        """Feed prompts as the queue has room, and step until all are finished."""
+        upcoming = deque()
+        for id, prompt, params in prompts:
+            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            self.engine.check_request(token_ids, params)
+            upcoming.append((id, prompt, token_ids, params))
+        outputs: dict[str, RequestOutput] = {}
+        total, tokens = sum(params.n for *_, params in upcoming), 0
+        with tqdm(total=total, desc="Generating", unit="completion", disable=not use_tqdm) as bar:
+            while upcoming or self.engine.has_work:
+                while upcoming and upcoming[0][-1].n <= self.engine.queue_room:
+                    id, prompt, token_ids, params = upcoming.popleft()
+                    self.engine.add(id, token_ids, params)
+                    outputs[id] = _empty_output(id, prompt, token_ids, params)
+                for progress in self.engine.step():
+                    tokens += len(progress.token_ids)
+                    extend(outputs[progress.request.id], progress)
+                    if progress.finish_reason is not None:
+                        bar.set_postfix(tokens=tokens, refresh=False)
+                        bar.update()
+        return outputs
+
+
+def _empty_output(
+    id: str, prompt: Prompt, token_ids: list[int], params: SamplingParams
+) -> RequestOutput:
+    return RequestOutput(
+        request_id=id,
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=token_ids,
+        outputs=[
+            CompletionOutput(index, logprobs=None if params.logprobs is None else [])
+            for index in range(params.n)
+        ],
+        finished=False,
+    )
+
+
+def extend(output: RequestOutput, progress: Progress) -> None:
+    """Add what a step brought to a request's output."""
+    request = progress.request
+    completion = output.outputs[request.index]
+    completion.text += progress.text
+    completion.token_ids += progress.token_ids
+    if progress.logprobs is not None and completion.logprobs is not None:
+        completion.logprobs += progress.logprobs
+    completion.finish_reason = request.finish_reason
+    completion.stop_reason = request.stop_reason
+    output.finished = all(each.finish_reason is not None for each in output.outputs)
+    output.num_cached_tokens = max(output.num_cached_tokens, request.cached_tokens)
+    output.timing = timing_of(request)
+
+
+def timing_of(request: Request) -> RequestTiming:
+    """When things happened to a request."""
+    return RequestTiming(request.arrival, request.scheduled, request.first_token, request.ended)
+
+
+def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))

@@ -1,0 +1,97 @@
+"""What a request gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token's log-probability under the model, before temperature and truncation."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm of the probability."""
+    rank: int
+    """1 for the most likely token."""
+
+
+@dataclass(frozen=True)
+class PositionLogprobs:
+    """Log-probabilities at one output position."""
+
+    sampled: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+    """The most likely tokens, best first; as many as were asked for."""
+
+
+@dataclass
+class CompletionOutput:
+    """One completion of a prompt, or, in a stream, what is new of it."""
+
+    index: int
+    """Which of the n completions."""
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] | None = None
+    """One entry a token of ``token_ids``, where asked for."""
+    finish_reason: FinishReason | None = None
+    """"stop": an end token or stop string; "length": max_tokens or the context's end; "abort": cancelled."""
+    stop_reason: int | str | None = None
+    """The stop token or stop string that ended it; None for the model's end-of-sequence token."""
+
+
+@dataclass(frozen=True)
+class RequestTiming:
+    """When things happened, in seconds of ``time.monotonic``; None: not yet."""
+
+    arrival: float
+    scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass
+class RequestOutput:
+    """The state of a request; in a stream, ``outputs`` hold only what is new since the last one."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values came from the prefix cache."""
+    timing: RequestTiming | None = None
+    error: str | None = None
+    """Why the request failed, where ``finish_reason`` is "error"."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot of the engine: gauges now, counters since the start."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    """Share of pages in use by running requests, 0 to 1."""
+    prefix_cache_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_cache_hits: int = 0
+    """Prompt tokens found there."""
+    prompt_tokens: int = 0
+    """Prompt tokens computed or found."""
+    generation_tokens: int = 0
+    num_preemptions: int = 0
+    num_steps: int = 0
+    step_seconds: float = 0.0
+    """Time spent in steps, seconds."""
+    host_seconds: float = 0.0
+    """Time the host spent scheduling, dispatching and post-processing, seconds."""
+    compiles: dict[str, int] = field(default_factory=dict)
+    """Compilations by place: "warmup", "background", "hot_path" (must stay 0)."""
+    requests_finished: dict[str, int] = field(default_factory=dict)
+    """Finished requests by finish reason."""

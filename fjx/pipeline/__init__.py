@@ -1,0 +1,1 @@
+"""Stages as programs: the granules of a plan, compiled ahead of time and chained."""

@@ -1,0 +1,106 @@
+"""The compile service: programs are compiled ahead of time from shapes, and looked up on the hot path."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+Place = Literal["warmup", "background", "hot_path"]
+
+_STACK_BYTES = 64 << 20  # XLA's compiler recurses deeply
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """What it takes to compile a program: no data, only shapes."""
+
+    key: Hashable
+    """Name and bucket; what the hot path looks up."""
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    """Pytrees of jax.ShapeDtypeStruct."""
+    donate: tuple[int, ...] = ()
+    """Positions of arguments whose memory the program may reuse."""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """XLA compile options."""
+
+
+class Compiler:
+    """Compiles program specs, and counts where it did.
+
+    Tracing holds the interpreter's lock and is done in one place; compiling releases it and runs in
+    threads.
+    """
+
+    def __init__(self, cache_dir: Path | None, threads: int = 2) -> None:
+        self.counts: Counter[str] = Counter()
+        self._specs: dict[Hashable, ProgramSpec] = {}
+        self._programs: dict[Hashable, Any] = {}
+        self._lock = threading.Lock()
+        self._threads = threads
+        if cache_dir is not None:
+            _use_persistent_cache(cache_dir)
+
+    def register(self, specs: Iterable[ProgramSpec]) -> None:
+        """Make programs known, to be compiled by `compile_all` or at first use."""
+        for spec in specs:
+            self._specs[spec.key] = spec
+
+    def get(self, key: Hashable) -> Any:
+        """The compiled program. If it is not there, compiles it now and counts a hot-path compile."""
+        program = self._programs.get(key)
+        return self._compile_now(key) if program is None else program
+
+    def compile_all(self, place: Place = "warmup", progress: bool = True) -> None:
+        """Compile every registered program that is not there yet, with a progress bar on stderr."""
+        missing = [spec for key, spec in self._specs.items() if key not in self._programs]
+        bar = tqdm(total=len(missing), desc="Compiling", unit="program", disable=not progress)
+        old_stack = threading.stack_size(_STACK_BYTES)
+        try:
+            with ThreadPoolExecutor(self._threads, thread_name_prefix="fjx-compile") as pool, bar:
+                futures: list[Future[None]] = []
+                for spec in missing:
+                    lowered = _lower(spec)
+                    futures.append(pool.submit(self._finish, spec, lowered, place, bar))
+                for future in futures:
+                    future.result()
+        finally:
+            threading.stack_size(old_stack)
+
+    def _finish(self, spec: ProgramSpec, lowered: Any, place: Place, bar: Any) -> None:
+        program = lowered.compile(dict(spec.options) or None)
+        with self._lock:
+            self._programs[spec.key] = program
+            self.counts[place] += 1
+            bar.update()
+
+    def _compile_now(self, key: Hashable) -> Any:
+        logger.warning("compiling %s on the request path; warm-up should have done it", key)
+        spec = self._specs[key]
+        program = _lower(spec).compile(dict(spec.options) or None)
+        with self._lock:
+            self._programs[key] = program
+            self.counts["hot_path"] += 1
+        return program
+
+
+def _lower(spec: ProgramSpec) -> Any:
+    return jax.jit(spec.function, donate_argnums=spec.donate).lower(*spec.arguments)
+
+
+def _use_persistent_cache(cache_dir: Path) -> None:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

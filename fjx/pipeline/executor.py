@@ -1,0 +1,299 @@
+"""Runs steps: the pieces of a model as compiled programs, chained on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
+from fjx.kernels.ragged import RaggedRows
+from fjx.kernels.token_rule import (
+    LogitEdits,
+    SamplingRows,
+    choose_tokens,
+    edit_logits,
+    top_logprobs,
+)
+from fjx.models.granules import Model, Params
+from fjx.models.tensors import canonical_tensors
+from fjx.pipeline.batch import Batch
+from fjx.pipeline.buckets import row_buckets
+from fjx.pipeline.compiler import Compiler, ProgramSpec
+from fjx.sampling_params import MAX_LOGPROBS
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The sizes that programs are compiled for."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_pages: int
+    page_size: int
+    bias_entries: int
+    """Logit-bias entries of one request."""
+    one_bucket: bool = False
+    """Pad every step to the largest size (batch-invariant mode)."""
+
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Padded numbers of rows in a step."""
+        return self._buckets(self.max_num_batched_tokens)
+
+    @property
+    def sample_buckets(self) -> tuple[int, ...]:
+        """Padded numbers of rows that choose a token."""
+        return self._buckets(self.max_num_seqs)
+
+    @property
+    def coarse_sample_buckets(self) -> tuple[int, ...]:
+        """Fewer sizes, for the programs that only sampled, edited or scored rows need."""
+        fine = self.sample_buckets
+        return (*(size for size in fine[:-1] if size.bit_length() % 2 and size.bit_count() == 1), fine[-1])
+
+    def _buckets(self, largest: int) -> tuple[int, ...]:
+        buckets = row_buckets(largest)
+        return buckets[-1:] if self.one_bucket else buckets
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A loaded model: the arrays of every piece."""
+
+    embed: Params
+    granules: tuple[Params, ...]
+    head: Params
+
+
+class StepOutput:
+    """What a step will bring; reading waits for the device."""
+
+    def __init__(self, tokens: Any, logprobs: Any, num_samples: int) -> None:
+        self._tokens = tokens
+        self._logprobs = logprobs
+        self._num_samples = num_samples
+        for array in jax.tree.leaves((tokens, logprobs)):
+            array.copy_to_host_async()
+
+    def read_tokens(self) -> list[int]:
+        """The chosen tokens, in the order of the batch's samples."""
+        if self._tokens is None:
+            return []
+        tokens: list[int] = np.asarray(self._tokens)[: self._num_samples].tolist()
+        return tokens
+
+    def read_logprobs(self) -> tuple[np.ndarray, ...]:
+        """Log-probability and rank of each token, values and ids of the best; see `top_logprobs`."""
+        self._logprobs = tuple(np.asarray(values) for values in self._logprobs)
+        return self._logprobs
+
+
+class Executor:
+    """Owns parameters, KV pages and the last sampled tokens; runs one batch at a time.
+
+    Programs are looked up, never traced, on this path; dispatch returns before the device is done.
+    """
+
+    def __init__(
+        self, model: Model, limits: Limits, dtype: jnp.dtype, compiler: Compiler
+    ) -> None:
+        self.model = model
+        self.limits = limits
+        self.compiler = compiler
+        self._dtype = dtype
+        self._stacked = jax.default_backend() != "cpu"
+        programs = _Programs(model, limits, dtype, self._stacked)
+        compiler.register(programs.specs())
+        self._parameters = Parameters({}, (), {})
+        self._kv_pages = [jnp.zeros(pages.shape, pages.dtype) for pages in programs.kv_pages]
+        self._last_token = jnp.zeros(limits.max_num_seqs + 1, jnp.int32)
+
+    def load(self, read: Callable[[Callable[[str, np.ndarray], None]], None]) -> None:
+        """Take the model's parameters from ``read``, which calls back with each canonical tensor.
+
+        Each tensor goes to the device in its stored type as it comes.
+        """
+        specs = canonical_tensors(self.model.config)
+        tensors: dict[str, Any] = {}
+
+        def place(name: str, values: np.ndarray) -> None:
+            stored = specs[name].struct(self._dtype).dtype
+            tensors[name] = jax.device_put(values.astype(stored, copy=False))
+
+        read(place)
+        self._parameters = Parameters(
+            self.model.pack_embed(tensors),
+            tuple(
+                self.model.pack_granule(i, tensors, stacked=self._stacked)
+                for i in range(len(self.model.granules))
+            ),
+            self.model.pack_head(tensors),
+        )
+
+    def dispatch(self, batch: Batch) -> StepOutput:
+        """Send a step to the device; its effects on pages and last tokens are ordered after earlier steps."""
+        T = len(batch.tokens)
+        get = self.compiler.get
+        rows, tokens, token_slot, sample_rows = jax.device_put(
+            (batch.rows, batch.tokens, batch.token_slot, batch.sample_rows)
+        )
+        x = get(("embed", T))(self._parameters.embed, tokens, token_slot, self._last_token, rows)
+        for i, params in enumerate(self._parameters.granules):
+            program = get(("granule", len(self.model.granules[i]), T))
+            x, self._kv_pages[i] = program(params, x, self._kv_pages[i], rows)
+        if batch.num_samples == 0:
+            return StepOutput(None, None, 0)
+        x = get(("select", T))(x, sample_rows)
+        return self._sample(batch, x)
+
+    def _sample(self, batch: Batch, x: Any) -> StepOutput:
+        S = len(batch.sample_slots)
+        get = self.compiler.get
+        raw = logits = get(("head", S))(self._parameters.head, x)
+        slots = batch.sample_slots
+        if batch.sampling is None:
+            tokens, self._last_token = get(("greedy", S))(logits, self._last_token, slots)
+        else:
+            if batch.edits is not None:
+                logits = get(("edit", S))(raw, self._last_token, batch.edits, batch.pending_slot)
+            choose = get(("choose", S))
+            tokens, self._last_token = choose(logits, self._last_token, slots, batch.sampling)
+        logprobs = get(("score", S))(raw, tokens) if batch.logprobs else None
+        return StepOutput(tokens, logprobs, batch.num_samples)
+
+
+class _Programs:
+    """The table of program specs of a one-stage plan."""
+
+    def __init__(self, model: Model, limits: Limits, dtype: jnp.dtype, stacked: bool) -> None:
+        self._model = model
+        self._limits = limits
+        self._dtype = dtype
+        self._stacked = stacked
+        config = model.config
+        self.kv_pages = tuple(
+            jax.ShapeDtypeStruct(
+                kv_pages_shape(
+                    len(layers),
+                    limits.num_pages,
+                    limits.page_size,
+                    config.num_kv_heads,
+                    config.head_dim,
+                ),
+                kv_storage_dtype(dtype),
+            )
+            for layers in model.granules
+        )
+        self._last_token = _ints(limits.max_num_seqs + 1)
+
+    def specs(self) -> Iterator[ProgramSpec]:
+        """Every program that a step can need, those of the smallest steps first."""
+        for T in self._limits.row_buckets:
+            yield from self._body(T)
+        for S in self._limits.sample_buckets:
+            yield from self._heads(S)
+        for S in self._limits.coarse_sample_buckets:
+            yield from self._samplers(S)
+
+    def _body(self, T: int) -> Iterator[ProgramSpec]:
+        model, limits = self._model, self._limits
+        x = jax.ShapeDtypeStruct((T, model.config.hidden_size), jnp.float32)
+        R = min(T, limits.max_num_seqs)
+        rows = RaggedRows(
+            positions=_ints(T),
+            request_of=_ints(T),
+            query_start=_ints(R + 1),
+            context_len=_ints(R),
+            page_table=_ints(R, -(-limits.max_model_len // limits.page_size)),
+        )
+
+        def embed(params, tokens, token_slot, last_token, rows):  # type: ignore[no-untyped-def]
+            return model.embed(
+                params, jnp.where(token_slot >= 0, last_token[token_slot], tokens), rows
+            )
+
+        yield ProgramSpec(
+            ("embed", T),
+            embed,
+            (model.abstract_embed(self._dtype), _ints(T), _ints(T), self._last_token, rows),
+        )
+        for depth in sorted({len(layers) for layers in model.granules}):
+            index = [len(layers) for layers in model.granules].index(depth)
+            params = model.abstract_granule(index, self._dtype, stacked=self._stacked)
+            yield ProgramSpec(
+                ("granule", depth, T),
+                model.granule,
+                (params, x, self.kv_pages[index], rows),
+                donate=(1, 2),
+            )
+        yield ProgramSpec(
+            ("select", T), lambda x, rows: x[rows], (x, _ints(limits.max_num_seqs))
+        )
+
+    def _heads(self, S: int) -> Iterator[ProgramSpec]:
+        model, limits = self._model, self._limits
+        hidden = jax.ShapeDtypeStruct((limits.max_num_seqs, model.config.hidden_size), jnp.float32)
+
+        def greedy(logits, last_token, slots):  # type: ignore[no-untyped-def]
+            tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return tokens, last_token.at[slots].set(tokens)
+
+        yield ProgramSpec(
+            ("head", S),
+            lambda params, x: model.head(params, x[:S]),
+            (model.abstract_head(self._dtype), hidden),
+        )
+        yield ProgramSpec(
+            ("greedy", S), greedy, (self._logits(S), self._last_token, _ints(S)), donate=(1,)
+        )
+
+    def _samplers(self, S: int) -> Iterator[ProgramSpec]:
+        limits = self._limits
+        floats = jax.ShapeDtypeStruct((S,), jnp.float32)
+        seed = jax.ShapeDtypeStruct((S, 2), jnp.uint32)
+        sampling = SamplingRows(floats, _ints(S), floats, floats, seed, _ints(S))
+        edits = LogitEdits(
+            history=_ints(S, limits.max_model_len),
+            prompt_len=_ints(S),
+            repetition=floats,
+            presence=floats,
+            frequency=floats,
+            bias_ids=_ints(S, limits.bias_entries),
+            bias=jax.ShapeDtypeStruct((S, limits.bias_entries), jnp.float32),
+        )
+
+        def choose(logits, last_token, slots, sampling):  # type: ignore[no-untyped-def]
+            tokens = choose_tokens(logits, sampling)
+            return tokens, last_token.at[slots].set(tokens)
+
+        def edit(logits, last_token, edits, pending):  # type: ignore[no-untyped-def]
+            return edit_logits(logits, _with_pending(edits, pending, last_token))
+
+        def score(logits, tokens):  # type: ignore[no-untyped-def]
+            return top_logprobs(logits, tokens, MAX_LOGPROBS)
+
+        logits, last_token = self._logits(S), self._last_token
+        yield ProgramSpec(
+            ("choose", S), choose, (logits, last_token, _ints(S), sampling), donate=(1,)
+        )
+        yield ProgramSpec(("edit", S), edit, (logits, last_token, edits, _ints(S)))
+        yield ProgramSpec(("score", S), score, (logits, _ints(S)))
+
+    def _logits(self, S: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((S, self._model.config.vocab_size), jnp.float32)
+
+
+def _with_pending(edits: LogitEdits, pending: Any, last_token: Any) -> LogitEdits:
+    """Append to each history the token that the host has not read yet."""
+    token = jnp.where(pending >= 0, last_token[pending], -1)
+    return edits._replace(history=jnp.concatenate([edits.history, token[:, None]], axis=1))
+
+
+def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -1,0 +1,113 @@
+"""What a request may ask of the sampler. Names and meanings follow vLLM and the OpenAI API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fjx.errors import RequestError
+
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen, and when a request ends.
+
+    A request's tokens depend on the model, the prompt, these parameters and the seed, and on nothing
+    else. Without a seed the engine draws one.
+
+    Raises:
+        RequestError: a value is outside its range; the message names the field and the range.
+    """
+
+    n: int = 1
+    """Completions per prompt. Completion i uses ``seed + i``."""
+    max_tokens: int | None = 16
+    """Most tokens to generate; None means up to the model's context."""
+    min_tokens: int = 0
+    """Tokens to generate before an end-of-sequence or stop token may be chosen."""
+    temperature: float = 1.0
+    """0 is greedy: the most likely token, no noise."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 or -1 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probability reaches top_p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the most likely one."""
+    repetition_penalty: float = 1.0
+    """Divide positive and multiply negative logits of tokens in the prompt or output."""
+    presence_penalty: float = 0.0
+    """Subtract once from logits of tokens in the output."""
+    frequency_penalty: float = 0.0
+    """Subtract from logits of tokens in the output, times their count."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    """Token id to a value added to its logit."""
+    seed: int | None = None
+    """Fixes the noise; equal seeds give equal tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end the request, besides the model's own end-of-sequence tokens."""
+    include_stop_str_in_output: bool = False
+    """Keep the stop string at the end of the text."""
+    ignore_eos: bool = False
+    """Go on after the model's end-of-sequence tokens."""
+    logprobs: int | None = None
+    """None: no log-probabilities. k: those of the chosen token and of the k most likely ones."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, expected: str) -> None:
+            if not ok:
+                raise RequestError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+        object.__setattr__(self, "stop", _as_tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        check(self.n >= 1, "n", "at least 1")
+        check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
+        check(self.min_tokens >= 0, "min_tokens", "at least 0")
+        check(
+            self.max_tokens is None or self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            "at most max_tokens",
+        )
+        check(0.0 <= self.temperature <= 100.0, "temperature", "in [0, 100]")
+        check(self.top_k >= -1, "top_k", "0 or -1 (all), or at least 1")
+        check(0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]")
+        check(0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]")
+        check(self.repetition_penalty > 0.0, "repetition_penalty", "greater than 0")
+        check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "in [-2, 2]")
+        check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "in [-2, 2]")
+        check(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+            "logprobs",
+            f"in [0, {MAX_LOGPROBS}]",
+        )
+        check(
+            len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", f"at most {MAX_LOGIT_BIAS} entries"
+        )
+        check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no noise is added."""
+        return self.temperature == 0.0
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether penalties, bias or a minimum length change logits before temperature."""
+        return bool(
+            self.repetition_penalty != 1.0
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.min_tokens
+        )
+
+
+def _as_tuple(stop: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)

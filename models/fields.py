@@ -1,0 +1,93 @@
+"""Checked reading of the values that a model file says about itself."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from fjx.errors import ModelError
+
+
+class Fields:
+    """Key/values of a config.json or a GGUF header; a null counts as absent.
+
+    Args:
+        values: the parsed values.
+        where: what the values are called in error messages.
+        prefix: put before every name, such as the ``llama.`` of GGUF keys.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+        self.values = values
+        self.where = where
+        self.prefix = prefix
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(self.prefix + name) is not None
+
+    def with_defaults(self, **defaults: Any) -> Fields:
+        """The same values, completed where absent."""
+        given = {name: value for name, value in self.values.items() if value is not None}
+        return Fields({**defaults, **given}, self.where, self.prefix)
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number; without a default the key must be there."""
+        value = self._value(name, default)
+        try:
+            return operator.index(value)
+        except TypeError:
+            raise self._wrong(name, "a whole number", value) from None
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number; without a default the key must be there."""
+        value = self._value(name, default)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise self._wrong(name, "a number", value) from None
+
+    def optional_number(self, name: str) -> float | None:
+        """A number or None where the key is absent."""
+        return self.number(name) if name in self else None
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false", value)
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string; without a default the key must be there."""
+        value = self._value(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, "a string", value)
+        return value
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """A nested object; empty where the key is absent."""
+        value = self._value(name, {})
+        if not isinstance(value, Mapping):
+            raise self._wrong(name, "an object", value)
+        return value
+
+    def refuse(self, name: str, unless: Any) -> None:
+        """Raise ModelError if the key is there with another value than the only supported one."""
+        value = self.values.get(self.prefix + name)
+        if value is not None and value != unless:
+            raise ModelError(
+                f"{self.where}: {self.prefix}{name} = {value!r} is not supported, only {unless!r}"
+            )
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.values.get(self.prefix + name)
+        value = default if value is None else value
+        if value is None:
+            raise ModelError(f"{self.where} has no {self.prefix + name!r}")
+        return value
+
+    def _wrong(self, name: str, expected: str, value: Any) -> ModelError:
+        return ModelError(
+            f"{self.where}: {self.prefix + name!r} should be {expected}, but is {value!r}"
+        )

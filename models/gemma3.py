@@ -1,0 +1,144 @@
+"""Gemma 3, text only (Gemma team 2025, arXiv:2503.19786).
+
+Five of six layers see a sliding window and have a RoPE table of their own; each half of a block is
+normed before and after; queries and keys are normed; embeddings are scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fjx.models import config_gguf, config_hf, rope
+from fjx.models.config import ModelConfig
+from fjx.models.family import Family
+from fjx.models.fields import Fields
+from fjx.models.layers import Attention, BlockInputs, GatedMlp, RMSNorm, TokenEmbed
+from fjx.models.llama import llama_head
+
+GLOBAL_THETA, LOCAL_THETA = 1e6, 1e4
+# The layers of the 27B model, the only one whose attention scale does not follow its head size.
+LAYERS_OF_27B = 62
+
+
+class Gemma3Block(nnx.Module):
+    """Attention and a gated MLP, each between two RMS norms, added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config)
+        self.post_attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = GatedMlp(config)
+        self.post_mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def __call__(
+        self, x: Float[Array, "T D"], kv_pages: Array, at: BlockInputs
+    ) -> tuple[Float[Array, "T D"], Array]:
+        """Run the block."""
+        attended, kv_pages = self.attention(self.attn_norm(x), kv_pages, at)
+        x = x + self.post_attn_norm(attended)
+        return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x))), kv_pages
+
+
+def _sliding_by_pattern(layers: int, period: int) -> tuple[bool, ...]:
+    return tuple((layer + 1) % period != 0 for layer in range(layers))
+
+
+def _config_from_hf(fields: Fields) -> ModelConfig:
+    fields.refuse("use_bidirectional_attention", unless=False)
+    hidden_size, layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+    # Released files leave out whatever equals the defaults of Transformers' Gemma3TextConfig.
+    head_dim = fields.integer("head_dim", 256)
+    max_positions = fields.integer("max_position_embeddings", 131_072)
+    period = fields.integer("sliding_window_pattern", 6)
+    sliding = config_hf.is_sliding(fields, _sliding_by_pattern(layers, period))
+    window = fields.integer("sliding_window", 4096)
+    return config_hf.decoder_config(
+        fields.with_defaults(
+            vocab_size=262_208,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=max_positions,
+            hidden_activation="gelu_pytorch_tanh",
+            tie_word_embeddings=True,
+        ),
+        "gemma3",
+        head_dim=head_dim,
+        qk_norm=True,
+        activation=config_hf.activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
+        attention_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        embed_scale=hidden_size**0.5,
+        rope_tables=_rope_tables_from_hf(fields, head_dim, max_positions),
+        rope_of_layer=tuple(int(slides) for slides in sliding),
+        window_of_layer=tuple(window if slides else 0 for slides in sliding),
+        attention_soft_cap=fields.optional_number("attn_logit_softcapping"),
+        logit_soft_cap=fields.optional_number("final_logit_softcapping"),
+    )
+
+
+def _rope_tables_from_hf(
+    fields: Fields, head_dim: int, max_positions: int
+) -> tuple[tuple[float, ...], ...]:
+    """The global and the local table; scaling in old files is the global one's."""
+    parameters = Fields(fields.mapping("rope_parameters"), f"{fields.where}, rope_parameters")
+    old = {
+        "full_attention": {
+            "rope_theta": fields.number("rope_theta", GLOBAL_THETA),
+            **fields.mapping("rope_scaling"),
+        },
+        "sliding_attention": {"rope_theta": fields.number("rope_local_base_freq", LOCAL_THETA)},
+    }
+    return tuple(
+        config_hf.rope_table(
+            Fields({"rope_parameters": {**old[kind], **parameters.mapping(kind)}}, fields.where),
+            head_dim,
+            max_positions,
+        )
+        for kind in old
+    )
+
+
+def _config_from_gguf(
+    header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
+) -> ModelConfig:
+    hidden_size, layers = header.integer("embedding_length"), header.integer("block_count")
+    head_dim = header.integer("attention.key_length", 256)
+    sliding = _sliding_by_pattern(layers, header.integer("attention.sliding_window_pattern", 6))
+    window = header.integer("attention.sliding_window")
+    local_theta = header.number("rope.freq_base_swa", LOCAL_THETA)
+    scaled_heads = head_dim
+    if layers == LAYERS_OF_27B:
+        scaled_heads = hidden_size // header.integer("attention.head_count")
+    return config_gguf.decoder_config(
+        header,
+        "gemma3",
+        tensor_names,
+        rope_factors,
+        head_dim=head_dim,
+        qk_norm=True,
+        activation="gelu_tanh",
+        attention_scale=scaled_heads**-0.5,
+        embed_scale=hidden_size**0.5,
+        rope_tables=(
+            config_gguf.rope_table(header, head_dim, GLOBAL_THETA),
+            rope.frequencies(head_dim, local_theta),
+        ),
+        rope_of_layer=tuple(int(slides) for slides in sliding),
+        window_of_layer=tuple(window if slides else 0 for slides in sliding),
+    )
+
+
+GEMMA3 = Family(
+    name="gemma3",
+    hf_architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    hf_model_types=("gemma3_text", "gemma3"),
+    gguf_architectures=("gemma3",),
+    config_from_hf=_config_from_hf,
+    config_from_gguf=_config_from_gguf,
+    embed=TokenEmbed,
+    block=Gemma3Block,
+    head=llama_head,
+)

@@ -1,0 +1,192 @@
+"""The layers that all families share, as Flax NNX modules without arrays.
+
+A module is built from shapes alone: its parameters are `jax.ShapeDtypeStruct`s with logical axis
+names (``embed``, ``heads``, ``mlp``, ``vocab``), and arrays come in when a granule's program merges
+them. A matrix is stored (in, out), and its attribute's name is its name in a checkpoint; see
+`fjx.models.split`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from fjx.kernels.attention import append_and_attend
+from fjx.kernels.norm import layer_norm, rms_norm
+from fjx.kernels.ragged import RaggedRows
+from fjx.models.config import Activation, ModelConfig
+from fjx.models.rope import rotate
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "silu": nnx.silu,
+    "gelu_tanh": lambda x: nnx.gelu(x, approximate=True),
+    "relu": nnx.relu,
+}
+
+
+class BlockInputs(NamedTuple):
+    """What a block reads beside the residual stream and the KV pages."""
+
+    rows: RaggedRows
+    layer: int | Int32[Array, ""]
+    """Index of the block within its granule."""
+    cos: Float[Array, "T P"] | None
+    """Cosine and sine of the rows' RoPE angles; None where positions are learned."""
+    sin: Float[Array, "T P"] | None
+    window: Int32[Array, ""] | None
+    """Last positions a row sees, 0 for all; None: no layer of this model has a window."""
+
+
+def param(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param[Array]:
+    """A parameter of this shape, with a logical name for each axis, and no array yet."""
+    struct: Any = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
+    return nnx.Param(struct, out_sharding=axes, eager_sharding=False)
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square norm (Zhang and Sennrich 2019) over the last axis, in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        self.weight = param((size,), (None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Norm each row."""
+        return rms_norm(x, self.weight[...], self.eps)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm (Ba et al. 2016) over the last axis, in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        self.weight = param((size,), (None,))
+        self.bias = param((size,), (None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Norm each row."""
+        return layer_norm(x, self.weight[...], self.bias[...], self.eps)
+
+
+class Linear(nnx.Module):
+    """A matrix product in the type of the weights, summed in float32, and an optional bias."""
+
+    def __init__(
+        self, inputs: int, outputs: int, axes: tuple[str, str], *, bias: bool = False
+    ) -> None:
+        self.weight = param((inputs, outputs), axes)
+        self.bias = param((outputs,), axes[1:]) if bias else None
+
+    def __call__(self, x: Float[Array, "T I"]) -> Float[Array, "T O"]:
+        """Multiply each row."""
+        weight = self.weight[...]
+        y: Array = lax.dot_general(
+            x.astype(weight.dtype),
+            weight,
+            (((1,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Attention(nnx.Module):
+    """Causal attention over pages, with grouped heads, RoPE, and what families add to it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.head_dim
+        self.scale, self.soft_cap = config.attention_scale, config.attention_soft_cap
+        all_heads = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv = Linear(config.hidden_size, all_heads, ("embed", "heads"), bias=config.qkv_bias)
+        self.o = Linear(
+            self.heads * self.head_dim, config.hidden_size, ("heads", "embed"), bias=config.o_bias
+        )
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def __call__(
+        self, x: Float[Array, "T D"], kv_pages: Array, at: BlockInputs
+    ) -> tuple[Float[Array, "T D"], Array]:
+        """Write the rows' keys and values into the pages, attend, and project."""
+        qkv = self.qkv(x).reshape(-1, self.heads + 2 * self.kv_heads, self.head_dim)
+        q, k, v = jnp.split(qkv, [self.heads, self.heads + self.kv_heads], axis=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if at.cos is not None and at.sin is not None:
+            q, k = rotate(q, at.cos, at.sin), rotate(k, at.cos, at.sin)
+        attended, kv_pages = append_and_attend(
+            q,
+            k,
+            v,
+            kv_pages,
+            at.layer,
+            at.rows,
+            scale=self.scale,
+            window=at.window,
+            soft_cap=self.soft_cap,
+        )
+        return self.o(attended.reshape(-1, self.heads * self.head_dim)), kv_pages
+
+
+class GatedMlp(nnx.Module):
+    """``down(act(gate(x)) * up(x))``, gate and up fused into one product (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        D, F = config.hidden_size, config.mlp_width
+        self.activation = config.activation
+        self.gate_up = Linear(D, 2 * F, ("embed", "mlp"), bias=config.mlp_bias)
+        self.down = Linear(F, D, ("mlp", "embed"), bias=config.mlp_bias)
+
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        """Run the MLP on each row."""
+        gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
+        return self.down(ACTIVATIONS[self.activation](gate) * up)
+
+
+class Mlp(nnx.Module):
+    """``down(act(up(x)))``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        D, F = config.hidden_size, config.mlp_width
+        self.activation = config.activation
+        self.up = Linear(D, F, ("embed", "mlp"), bias=config.mlp_bias)
+        self.down = Linear(F, D, ("mlp", "embed"), bias=config.mlp_bias)
+
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        """Run the MLP on each row."""
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class TokenEmbed(nnx.Module):
+    """A table of token embeddings, with a constant factor."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.tokens = param((config.vocab_size, config.hidden_size), ("vocab", "embed"))
+        self.scale = config.embed_scale
+
+    def __call__(self, tokens: Int32[Array, " T"], rows: RaggedRows) -> Float[Array, "T D"]:
+        """Look up each row's token."""
+        x = self.tokens[...][tokens].astype(jnp.float32)
+        return x if self.scale == 1.0 else x * self.scale
+
+
+class Head(nnx.Module):
+    """The last norm and the product with the vocabulary."""
+
+    def __init__(self, config: ModelConfig, norm: Callable[[int, float], nnx.Module]) -> None:
+        self.norm = norm(config.hidden_size, config.norm_eps)
+        self.unembed = Linear(config.hidden_size, config.vocab_size, ("embed", "vocab"))
+        self.soft_cap = config.logit_soft_cap
+
+    def __call__(self, x: Float[Array, "S D"]) -> Float[Array, "S V"]:
+        """Logits of each row."""
+        logits = self.unembed(self.norm(x))
+        if self.soft_cap is not None:
+            logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
+        return logits

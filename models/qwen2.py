@@ -1,0 +1,47 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671): Llama with biases on Q, K and V."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from fjx.models import config_gguf, config_hf
+from fjx.models.config import ModelConfig
+from fjx.models.family import Family
+from fjx.models.fields import Fields
+from fjx.models.layers import TokenEmbed
+from fjx.models.llama import LlamaBlock, llama_head
+
+
+def windows_from_hf(fields: Fields) -> tuple[int, ...]:
+    """The layers' windows: from ``max_window_layers`` on, where ``use_sliding_window`` is on."""
+    if not fields.flag("use_sliding_window", False):
+        return ()
+    window, layers = fields.integer("sliding_window", 0), fields.integer("num_hidden_layers")
+    first = fields.integer("max_window_layers", 28)
+    sliding = config_hf.is_sliding(fields, tuple(layer >= first for layer in range(layers)))
+    return tuple(window if slides else 0 for slides in sliding)
+
+
+def _config_from_hf(fields: Fields) -> ModelConfig:
+    return config_hf.decoder_config(
+        fields, "qwen2", qkv_bias=True, window_of_layer=windows_from_hf(fields)
+    )
+
+
+def _config_from_gguf(
+    header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
+) -> ModelConfig:
+    return config_gguf.decoder_config(header, "qwen2", tensor_names, rope_factors, qkv_bias=True)
+
+
+QWEN2 = Family(
+    name="qwen2",
+    hf_architectures=("Qwen2ForCausalLM",),
+    hf_model_types=("qwen2",),
+    gguf_architectures=("qwen2",),
+    config_from_hf=_config_from_hf,
+    config_from_gguf=_config_from_gguf,
+    embed=TokenEmbed,
+    block=LlamaBlock,
+    head=llama_head,
+)

@@ -1,0 +1,123 @@
+"""Errors as the OpenAI API shapes them: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from fjx import EngineDeadError, QueueFullError, RequestError
+
+
+class ApiError(Exception):
+    """An error response: the HTTP status and the fields of OpenAI's error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object, ready for JSON."""
+        error = {
+            "message": str(self),
+            "type": _error_type(self.status),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+    def response(self) -> Response:
+        """The HTTP response."""
+        return Response(
+            json.dumps(self.body), self.status, self.headers, media_type="application/json"
+        )
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """A 503: the server is up, but does not serve requests now."""
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    return ApiError(status, message, code=code, headers={"Retry-After": "5"})
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A 400: the request itself is wrong."""
+    return ApiError(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told about an exception; an unexpected one becomes a bare 500."""
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError():
+            return _invalid_body(error.errors())
+        case RequestError():
+            # Such a message begins with its field: "temperature must be in ...", "prompt has ...".
+            named = re.match(r"(\w+) (must be|has) ", str(error))
+            return invalid(str(error), named[1] if named else None)
+        case QueueFullError():
+            seconds = max(1, math.ceil(error.retry_after))
+            return ApiError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                str(error),
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(seconds)},
+            )
+        case EngineDeadError():
+            return unavailable(str(error), "engine_dead")
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case _:
+            return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal server error")
+
+
+def _error_type(status: int) -> str:
+    match status:
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            return "rate_limit_error"
+        case HTTPStatus.SERVICE_UNAVAILABLE:
+            return "service_unavailable_error"
+        case _:
+            return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first thing that is wrong with a request's body, with the field's path."""
+    first = errors[0]
+    path = first["loc"][1:]  # the first element is "body" or "query"
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return invalid(f"the request body is not valid JSON: {reason} at character {path[0]}")
+    if not path:
+        return invalid(
+            "the request body must be a JSON object, sent with Content-Type: application/json"
+        )
+    field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)[1:]
+    if first["type"] == "missing":
+        return invalid(f"{field} is required", field)
+    message = first["msg"].removeprefix("Input should be ").removeprefix("must be ")
+    return invalid(f"{field} must be {message}, got {_shown(first['input'])}", field)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

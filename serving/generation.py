@@ -1,0 +1,168 @@
+"""Runs the engine's requests behind one HTTP request: all its prompts, each with n choices."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TypeVar
+
+from fjx import CompletionOutput, EngineDeadError, RequestOutput, SamplingParams
+from fjx.serving.errors import ApiError, unavailable
+from fjx.serving.metrics import RequestMeter
+from fjx.serving.protocol import PromptTokensDetails, Usage
+from fjx.serving.state import ServerState
+
+logger = logging.getLogger("fjx.server")
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt of an HTTP request; the engine sees it as one request with n completions."""
+
+    request_id: str
+    first_choice: int
+    """Choice index of the prompt's first completion."""
+    prompt_ids: list[int]
+    params: SamplingParams
+    priority: int
+    arrival: float
+    """Seconds of time.monotonic."""
+    prompt_text: str = ""
+    """Text that comes before each completion (echo)."""
+
+
+@dataclass
+class Tally:
+    """Counts the tokens of an HTTP request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: dict[str, int] = field(default_factory=dict)
+    """By engine request."""
+
+    def add(self, output: RequestOutput) -> None:
+        """Count what is new of an engine request."""
+        if output.request_id not in self.cached_tokens:
+            self.prompt_tokens += len(output.prompt_token_ids)
+        self.cached_tokens[output.request_id] = output.num_cached_tokens
+        self.completion_tokens += sum(len(part.token_ids) for part in output.outputs)
+
+    def usage(self) -> Usage:
+        """The counts as the API reports them."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            total_tokens=self.prompt_tokens + self.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=sum(self.cached_tokens.values())
+            ),
+        )
+
+
+async def stream_outputs(
+    state: ServerState, job: Job, tally: Tally
+) -> AsyncGenerator[CompletionOutput, None]:
+    """Yield what is new of a job's completions, counted, measured and logged.
+
+    Raises:
+        ApiError: the engine gave the request up.
+        RequestError, QueueFullError, EngineDeadError: it never took it, or died.
+    """
+    meter = RequestMeter(state.metrics, job.arrival)
+    outcome = "aborted"
+    try:
+        outputs = state.llm.generate(job.prompt_ids, job.params, job.request_id, job.priority)
+        async with aclosing(outputs):
+            async for output in outputs:
+                meter.observe(output)
+                tally.add(output)
+                for completion in output.outputs:
+                    _check_not_given_up(output, completion)
+                    if output.finished:
+                        outcome = completion.finish_reason or outcome
+                    yield completion
+    except EngineDeadError as error:
+        outcome = f"failed ({error})"
+        if state.draining:
+            raise _cut_short() from error
+        raise
+    except Exception as error:
+        outcome = f"failed ({error})"
+        raise
+    finally:
+        if state.config.log_requests:
+            _log(job, meter, outcome)
+
+
+async def collect(state: ServerState, job: Job, tally: Tally) -> list[CompletionOutput]:
+    """A job's completions, whole, in the order of their indices."""
+    whole = [
+        CompletionOutput(index=index, logprobs=None if job.params.logprobs is None else [])
+        for index in range(job.params.n)
+    ]
+    async with aclosing(stream_outputs(state, job, tally)) as parts:
+        async for part in parts:
+            completion = whole[part.index]
+            completion.text += part.text
+            completion.token_ids += part.token_ids
+            if completion.logprobs is not None:
+                completion.logprobs += part.logprobs or []
+            completion.finish_reason = part.finish_reason or completion.finish_reason
+            if part.stop_reason is not None:
+                completion.stop_reason = part.stop_reason
+    return whole
+
+
+def says_nothing(part: CompletionOutput) -> bool:
+    """Whether a part need not be sent: its text waits for more of a character or stop string."""
+    return not (part.text or part.logprobs or part.finish_reason)
+
+
+async def for_each(jobs: Sequence[Job], work: Callable[[Job], Awaitable[_Result]]) -> list[_Result]:
+    """Work on all jobs at once; the first failure ends the others and is raised."""
+
+    async def one(job: Job) -> _Result:
+        return await work(job)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(job)) for job in jobs]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _check_not_given_up(output: RequestOutput, completion: CompletionOutput) -> None:
+    match completion.finish_reason:
+        case "error":
+            reason = output.error or "the engine gave no reason"
+            raise ApiError(
+                HTTPStatus.INTERNAL_SERVER_ERROR, f"the request failed: {reason}", code="failed"
+            )
+        case "abort":
+            raise _cut_short()
+
+
+def _cut_short() -> ApiError:
+    return unavailable(
+        "the server is shutting down and the request did not finish in time", "shutting_down"
+    )
+
+
+def _log(job: Job, meter: RequestMeter, outcome: str) -> None:
+    first = "-" if meter.first_token is None else f"{meter.first_token:.3f} s"
+    logger.info(
+        "%s %s: %d prompt + %d output tokens, first token %s, total %.3f s",
+        job.request_id,
+        outcome,
+        len(job.prompt_ids),
+        meter.generated,
+        first,
+        meter.elapsed,
+    )

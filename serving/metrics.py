@@ -1,0 +1,178 @@
+"""Prometheus metrics: vLLM's names under ``fjx:``, so that its dashboards work unchanged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fjx import EngineStats, RequestOutput
+
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1,
+                 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 40.0)  # fmt: skip
+"""Bucket bounds of the time between two tokens: fine where a person notices the difference."""
+REQUEST_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 1.5,
+                   2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)  # fmt: skip
+"""Bucket bounds of a request's phases, from an idle server's queue to an overloaded one's."""
+TOKEN_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000,
+                100_000, 200_000)  # fmt: skip
+"""Bucket bounds of prompt and output lengths, in tokens."""
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
+COMPILE_PLACES = ("warmup", "background", "hot_path")
+
+_LABELS = ["model_name"]
+
+
+class Metrics:
+    """The server's registry: the engine's counters, read at each scrape, and latency histograms."""
+
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_EngineCollector(model_name, stats))
+
+        def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
+            family = Histogram(
+                f"fjx:{name}", text, _LABELS, registry=self.registry, buckets=tuple(buckets)
+            )
+            return family.labels(model_name)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return histogram(name, text, REQUEST_SECONDS)
+
+        self.time_to_first_token = seconds(
+            "time_to_first_token_seconds", "From arrival to the first token."
+        )
+        self.inter_token_latency = histogram(
+            "inter_token_latency_seconds", "From one token to the next.", TOKEN_SECONDS
+        )
+        self.e2e_latency = seconds("e2e_request_latency_seconds", "From arrival to the last token.")
+        self.queue_time = seconds("request_queue_time_seconds", "From arrival to the first step.")
+        self.prefill_time = seconds(
+            "request_prefill_time_seconds", "From the first step to the first token."
+        )
+        self.decode_time = seconds(
+            "request_decode_time_seconds", "From the first token to the last."
+        )
+        self.inference_time = seconds(
+            "request_inference_time_seconds", "From the first step to the last token."
+        )
+        self.prompt_tokens = histogram("request_prompt_tokens", "Tokens of a prompt.", TOKEN_COUNTS)
+        self.generation_tokens = histogram(
+            "request_generation_tokens", "Tokens generated for a prompt.", TOKEN_COUNTS
+        )
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class RequestMeter:
+    """Follows one request's outputs and reports its latencies."""
+
+    def __init__(self, metrics: Metrics, arrival: float) -> None:
+        self._metrics = metrics
+        self._arrival = arrival
+        self._last: dict[int, float] = {}
+        self.first_token: float | None = None
+        """Seconds from arrival to the first token; None before it."""
+        self.generated = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since arrival."""
+        return time.monotonic() - self._arrival
+
+    def observe(self, output: RequestOutput) -> None:
+        """Take what is new of the request."""
+        now = time.monotonic()
+        for completion in output.outputs:
+            if completion.token_ids:
+                self._observe_tokens(completion.index, len(completion.token_ids), now)
+        if output.finished:
+            self._observe_finished(output, now)
+
+    def _observe_tokens(self, index: int, count: int, now: float) -> None:
+        if self.first_token is None:
+            self.first_token = now - self._arrival
+            self._metrics.time_to_first_token.observe(self.first_token)
+        if index in self._last:
+            # Tokens that come together share the time since the ones before.
+            for _ in range(count):
+                self._metrics.inter_token_latency.observe((now - self._last[index]) / count)
+        self._last[index] = now
+        self.generated += count
+
+    def _observe_finished(self, output: RequestOutput, now: float) -> None:
+        metrics = self._metrics
+        metrics.prompt_tokens.observe(len(output.prompt_token_ids))
+        metrics.generation_tokens.observe(self.generated)
+        metrics.e2e_latency.observe(now - self._arrival)
+        timing = output.timing
+        if timing is None or timing.scheduled is None:
+            return
+        metrics.queue_time.observe(timing.scheduled - timing.arrival)
+        if timing.first_token is None or timing.finished is None:
+            return
+        metrics.prefill_time.observe(timing.first_token - timing.scheduled)
+        metrics.decode_time.observe(timing.finished - timing.first_token)
+        metrics.inference_time.observe(timing.finished - timing.scheduled)
+
+
+class _EngineCollector(Collector):
+    """Turns a snapshot of the engine into gauges and counters."""
+
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+        self._model_name = model_name
+        self._stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self._stats()
+
+        def gauge(name: str, text: str, value: float) -> Metric:
+            family = GaugeMetricFamily(f"fjx:{name}", text, labels=_LABELS)
+            family.add_metric([self._model_name], value)
+            return family
+
+        def counter(name: str, text: str, value: float) -> Metric:
+            family = CounterMetricFamily(f"fjx:{name}", text, labels=_LABELS)
+            family.add_metric([self._model_name], value)
+            return family
+
+        def counters(
+            name: str, text: str, label: str, known: tuple[str, ...], values: dict[str, int]
+        ) -> Metric:
+            family = CounterMetricFamily(f"fjx:{name}", text, labels=[*_LABELS, label])
+            for key, value in {**dict.fromkeys(known, 0), **values}.items():
+                family.add_metric([self._model_name, key], value)
+            return family
+
+        yield gauge("num_requests_running", "Requests in the batch.", stats.num_requests_running)
+        yield gauge("num_requests_waiting", "Requests in the queue.", stats.num_requests_waiting)
+        yield gauge(
+            "kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", stats.kv_cache_usage
+        )
+        yield counter(
+            "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries
+        )
+        yield counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
+        yield counter("prompt_tokens", "Prompt tokens computed or found.", stats.prompt_tokens)
+        yield counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+        yield counter("num_preemptions", "Requests put back to waiting.", stats.num_preemptions)
+        yield counters(
+            "request_success",
+            "Finished requests.",
+            "finished_reason",
+            FINISH_REASONS,
+            stats.requests_finished,
+        )
+        yield counters(
+            "compile",
+            "Compiled programs; on the hot path there must be none.",
+            "where",
+            COMPILE_PLACES,
+            stats.compiles,
+        )

@@ -1,0 +1,136 @@
+"""ASGI middleware around the routes: API key, body size, and what happens when a client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fjx.serving.errors import ApiError
+from fjx.serving.state import InFlight
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
+"""What orchestrators and monitoring read without the API key."""
+
+_DISCARD_SECONDS = 5.0
+
+
+class RequireApiKey:
+    """Answers 401 to requests without the key, before their body is read."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {api_key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the key, then go on."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                error = ApiError(
+                    HTTPStatus.UNAUTHORIZED,
+                    "incorrect or missing API key; send it as 'Authorization: Bearer KEY'",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class RequestLifetime:
+    """Reads a request's body up to a limit, and cancels its handler when the client leaves.
+
+    The handler runs in a task of its own. Cancelling it closes the engine's streams, which aborts
+    the requests behind them: streaming or not, wherever the handler stands.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, in_flight: InFlight) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._in_flight = in_flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, then run the handler for as long as the client stays."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._read_body(scope, receive)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        if body is not None:
+            with self._in_flight.one():
+                await self._run(scope, body, receive, send)
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, or None if the client left; raises a 413."""
+        limit = self._max_body_bytes
+        length = Headers(scope=scope).get("content-length", "")
+        announced = int(length) if length.isdecimal() else 0
+        body, more = bytearray(), True
+        while more and max(announced, len(body)) <= limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if max(announced, len(body)) <= limit:
+            return bytes(body)
+        if more:
+            await _discard_body(receive)
+        raise ApiError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the request body is larger than {limit} bytes, the limit of this server",
+            code="request_too_large",
+        )
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        answered = False
+
+        async def replay() -> Message:
+            if unread:
+                return unread.pop()
+            await asyncio.Event().wait()  # a handler never learns of the end: it is cancelled
+            raise AssertionError("unreachable")
+
+        async def watched_send(message: MutableMapping[str, Any]) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                answered = True
+            await send(message)
+
+        handler = asyncio.ensure_future(self._app(scope, replay, watched_send))
+        leaving = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({handler, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if handler.done() or answered:
+                await handler
+        finally:
+            handler.cancel()
+            leaving.cancel()
+            await asyncio.gather(handler, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read on for a while: a client that is still sending would not see the answer."""
+    try:
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

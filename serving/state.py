@@ -1,0 +1,151 @@
+"""What all routes share, and what they need of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from fjx import EngineConfig, EngineStats, RequestOutput, SamplingParams
+from fjx.serving.config import ServerConfig
+from fjx.serving.errors import ApiError, unavailable
+from fjx.serving.metrics import Metrics
+
+
+class TextStream(Protocol):
+    """Decodes tokens as they come."""
+
+    def add(self, ids: Sequence[int]) -> str:
+        """Return the text that is complete now."""
+
+
+class Tokenizer(Protocol):
+    """What the server needs of ``AsyncLLM.tokenizer``."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids."""
+
+    def token_bytes(self, token_id: int, /) -> bytes:
+        """Return the bytes that a token stands for; they may be part of a character."""
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """Return the prompt of a conversation."""
+
+    def stream(self, skip_special_tokens: bool = True) -> TextStream:
+        """Return a decoder for one text."""
+
+
+class AsyncEngine(Protocol):
+    """What the server needs of ``AsyncLLM``; it runs the engine in a thread of its own."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """How the model was loaded."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model is loaded and compiled."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the engine has died; None while it lives."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, once ready."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus output, in tokens, once ready."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this, once ready."""
+
+    async def start(self) -> None:
+        """Load and compile; returns when ready."""
+
+    def generate(
+        self, prompt: str | list[int], params: SamplingParams, request_id: str, priority: int = 0
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Stream what is new of a request; closing the stream aborts the request."""
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot of the engine."""
+
+    async def shutdown(self, drain: float | None) -> None:
+        """Stop the engine, giving running requests ``drain`` seconds."""
+
+
+class InFlight:
+    """Counts HTTP requests from the end of their body to the end of their answer."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one request for as long as the context lasts."""
+        self._count += 1
+        self._none.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if self._count == 0:
+                self._none.set()
+
+    async def wait_for_none(self) -> None:
+        """Return once no request is in flight."""
+        await self._none.wait()
+
+
+@dataclass
+class ServerState:
+    """The engine, its configuration, and whether new requests are let in."""
+
+    llm: AsyncEngine
+    config: ServerConfig
+    metrics: Metrics
+    in_flight: InFlight = field(default_factory=InFlight)
+    draining: bool = False
+    """Set by the first signal: running requests finish, new ones are refused."""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model_name(self) -> str:
+        """The name under which clients ask for the model."""
+        return self.config.served_model_name or self.llm.config.model
+
+    def check_serving(self) -> None:
+        """Raise a 503 unless a new request can be served now."""
+        if self.llm.error is not None:
+            raise unavailable(self.llm.error, "engine_dead")
+        if self.draining:
+            raise unavailable("the server is shutting down", "shutting_down")
+        if not self.llm.is_ready:
+            raise unavailable("the model is still loading; try again shortly", "not_ready")
+
+    def check_model(self, model: str | None) -> None:
+        """Raise a 404 if a request names another model; naming none is fine."""
+        if model is not None and model != self.model_name:
+            raise ApiError(
+                HTTPStatus.NOT_FOUND,
+                f"the model {model!r} does not exist; this server serves {self.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )

@@ -1,0 +1,1 @@
+"""Plans and topology as plain values."""

@@ -1,0 +1,229 @@
+import io
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import fjx
+from fjx import (
+    CompletionOutput,
+    EngineConfig,
+    PositionLogprobs,
+    RequestError,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprob,
+)
+from fjx.cli.main import main
+
+
+class FakeTokenizer:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [1] * add_special_tokens + [ord(c) for c in text]
+
+    def apply_chat_template(self, messages: Any) -> str:
+        return "".join(f"<{message['role']}>{message['content']}" for message in messages)
+
+
+def complete(token_ids: list[int], params: SamplingParams, index: int) -> CompletionOutput:
+    text = "".join(chr(t) for t in token_ids if t > 1).upper()
+    return CompletionOutput(index, text, [ord(c) for c in text], finish_reason="stop")
+
+
+class FakeLLM:
+    """Shouts the prompt back. Token 13 is one that it refuses."""
+
+    made: ClassVar[list["FakeLLM"]]
+    failure: ClassVar[str | None] = None
+
+    def __init__(self, **options: Any) -> None:
+        self.config = EngineConfig(**options)
+        self.tokenizer = FakeTokenizer()
+        self.open = True
+        FakeLLM.made.append(self)
+
+    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
+        print("a progress bar", file=sys.stderr)
+        if [13] in prompts:
+            raise RequestError("token 13 is\nout of the vocabulary")
+        self.params = params
+        return [
+            RequestOutput(
+                request_id=str(i),
+                prompt=None,
+                prompt_token_ids=prompt,
+                outputs=[complete(prompt, params, index) for index in range(params.n)],
+                finished=True,
+                error=self.failure if i == 1 else None,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def shutdown(self) -> None:
+        self.open = False
+
+
+class FakeAsyncLLM:
+    def __init__(self, config: EngineConfig) -> None:
+        self.tokenizer = FakeTokenizer()
+
+    async def start(self) -> None:
+        pass
+
+    async def generate(
+        self, prompt: list[int], params: SamplingParams, request_id: str
+    ) -> AsyncIterator[RequestOutput]:
+        for token in prompt[1:]:
+            part = CompletionOutput(0, chr(token).upper(), [token])
+            yield RequestOutput(request_id, None, prompt, [part], False)
+
+    async def shutdown(self, drain: float | None) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def fake_llm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
+    FakeLLM.made = []
+    monkeypatch.setitem(vars(fjx), "LLM", FakeLLM)
+    monkeypatch.setitem(vars(fjx), "AsyncLLM", FakeAsyncLLM)
+    return FakeLLM
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_is_one_object_per_prompt_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "ab", "--prompt", "é", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert objects(out) == [
+        {"prompt_tokens": 3, "token_ids": [65, 66], "text": "AB", "finish_reason": "stop"},
+        {"prompt_tokens": 2, "token_ids": [201], "text": "É", "finish_reason": "stop"},
+    ]
+    assert err == "a progress bar\n"
+
+
+def test_several_completions_carry_their_index(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "a", "--prompt", "b", "--n", "2", "--json"]) == 0
+    found = [(o["index"], o["text"]) for o in objects(capsys.readouterr().out)]
+    assert found == [(0, "A"), (1, "A"), (0, "B"), (1, "B")]
+
+
+def test_without_json_stdout_holds_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "ab", "--prompt", "c"]) == 0
+    assert capsys.readouterr().out == "AB\nC\n"
+
+
+def test_one_prompt_on_a_terminal_streams(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["generate", "--prompt", "ab"]) == 0
+    assert capsys.readouterr().out == "AB\n"
+    assert FakeLLM.made == []
+
+
+def test_options_reach_the_engine_and_the_sampler(tmp_path: Path) -> None:
+    config = tmp_path / "fjx.toml"
+    config.write_text(
+        "[engine]\npage_size = 8\n[sampling]\ntop_k = 5\nseed = 1\n[server]\nport = 80\n"
+    )
+    words = ["--prompt", "a", "--config", str(config), "--seed", "2", "--engine-seed", "3"]
+    assert main(["generate", *words, "--max-tokens", "none", "--stop", "x"]) == 0
+    (llm,) = FakeLLM.made
+    assert llm.config == EngineConfig(page_size=8, seed=3)
+    assert llm.params == SamplingParams(top_k=5, seed=2, max_tokens=None, stop=("x",))
+    assert not llm.open
+
+
+def test_a_prompts_file_holds_text_and_token_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": [98, 99], "id": 7}\n')
+    assert main(["generate", "--prompts", str(path), "--json"]) == 0
+    assert [o["text"] for o in objects(capsys.readouterr().out)] == ["A", "BC"]
+
+
+def test_standard_input_is_a_dash(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "\xc3\xa9"}\n')))
+    assert main(["generate", "--prompts", "-"]) == 0
+    assert capsys.readouterr().out == "É\n"
+
+
+def test_a_chat_goes_through_the_template_without_a_second_bos(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.jsonl"
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    path.write_text(json.dumps({"messages": messages}) + '\n{"prompt": "a"}\n')
+    assert main(["generate", "--chat", "--prompts", str(path), "--json"]) == 0
+    first, second = objects(capsys.readouterr().out)
+    assert first["text"] == "<SYSTEM>S<USER>U"
+    assert second["text"] == "<USER>A"
+    assert second["prompt_tokens"] == len("<user>a")
+
+
+@pytest.mark.parametrize(
+    ("line", "chat", "complaint"),
+    [
+        ("[1]", False, "line 2: expected a JSON object, got list"),
+        ('{"text": "a"}', False, "line 2 has no 'prompt', only 'text'"),
+        ('{"prompt": [1, "a"]}', False, "line 2: 'prompt' must be text or a list of token ids"),
+        ('{"prompt": [true]}', False, "line 2: 'prompt' must be text or a list of token ids"),
+        ('{"prompt": [1]}', True, "line 2: with --chat, 'prompt' must be text"),
+        ('{"messages": []}', True, "line 2: 'messages' must be a list of objects"),
+        ('{"messages": [{"role": "user"}]}', False, "line 2 holds 'messages'; use --chat"),
+    ],
+)
+def test_a_bad_line_is_named_before_the_model_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, chat: bool, complaint: str
+) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n' + line + "\n")
+    assert main(["generate", "--prompts", str(path), *["--chat"] * chat]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"fjx: error: {path} {complaint}")
+    assert FakeLLM.made == []
+
+
+def test_a_refused_request_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": [13]}\n')
+    assert main(["generate", "--prompts", str(tmp_path / "p.jsonl")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "fjx: error: token 13 is out of the vocabulary"
+    assert not FakeLLM.made[0].open
+
+
+def test_a_request_that_failed_is_told_apart(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeLLM, "failure", "out of memory")
+    assert main(["generate", "--prompt", "a", "--prompt", "b", "--json"]) == 1
+    out, err = capsys.readouterr()
+    first, second = objects(out)
+    assert "error" not in first
+    assert second["error"] == "out of memory"
+    assert "fjx: prompt 2 failed: out of memory" in err
+
+
+def test_logprobs_are_in_the_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = TokenLogprob(65, -0.5, 1)
+
+    def with_logprobs(self: FakeLLM, prompts: Any, params: SamplingParams) -> list[RequestOutput]:
+        completion = CompletionOutput(0, "A", [65], [PositionLogprobs(token, (token,))], "length")
+        return [RequestOutput("0", None, [97], [completion], True)]
+
+    monkeypatch.setattr(FakeLLM, "generate", with_logprobs)
+    assert main(["generate", "--prompt", "a", "--logprobs", "1", "--json"]) == 0
+    (found,) = objects(capsys.readouterr().out)
+    one = {"token_id": 65, "logprob": -0.5, "rank": 1}
+    assert found["logprobs"] == [{"sampled": one, "top": [one]}]

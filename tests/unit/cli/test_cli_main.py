@@ -1,0 +1,151 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fjx.serving.config import ServerConfig
+
+from fjx.cli import main as command
+from fjx.cli.main import main
+
+
+def fjx(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fjx", *words], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["genrate"], "invalid choice: 'genrate'"),
+        (["generate"], "one of the arguments --prompt --prompts is required"),
+        (["generate", "--prompt", "a", "--modle", "x"], "unknown argument --modle; .* --model"),
+        (["generate", "--prompt", "a", "b"], "unknown argument b"),
+        (["generate", "--prompt", "a", "--top-p", "2"], r"top_p must be in \(0, 1\], got 2"),
+        (["generate", "--prompts", "/nowhere/p.jsonl"], "cannot read /nowhere/p.jsonl"),
+        (["generate", "--prompt", "a", "--config", "/nowhere"], "cannot read /nowhere"),
+        (["serve", "--port", "70000"], "port must be in"),
+        (["serve", "--page-size", "0"], "page_size must be at least 1, got 0"),
+        (["bench"], "the following arguments are required: BENCHMARK"),
+        (["bench", "latency", "--num-iters", "0"], "num_iters must be at least 1"),
+        (["bench", "serve", "--goodput", "itl:5"], "goodput: expected METRIC:MILLISECONDS"),
+        (["bench", "serve", "--output", "/nowhere/r.json"], "output: cannot write"),
+        (["convert", "a"], "the following arguments are required: DST"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
+) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("fjx: error: ")
+    with pytest.raises(AssertionError, match=complaint):
+        raise AssertionError(line)
+
+
+def test_the_process_exits_with_that_code() -> None:
+    done = fjx("generate", "--prompts", "/nowhere/p.jsonl")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "fjx: error: cannot read /nowhere/p.jsonl: No such file or directory"
+    ]
+
+
+def test_an_unexpected_error_keeps_its_traceback() -> None:
+    script = (
+        "import sys, fjx.cli.main as m, fjx.bench.load as load\n"
+        "def broken(config): raise ZeroDivisionError('a bug')\n"
+        "load.run_load = broken\n"
+        "sys.exit(m.main(['bench', 'serve']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError: a bug" in done.stderr
+
+
+def test_ctrl_c_is_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(argv: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", interrupt)
+    assert main([]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_stdout_is_quiet(unbuffered: str) -> None:
+    script = (
+        "import sys, fjx.cli.main as m\n"
+        "m._run = lambda argv: print('an answer') or 0\n"
+        "sys.exit(m.main([]))"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(write_end)
+    _, err = process.communicate(timeout=60)
+    assert err == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["generate"], ["serve"], ["convert"], ["bench"], ["bench", "serve"], ["bench", "latency"]],
+)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([*words, "--help"])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(" ".join(["usage: fjx", *words]))
+
+
+def test_help_does_not_wait_for_heavy_imports() -> None:
+    script = (
+        "import sys\nfrom fjx.cli.main import main\n"
+        "try: main(['generate', '--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'jax', 'numpy', 'fastapi', 'httpx', 'tokenizers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    name, version = capsys.readouterr().out.split()
+    assert name == "fjx"
+    assert version[0].isdigit()
+
+
+def test_serve_hands_both_configs_to_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fjx.serving import run
+
+    served = []
+    monkeypatch.setattr(run, "serve", lambda *configs: served.append(configs))
+    file = tmp_path / "fjx.toml"
+    file.write_text('[server]\nport = 1234\nhost = "0.0.0.0"\n[engine]\nmodel = "m"\n')
+    words = ["--config", str(file), "--port", "99", "--max-num-seqs", "4", "--seed", "5"]
+    assert main(["serve", *words]) == 0
+    ((engine, server),) = served
+    assert server == ServerConfig(host="0.0.0.0", port=99)
+    assert (engine.model, engine.max_num_seqs, engine.seed) == ("m", 4, 5)

@@ -1,0 +1,123 @@
+"""Promise 1: a request's tokens depend on model, prompt, sampling parameters and seed, nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fjx.engine.request import Request
+from fjx.sampling_params import SamplingParams
+from tests.unit.engine.tiny import VOCABULARY, run, tiny_engine, tokens_alone
+
+PLAIN = {"overlap": False, "enable_prefix_caching": False, "max_num_batched_tokens": 256}
+SHAPES = {
+    "overlapped": {},
+    "small chunks": {"max_num_batched_tokens": 8},
+    "large chunks": {"max_num_batched_tokens": 256},
+    "few pages": {"num_pages": 24},
+    "no prefix cache": {"enable_prefix_caching": False},
+    "synchronous": {"overlap": False},
+    "two at a time": {"max_num_seqs": 2, "max_num_batched_tokens": 12},
+    "one granule": {"granule_layers": 4},
+}
+
+# Few distinct beginnings, so that prompts share prefixes.
+prompts = st.builds(
+    lambda stem, length, tail: ([(stem * 37 + 11 * i) % VOCABULARY for i in range(length)] + tail),
+    st.integers(0, 2),
+    st.integers(1, 90),
+    st.lists(st.integers(0, VOCABULARY - 1), max_size=3),
+)
+sampling = st.one_of(
+    st.just(SamplingParams(temperature=0.0, max_tokens=24)),
+    st.builds(
+        SamplingParams,
+        temperature=st.just(0.8),
+        top_p=st.sampled_from([1.0, 0.9, 0.5]),
+        top_k=st.sampled_from([0, 5]),
+        min_p=st.sampled_from([0.0, 0.1]),
+        repetition_penalty=st.sampled_from([1.0, 1.2]),
+        frequency_penalty=st.sampled_from([0.0, 0.3]),
+        seed=st.integers(0, 2**40),
+        max_tokens=st.integers(1, 24),
+    ),
+)
+requests = st.tuples(prompts, sampling, st.integers(0, 6), st.booleans())
+
+
+@cache
+def expected(dtype: str, prompt: tuple[int, ...], params: SamplingParams) -> list[int]:
+    return tokens_alone(tiny_engine(dtype, **PLAIN), list(prompt), params)
+
+
+SamplingParams.__hash__ = lambda self: hash(repr(self))  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(workload=st.lists(requests, min_size=1, max_size=12))
+def test_tokens_do_not_depend_on_the_schedule(dtype: str, shape: str, workload: list) -> None:
+    engine = tiny_engine(dtype, **SHAPES[shape])
+    running: list[tuple[Request, list[int], SamplingParams]] = []
+    cancelled = set()
+    for i, (prompt, params, steps_before, cancel) in enumerate(workload):
+        (request,) = engine.add(str(i), prompt, params)
+        running.append((request, prompt, params))
+        for _ in range(steps_before):
+            engine.step()
+        if cancel and i % 3 == 2:
+            cancelled.add(request)
+            engine.abort(str(i))
+    run(engine)
+    for request, prompt, params in running:
+        got = request.tokens[request.prompt_len :]
+        full = expected(dtype, tuple(prompt), params)
+        if request in cancelled:
+            assert got == full[: len(got)]
+        else:
+            assert got == full
+
+
+def test_preemption_happens_where_pages_are_few() -> None:
+    engine = tiny_engine(**SHAPES["few pages"])
+    before = engine.stats().num_preemptions
+    for i in range(8):
+        engine.add(str(i), [i] * 60, SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
+    run(engine)
+    assert engine.stats().num_preemptions > before
+
+
+def test_prefix_cache_finds_what_was_computed() -> None:
+    engine = tiny_engine()
+    prompt = [5] * 100
+    first = tokens_alone(engine, prompt, SamplingParams(temperature=0, max_tokens=4))
+    (request,) = engine.add("again", prompt, SamplingParams(temperature=0, max_tokens=4))
+    run(engine)
+    assert request.cached_tokens == 96
+    assert request.tokens[100:] == first
+
+
+def test_batch_mates_do_not_change_a_bit_of_the_logprobs_in_bfloat16() -> None:
+    engine = tiny_engine("bfloat16")
+    params = SamplingParams(temperature=0, max_tokens=20, logprobs=5, ignore_eos=True)
+
+    def logprobs(mates: int) -> list:
+        (request,) = engine.add("r", [7, 8, 9], params)
+        for i in range(mates):
+            engine.add(str(i), [i + 1] * (3 * i + 1), SamplingParams(temperature=0, max_tokens=9))
+        seen = []
+        while engine.has_work:
+            seen += [p.logprobs for p in engine.step() if p.request is request]
+        engine.check_idle()
+        return seen
+
+    assert logprobs(0) == logprobs(1) == logprobs(7)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from fjx import EngineStats
+from fjx.serving.app import create_app
+from fjx.serving.config import ServerConfig
+
+
+def scrape(llm, *requests):
+    """Metric samples after some requests: (name, further labels) to value."""
+
+    async def run():
+        transport = httpx.ASGITransport(create_app(llm, ServerConfig()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://fjx") as client:
+            for body in requests:
+                await client.post("/v1/completions", json=body)
+            return (await client.get("/metrics")).text
+
+    samples = {}
+    for family in text_string_to_metric_families(asyncio.run(run())):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert labels.pop("model_name") == "tiny"
+            samples[sample.name, *labels.values()] = sample.value
+    return samples
+
+
+def test_engine_gauges_and_counters(llm):
+    llm.engine_stats = EngineStats(
+        num_requests_running=3,
+        num_requests_waiting=2,
+        kv_cache_usage=0.25,
+        prefix_cache_queries=100,
+        prefix_cache_hits=40,
+        prompt_tokens=120,
+        generation_tokens=77,
+        num_preemptions=1,
+        compiles={"warmup": 9},
+        requests_finished={"stop": 4, "length": 1},
+    )
+    samples = scrape(llm)
+    expected = {
+        ("fjx:num_requests_running",): 3,
+        ("fjx:num_requests_waiting",): 2,
+        ("fjx:kv_cache_usage_perc",): 0.25,
+        ("fjx:prefix_cache_queries_total",): 100,
+        ("fjx:prefix_cache_hits_total",): 40,
+        ("fjx:prompt_tokens_total",): 120,
+        ("fjx:generation_tokens_total",): 77,
+        ("fjx:num_preemptions_total",): 1,
+        ("fjx:compile_total", "warmup"): 9,
+        ("fjx:compile_total", "hot_path"): 0,
+        ("fjx:request_success_total", "stop"): 4,
+        ("fjx:request_success_total", "length"): 1,
+        ("fjx:request_success_total", "error"): 0,
+    }
+    assert {name: samples[name] for name in expected} == expected
+
+
+def test_latency_histograms_count_requests_and_tokens(llm):
+    llm.token_seconds = 0.01
+    samples = scrape(llm, {"prompt": "Hi"}, {"prompt": ["A", "B"], "n": 2})
+    for phase in ("queue", "prefill", "decode", "inference"):
+        assert samples[f"fjx:request_{phase}_time_seconds_count",] == 3
+    assert samples["fjx:time_to_first_token_seconds_count",] == 3
+    assert samples["fjx:e2e_request_latency_seconds_count",] == 3
+    assert samples["fjx:inter_token_latency_seconds_count",] == 5 + 4 * 6
+    assert samples["fjx:request_prompt_tokens_sum",] == 3 + 2 + 2
+    assert samples["fjx:request_generation_tokens_sum",] == 6 + 4 * 7
+    assert 0.03 <= samples["fjx:time_to_first_token_seconds_sum",] < 1
+    assert samples["fjx:e2e_request_latency_seconds_sum",] >= 0.01 * (6 + 7 + 7)
+    spread = 29 * 0.01
+    assert samples["fjx:inter_token_latency_seconds_sum",] >= spread * 0.9
+
+
+def test_nothing_is_observed_for_a_request_that_was_refused(llm):
+    samples = scrape(llm, {"prompt": [65] * 200})
+    assert samples["fjx:e2e_request_latency_seconds_count",] == 0

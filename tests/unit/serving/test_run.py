@@ -1,0 +1,147 @@
+"""The life of a server process: listen, load, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fjx import EngineConfig, UserError
+from fjx.serving.config import ServerConfig
+from fjx.serving.run import serve, serve_engine
+from tests.unit.serving.fake_llm import FakeLLM
+
+
+class Running:
+    """A server process around a FakeLLM whose answers take a second."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.url = ""
+        self.lines: list[str] = []
+
+    def read_until(self, text: str) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"no {text!r} in {self.lines}")
+
+    def exit_code(self, seconds: float) -> int:
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def running(shutdown_timeout: float = 10.0, load_seconds: float = 0.0) -> Iterator[Running]:
+    command = [sys.executable, "-m", "tests.unit.serving.fake_server"]
+    process = subprocess.Popen(
+        [*command, str(shutdown_timeout), str(load_seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    server = Running(process)
+    try:
+        found = re.search(r"http://[\d.]+:\d+", server.read_until("listening on"))
+        assert found is not None
+        server.url = found[0]
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@contextmanager
+def streaming(server: Running) -> Iterator[Iterator[str]]:
+    """A stream that takes a second, after its first event."""
+    body = {"prompt": "Hi", "stream": True, "max_tokens": 50}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        yield lines
+
+
+def test_sigterm_finishes_running_requests_and_refuses_new_ones():
+    with running() as server:
+        server.read_until("ready")
+        with streaming(server) as lines:
+            server.process.send_signal(signal.SIGTERM)
+            server.read_until("finishing")
+            refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hi"})
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "shutting_down"
+            assert httpx.get(f"{server.url}/ready").status_code == 503
+            assert httpx.get(f"{server.url}/health").status_code == 200
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in rest[-2]
+        assert server.exit_code(5) == 0
+
+
+def test_requests_that_outlast_the_shutdown_timeout_end_with_an_error():
+    with running(shutdown_timeout=0.2) as server:
+        server.read_until("ready")
+        with streaming(server) as lines:
+            server.process.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line]
+        assert '"error"' in rest[-2]
+        assert "shutting down" in rest[-2]
+        assert server.exit_code(5) == 0
+
+
+def test_second_signal_stops_at_once():
+    with running() as server:
+        server.read_until("ready")
+        with streaming(server):
+            server.process.send_signal(signal.SIGTERM)
+            server.read_until("finishing")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.exit_code(0.5) == -signal.SIGTERM
+
+
+def test_loading_server_listens_and_can_be_stopped():
+    with running(load_seconds=60) as server:
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/ready").status_code == 503
+        assert "fjx:num_requests_running" in httpx.get(f"{server.url}/metrics").text
+        server.process.send_signal(signal.SIGTERM)
+        assert server.exit_code(2) == -signal.SIGTERM
+
+
+def test_idle_server_stops_soon():
+    with running() as server:
+        server.read_until("ready")
+        with httpx.Client() as keeps_its_connection:
+            keeps_its_connection.get(f"{server.url}/health")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.exit_code(4) == 0
+
+
+def test_model_that_cannot_be_loaded_ends_the_server():
+    llm = FakeLLM()
+    llm.load_error = UserError("no such model")
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with pytest.raises(UserError, match="no such model"):
+        asyncio.run(serve_engine(llm, ServerConfig(), listener))
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/health")
+
+
+def test_port_in_use_is_a_user_error():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}.*--port"):
+            serve(EngineConfig(), ServerConfig(port=port))

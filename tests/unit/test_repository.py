@@ -1,0 +1,146 @@
+"""What a person who clones the repository relies on: documents, packages, pins, set-up."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PYTHONS = ("3.11", "3.12", "3.13")
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")})
+
+
+def pins(python: str) -> dict[str, str]:
+    """Name to exact version for one Python."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate(
+                {"python_version": python}
+            ):
+                (exact,) = requirement.specifier
+                assert exact.operator == "=="
+                found[normalized(requirement.name)] = exact.version
+    return found
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def direct_dependencies() -> list[Requirement]:
+    extras = PROJECT["project"]["optional-dependencies"]
+    texts = [*PROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]]
+    return [Requirement(text) for text in texts if not text.startswith("fjx[")]
+
+
+def test_support_matrix_in_readme_is_the_current_one() -> None:
+    script = ROOT / "scripts" / "support_matrix.py"
+    check = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_in_documents_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if not target.startswith(("http:", "https:")):
+            path, _, anchor = target.partition("#")
+            linked = document.parent / path if path else document
+            assert linked.exists(), target
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+                assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_pin_every_dependency_within_its_range(python: str) -> None:
+    pinned = pins(python)
+    for requirement in direct_dependencies():
+        name = normalized(requirement.name)
+        assert name in pinned, f"{name} has no pin for Python {python}"
+        assert requirement.specifier.contains(pinned[name]), f"{requirement} with {pinned[name]}"
+
+
+def test_constraints_hold_no_addresses() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert "://" not in text
+    assert "--" not in text
+
+
+def test_every_folder_with_modules_is_installed() -> None:
+    folders = PROJECT["tool"]["setuptools"]["package-dir"]
+    present = set()
+    for package, folder in folders.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT / folder).parts
+            present.add(".".join((package, *parts)))
+    assert present == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The files that set-up reads, in a folder whose path has a space, without git."""
+    copy = tmp_path / "a clone"
+    copy.mkdir()
+    shutil.copytree(ROOT / "scripts", copy / "scripts")
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def run_setup(clone: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", clone / "scripts" / "setup.sh", *arguments],
+        env={"PATH": "/usr/bin:/bin", **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_setup_refuses_a_python_that_is_too_old(clone: Path) -> None:
+    old = clone / "python2"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    setup = run_setup(clone, FJX_PYTHON=str(old))
+    assert setup.returncode == 2
+    assert "FJX_PYTHON must be a Python 3.11 to 3.13" in setup.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_setup_without_python_says_what_was_tried_and_what_to_install(
+    clone: Path, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname", "sort"):
+        found = shutil.which(name)
+        assert found is not None
+        (tools / name).symlink_to(found)
+    fake = tools / "python3"
+    fake.write_text("#!/bin/sh\necho 3.8.1\n")  # says so whatever it is asked, and has no modules
+    fake.chmod(0o755)
+    setup = run_setup(clone, PATH=str(tools), HOME=str(tmp_path / "empty"))
+    assert setup.returncode == 2
+    assert "tried" in setup.stderr
+    assert str(fake) in setup.stderr
+    assert "apt install" in setup.stderr
+
+
+def test_setup_knows_its_extras(clone: Path) -> None:
+    setup = run_setup(clone, "tests")
+    assert setup.returncode == 2
+    assert "expected test, dev or cuda" in setup.stderr
