@@ -28,8 +28,8 @@ _Queue = asyncio.Queue[Progress | Exception]
 class AsyncLLM:
     """A model serving many requests at once.
 
-    Its thread alone touches the engine. Coroutines hand it calls through a queue and get progress back in
-    their event loop, once a step. Create and use it inside one event loop.
+    Its thread alone touches the engine. Coroutines hand it calls through a queue and get progress
+    back in their event loop, once a step. Create and use it inside one event loop.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -39,6 +39,7 @@ class AsyncLLM:
         self._calls: deque[tuple[Callable[[Engine], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._ended = False
         self._deadline: float | None = None
         self._thread: threading.Thread | None = None
         self._streams: dict[str, _Queue] = {}
@@ -123,7 +124,9 @@ class AsyncLLM:
 
     async def abort(self, request_id: str) -> None:
         """End a request now; its stream ends with finish reason "abort"."""
-        await asyncio.wrap_future(self._call(lambda engine: self._deliver(engine.abort(request_id))))
+        await asyncio.wrap_future(
+            self._call(lambda engine: self._deliver(engine.abort(request_id)))
+        )
 
     def stats(self) -> EngineStats:
         """Counters and gauges as of the last step."""
@@ -149,7 +152,7 @@ class AsyncLLM:
         """Have the engine's thread call a function between two steps."""
         future: Future[Any] = Future()
         with self._wake:
-            if self.error is not None or self._thread is None or not self._thread.is_alive():
+            if self._ended or self._thread is None or not self._thread.is_alive():
                 future.set_exception(EngineDeadError(self.error or "the engine is not running"))
             else:
                 self._calls.append((function, future))
@@ -174,6 +177,7 @@ class AsyncLLM:
             engine = start_engine(self.config)
         except BaseException as error:
             self.error = str(error) if isinstance(error, UserError) else repr(error)
+            self._end()
             started.set_exception(error)
             return
         self._engine, self.config = engine, engine.config
@@ -188,7 +192,7 @@ class AsyncLLM:
         except Exception as error:
             logger.exception("the engine died")
             self.error = f"the engine died: {error!r}"
-        self._end(engine)
+        self._end()
 
     def _may_go_on(self, engine: Engine) -> bool:
         """Wait for work; False when it is time to stop."""
@@ -226,20 +230,23 @@ class AsyncLLM:
             if self._engine is not None and not self._engine.knows(each.request.id):
                 streams.pop(each.request.id, None)
 
-    def _end(self, engine: Engine) -> None:
+    def _end(self) -> None:
         """Leave no stream and no call waiting."""
-        error = EngineDeadError(self.error or "the engine was shut down before the request finished")
+        error = EngineDeadError(
+            self.error or "the engine was shut down before the request finished"
+        )
         with self._wake:
-            self._stopping = True
+            self._stopping = self._ended = True
             calls = list(self._calls)
             self._calls.clear()
         for _, future in calls:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(
-                _put_all, [(queue, error) for queue in self._streams.values()]
-            )
+            items: list[tuple[_Queue, Progress | Exception]] = [
+                (queue, error) for queue in self._streams.values()
+            ]
+            self._loop.call_soon_threadsafe(_put_all, items)
         self._streams.clear()
 
 

@@ -27,7 +27,8 @@ class EngineConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     cache_dir: Path | None = None
-    """Where downloaded models and compiled programs are kept; by default ~/.cache/fjx ($FJX_CACHE)."""
+    """Where downloaded models and compiled programs are kept; by default ~/.cache/fjx
+    ($FJX_CACHE)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of weights and KV pages. auto: bfloat16 where the processor multiplies it natively."""
     max_model_len: int | None = None
@@ -43,13 +44,15 @@ class EngineConfig:
     kv_cache_tokens: int | None = None
     """Token slots of KV memory; by default what kv_cache_memory holds."""
     kv_cache_memory: float = 2.0
-    """GiB of KV memory, where kv_cache_tokens is not given; never more than max_num_seqs can use."""
+    """GiB of KV memory, where kv_cache_tokens is not given; never more than max_num_seqs can
+    use."""
     enable_prefix_caching: bool = True
     """Share pages between requests whose tokens begin alike."""
     overlap: bool = True
     """Keep the host one step behind the device; off: wait for each step (for debugging)."""
     batch_invariant: bool = False
-    """Run every step in one shape, so that not even the last bit of a logit depends on the batch."""
+    """Run every step in one shape of max_num_seqs rows, so that not even the last bit of a logit
+    depends on the batch. In bfloat16 on a CPU this holds without it."""
     granule_layers: int | None = None
     """Consecutive layers in one granule; by default about an eighth of the model."""
     warmup: bool = True
@@ -57,7 +60,8 @@ class EngineConfig:
     seed: int | None = None
     """Fixes the seeds drawn for requests that bring none (request order then matters)."""
     load_random_weights: bool = False
-    """Draw random weights instead of loading (benchmarks of shapes whose weights are not at hand)."""
+    """Draw random weights instead of loading (benchmarks of shapes whose weights are not at
+    hand)."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, message: str) -> None:
@@ -80,5 +84,6 @@ class EngineConfig:
             f"dtype must be auto, float32 or bfloat16, got {self.dtype!r}",
         )
         check(
-            self.kv_cache_memory > 0, f"kv_cache_memory must be positive, got {self.kv_cache_memory}"
+            self.kv_cache_memory > 0,
+            f"kv_cache_memory must be positive, got {self.kv_cache_memory}",
         )

@@ -28,10 +28,13 @@ class LLM:
 
     Example:
         >>> llm = LLM("smollm2-135m")
-        >>> llm.generate("The sky is", SamplingParams(max_tokens=8, temperature=0))[0].outputs[0].text
+        >>> (output,) = llm.generate("The sky is", SamplingParams(max_tokens=8, temperature=0))
+        >>> output.outputs[0].text
     """
 
-    def __init__(self, model: str = "smollm2-135m", *, progress: bool = True, **options: Any) -> None:
+    def __init__(
+        self, model: str = "smollm2-135m", *, progress: bool = True, **options: Any
+    ) -> None:
         """Load and compile; ``options`` are the fields of `EngineConfig`."""
         self.engine: Engine = start_engine(EngineConfig(model=model, **options), progress)
         self._ids = itertools.count()
@@ -62,7 +65,7 @@ class LLM:
         Raises:
             RequestError: a prompt cannot be served; nothing has run then.
         """
-        many = [prompts] if _is_one_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
+        many: list[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
         if sampling_params is None:
             sampling_params = SamplingParams()
         if isinstance(sampling_params, SamplingParams):
@@ -109,7 +112,7 @@ class LLM:
         self, prompts: list[tuple[str, Prompt, SamplingParams]], use_tqdm: bool
     ) -> dict[str, RequestOutput]:
         """Feed prompts as the queue has room, and step until all are finished."""
-        upcoming = deque()
+        upcoming: deque[tuple[str, Prompt, list[int], SamplingParams]] = deque()
         for id, prompt, params in prompts:
             token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
             self.engine.check_request(token_ids, params)

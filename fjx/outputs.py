@@ -39,7 +39,8 @@ class CompletionOutput:
     logprobs: list[PositionLogprobs] | None = None
     """One entry a token of ``token_ids``, where asked for."""
     finish_reason: FinishReason | None = None
-    """"stop": an end token or stop string; "length": max_tokens or the context's end; "abort": cancelled."""
+    """"stop": an end token or stop string; "length": max_tokens or the context's end; "abort":
+    cancelled."""
     stop_reason: int | str | None = None
     """The stop token or stop string that ended it; None for the model's end-of-sequence token."""
 

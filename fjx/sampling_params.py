@@ -14,8 +14,8 @@ MAX_LOGIT_BIAS = 300
 class SamplingParams:
     """How tokens are chosen, and when a request ends.
 
-    A request's tokens depend on the model, the prompt, these parameters and the seed, and on nothing
-    else. Without a seed the engine draws one.
+    A request's tokens depend on the model, the prompt, these parameters and the seed, and on
+    nothing else. Without a seed the engine draws one.
 
     Raises:
         RequestError: a value is outside its range; the message names the field and the range.
@@ -86,7 +86,9 @@ class SamplingParams:
             f"in [0, {MAX_LOGPROBS}]",
         )
         check(
-            len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", f"at most {MAX_LOGIT_BIAS} entries"
+            len(self.logit_bias) <= MAX_LOGIT_BIAS,
+            "logit_bias",
+            f"at most {MAX_LOGIT_BIAS} entries",
         )
         check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
 

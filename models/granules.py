@@ -31,8 +31,8 @@ one dictionary of stacked arrays) and, where layers differ, ``window`` and ``rop
 def cut(config: ModelConfig, granule_layers: int | None) -> tuple[range, ...]:
     """Cut the layers into granules of equal depth, by default about an eighth of them each.
 
-    The default depth divides the number of layers where a depth near an eighth does: granules of one
-    depth share their programs. Otherwise the last granule is shorter.
+    The default depth divides the number of layers where a depth near an eighth does: granules of
+    one depth share their programs. Otherwise the last granule is shorter.
     """
     layers = config.num_layers
     depth = granule_layers or _default_depth(layers)

@@ -11,6 +11,11 @@ from types import FrameType
 
 import uvicorn
 
+try:
+    from uvloop import run as run_loop
+except ImportError:  # it does not exist for Windows
+    from asyncio import run as run_loop
+
 import fjx
 from fjx import EngineConfig, UserError
 from fjx.serving.app import create_app
@@ -38,7 +43,7 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     logging.getLogger("fjx").setLevel(logging.INFO)
     listener = _listen(server_config)
     # Importing AsyncLLM takes seconds (JAX): a wrong address is told before.
-    asyncio.run(serve_engine(fjx.AsyncLLM(engine_config), server_config, listener))
+    run_loop(serve_engine(fjx.AsyncLLM(engine_config), server_config, listener))
 
 
 async def serve_engine(

@@ -15,6 +15,7 @@ from batches import Batch, Work, run
 def main() -> None:
     work = Work.read()
     pipeline = openvino_genai.LLMPipeline(sys.argv[1], "CPU", INFERENCE_NUM_THREADS=work.threads)
+    tokenizer = pipeline.get_tokenizer()
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = work.max_tokens
     config.ignore_eos = True
@@ -25,8 +26,9 @@ def main() -> None:
         begin = time.perf_counter()
         result = pipeline.generate(prompts, config)
         seconds = time.perf_counter() - begin
-        metrics = result.perf_metrics
-        return Batch(metrics.get_num_input_tokens(), metrics.get_num_generated_tokens(), seconds)
+        # The metrics of a batch count the prompt tokens of one request only.
+        prompt_tokens = sum(tokenizer.encode(prompt).input_ids.shape[1] for prompt in prompts)
+        return Batch(prompt_tokens, result.perf_metrics.get_num_generated_tokens(), seconds)
 
     run(work, generate)
 

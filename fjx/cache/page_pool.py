@@ -1,7 +1,7 @@
 """The pages of KV memory: who holds which, and which full pages can be shared.
 
-Page ids are logical: the same in every layer, granule, stage and plan. Page 0 is never handed out; unused
-entries of page tables point at it.
+Page ids are logical: the same in every layer, granule, stage and plan. Page 0 is never handed out;
+unused entries of page tables point at it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class _Page:
 
 
 class PagePool:
-    """Hands out pages, shares full ones by the hash of their token prefix, evicts the least recently used.
+    """Hands out pages, shares full ones by the hash of their token prefix, evicts old ones.
 
-    A page is *held* (by one or more requests), *cached* (held by nobody, its contents may be found again),
-    or *free*. Eviction takes cached pages in the order in which they were given back.
+    A page is *held* (by one or more requests), *cached* (held by nobody, its contents may be found
+    again), or *free*. Eviction takes cached pages in the order in which they were given back.
     """
 
     def __init__(self, num_pages: int, page_size: int, share_prefixes: bool = True) -> None:
@@ -96,7 +96,8 @@ class PagePool:
         """Check that exactly the pages of ``held`` are held (an audit for idle time and tests).
 
         Raises:
-            AssertionError: a page was leaked, freed twice, or is known by a digest that is not its own.
+            AssertionError: a page was leaked, freed twice, or is known by a digest that is not its
+            own.
         """
         holders = np.zeros(self.num_pages, np.int64)
         for pages in held:

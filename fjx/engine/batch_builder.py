@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
-from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.token_rule import LogitEdits, SamplingRows
-from fjx.pipeline.batch import Batch
+from fjx.pipeline.batch import Batch, StepRows
 from fjx.pipeline.buckets import bucket_for
+from fjx.pipeline.executor import Limits
 from fjx.sampling_params import MAX_LOGIT_BIAS
 
 MAX_END_TOKENS = 64
@@ -22,32 +24,21 @@ _HELD_BACK = -1e30
 class BatchBuilder:
     """Owns the host's per-slot copies of page tables and sampling parameters."""
 
-    def __init__(
-        self,
-        row_buckets: tuple[int, ...],
-        sample_buckets: tuple[int, ...],
-        coarse_sample_buckets: tuple[int, ...],
-        max_num_seqs: int,
-        max_model_len: int,
-        page_size: int,
-        end_tokens: tuple[int, ...],
-    ) -> None:
-        self._row_buckets = row_buckets
-        self._sample_buckets = sample_buckets
-        self._coarse_sample_buckets = coarse_sample_buckets
-        self._max_num_seqs = max_num_seqs
-        self._max_model_len = max_model_len
+    def __init__(self, limits: Limits, end_tokens: tuple[int, ...]) -> None:
+        N = limits.max_num_seqs
+        self._limits = limits
         self._end_tokens = end_tokens
-        self._page_table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
-        # The list object itself tells whether a slot's row is still that of its request: every admission
-        # makes a new list, growth extends it in place.
-        self._pages: list[list[int] | None] = [None] * max_num_seqs
-        self._pages_known = np.zeros(max_num_seqs, np.int64)
-        self._temperature = np.zeros(max_num_seqs, np.float32)
-        self._top_k = np.zeros(max_num_seqs, np.int32)
-        self._top_p = np.ones(max_num_seqs, np.float32)
-        self._min_p = np.zeros(max_num_seqs, np.float32)
-        self._seed = np.zeros((max_num_seqs, 2), np.uint32)
+        self._layouts = {T: limits.layout(T) for T in limits.row_buckets}
+        self._page_table = np.zeros((N, next(iter(self._layouts.values())).pages), np.int32)
+        # The list object itself tells whether a slot's row is still that of its request: every
+        # admission makes a new list, growth extends it in place.
+        self._pages: list[list[int] | None] = [None] * N
+        self._pages_known = np.zeros(N, np.int64)
+        self._temperature = np.zeros(N, np.float32)
+        self._top_k = np.zeros(N, np.int32)
+        self._top_p = np.ones(N, np.float32)
+        self._min_p = np.zeros(N, np.float32)
+        self._seed = np.zeros((N, 2), np.uint32)
 
     def build(self, scheduled: list[ScheduledRows]) -> Batch:
         """Lay the scheduled rows out side by side, padded to the next bucket."""
@@ -56,15 +47,25 @@ class BatchBuilder:
         slots = np.array([granted.request.slot for granted in scheduled], np.int64)
         counts = np.array([granted.count for granted in scheduled], np.int64)
         ends = np.array([granted.start + granted.count for granted in scheduled], np.int32)
-        total = int(counts.sum())
-        T = bucket_for(total, self._row_buckets)
-        R = min(T, self._max_num_seqs)
-        tokens, token_slot = self._tokens(scheduled, T)
+        choosing = np.array([granted.samples for granted in scheduled], bool)
+        layout = self._layouts[bucket_for(int(counts.sum()), self._limits.row_buckets)]
+        packed = np.zeros(layout.size, np.int32)
+        step = layout.split(packed)
+        self._fill_tokens(step, scheduled)
+        self._fill_rows(step.rows, slots, counts, ends)
+        n = int(choosing.sum())
+        step.sample_rows[:n] = (np.cumsum(counts) - 1)[choosing]
+        step.sample_slots[:n] = slots[choosing]
+        step.sample_slots[n:] = layout.slots
         return Batch(
-            tokens=tokens,
-            token_slot=token_slot,
-            rows=self._rows(slots, counts, ends, T, R, total),
-            **self._sampling(scheduled, np.cumsum(counts) - 1, slots, ends),
+            packed=packed,
+            num_rows=layout.rows,
+            num_samples=n,
+            **self._sampling(
+                [granted.request for granted in scheduled if granted.samples],
+                slots[choosing],
+                ends[choosing],
+            ),
         )
 
     def _refresh_slot(self, request: Request) -> None:
@@ -83,70 +84,50 @@ class BatchBuilder:
             self._pages_known[slot] = len(pages)
 
     @staticmethod
-    def _tokens(scheduled: list[ScheduledRows], T: int) -> tuple[np.ndarray, np.ndarray]:
+    def _fill_tokens(step: StepRows, scheduled: list[ScheduledRows]) -> None:
         tokens: list[int] = []
-        token_slot = np.full(T, -1, np.int32)
+        step.token_slot[:] = -1
         for granted in scheduled:
             request, end = granted.request, granted.start + granted.count
             tokens += request.tokens[granted.start : end]
             if end > len(request.tokens):  # the last row's token is known to the device alone
-                token_slot[len(tokens)] = request.slot
+                step.token_slot[len(tokens)] = request.slot
                 tokens.append(0)
-        padded = np.zeros(T, np.int32)
-        padded[: len(tokens)] = tokens
-        return padded, token_slot
+        step.tokens[: len(tokens)] = tokens
 
-    def _rows(
-        self, slots: np.ndarray, counts: np.ndarray, ends: np.ndarray, T: int, R: int, total: int
-    ) -> RaggedRows:
-        n = len(slots)
-        query_start = np.full(R + 1, total, np.int32)
-        query_start[0] = 0
-        query_start[1 : n + 1] = np.cumsum(counts)
-        request_of = np.full(T, -1, np.int32)
-        request_of[:total] = np.repeat(np.arange(n), counts)
-        positions = np.zeros(T, np.int32)
-        positions[:total] = np.arange(total) - np.repeat(query_start[1 : n + 1] - ends, counts)
-        context_len = np.zeros(R, np.int32)
-        context_len[:n] = ends
-        page_table = np.zeros((R, self._page_table.shape[1]), np.int32)
-        page_table[:n] = self._page_table[slots]
-        return RaggedRows(positions, request_of, query_start, context_len, page_table)
+    def _fill_rows(
+        self, rows: Any, slots: np.ndarray, counts: np.ndarray, ends: np.ndarray
+    ) -> None:
+        n, total = len(slots), int(counts.sum())
+        rows.query_start[n + 1 :] = total
+        rows.query_start[1 : n + 1] = np.cumsum(counts)
+        rows.request_of[total:] = -1
+        rows.request_of[:total] = np.repeat(np.arange(n), counts)
+        first = rows.query_start[1 : n + 1] - ends
+        rows.positions[:total] = np.arange(total) - np.repeat(first, counts)
+        rows.context_len[:n] = ends
+        rows.page_table[:n] = self._page_table[slots]
 
     def _sampling(
-        self,
-        scheduled: list[ScheduledRows],
-        last_rows: np.ndarray,
-        slots: np.ndarray,
-        ends: np.ndarray,
-    ) -> dict[str, object]:
-        choosing = np.array([granted.samples for granted in scheduled], bool)
-        requests = [granted.request for granted in scheduled if granted.samples]
-        n = len(requests)
+        self, requests: list[Request], slots: np.ndarray, ends: np.ndarray
+    ) -> dict[str, Any]:
+        n, limits = len(requests), self._limits
         edits = any(request.params.edits_logits for request in requests)
         greedy = not edits and all(request.params.greedy for request in requests)
         logprobs = any(request.params.logprobs is not None for request in requests)
-        plain = greedy and not logprobs
-        S = bucket_for(n, self._sample_buckets if plain else self._coarse_sample_buckets)
-        sample_rows = np.zeros(self._max_num_seqs, np.int32)
-        sample_rows[:n] = last_rows[choosing]
-        sample_slots = np.full(S, self._max_num_seqs, np.int32)
-        sample_slots[:n] = slots[choosing]
-        padded = np.zeros(S, np.int64)
-        padded[:n] = slots[choosing]
-        position = np.zeros(S, np.int32)
-        position[:n] = ends[choosing]
+        fine = greedy and not logprobs
+        S = bucket_for(n, limits.sample_buckets if fine else limits.coarse_sample_buckets)
+        padded_slots, position = np.zeros(S, np.int64), np.zeros(S, np.int32)
+        padded_slots[:n], position[:n] = slots, ends
         return {
-            "sample_rows": sample_rows,
-            "sample_slots": sample_slots,
-            "sampling": None if greedy else self._sampling_rows(padded, position, n),
+            "sample_bucket": S,
+            "sampling": None if greedy else self._sampling_rows(padded_slots, position, n),
             "edits": self._edits(requests, S) if edits else None,
             "pending_slot": _pending_slots(requests, S) if edits else None,
-            "num_samples": n,
             "logprobs": logprobs,
         }
 
-    def _sampling_rows(self, slots: np.ndarray, position: np.ndarray, n: int) -> SamplingRows:
+    def _sampling_rows(self, slots: np.ndarray, position: Any, n: int) -> SamplingRows:
         temperature = self._temperature[slots]
         temperature[n:] = 0.0
         top_p = self._top_p[slots]
@@ -158,14 +139,14 @@ class BatchBuilder:
         )
 
     def _edits(self, requests: list[Request], S: int) -> LogitEdits:
-        edits = LogitEdits(
-            history=np.full((S, self._max_model_len), -1, np.int32),
-            prompt_len=np.zeros(S, np.int32),
-            repetition=np.ones(S, np.float32),
-            presence=np.zeros(S, np.float32),
-            frequency=np.zeros(S, np.float32),
-            bias_ids=np.full((S, BIAS_ENTRIES), -1, np.int32),
-            bias=np.zeros((S, BIAS_ENTRIES), np.float32),
+        edits: Any = LogitEdits(
+            history=_filled((S, self._limits.max_model_len), -1, np.int32),
+            prompt_len=_filled((S,), 0, np.int32),
+            repetition=_filled((S,), 1, np.float32),
+            presence=_filled((S,), 0, np.float32),
+            frequency=_filled((S,), 0, np.float32),
+            bias_ids=_filled((S, BIAS_ENTRIES), -1, np.int32),
+            bias=_filled((S, BIAS_ENTRIES), 0, np.float32),
         )
         for i, request in enumerate(requests):
             params = request.params
@@ -181,7 +162,12 @@ class BatchBuilder:
                 bias |= dict.fromkeys(held_back, _HELD_BACK)
             edits.bias_ids[i, : len(bias)] = list(bias.keys())
             edits.bias[i, : len(bias)] = list(bias.values())
-        return edits
+        filled: LogitEdits = edits
+        return filled
+
+
+def _filled(shape: tuple[int, ...], value: int, dtype: Any) -> Any:
+    return np.full(shape, value, dtype)
 
 
 def _pending_slots(requests: list[Request], S: int) -> np.ndarray:

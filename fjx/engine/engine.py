@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ from fjx.pipeline.executor import Executor, StepOutput
 from fjx.sampling_params import SamplingParams
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """What a step brought to one request."""
 
     request: Request
@@ -55,15 +54,7 @@ class Engine:
             limits.max_num_seqs,
             limits.max_num_batched_tokens,
         )
-        self._builder = BatchBuilder(
-            limits.row_buckets,
-            limits.sample_buckets,
-            limits.coarse_sample_buckets,
-            limits.max_num_seqs,
-            limits.max_model_len,
-            limits.page_size,
-            tokenizer.eos_token_ids,
-        )
+        self._builder = BatchBuilder(limits, tokenizer.eos_token_ids)
         self._end_tokens = frozenset(tokenizer.eos_token_ids)
         self._seeds = np.random.default_rng(config.seed)
         self._requests: dict[str, list[Request]] = {}
@@ -104,7 +95,8 @@ class Engine:
         """Queue the ``params.n`` completions of a prompt.
 
         Raises:
-            RequestError: the prompt is empty, too long, or not of this vocabulary; the id is in use.
+            RequestError: the prompt is empty, too long, or not of this vocabulary; the id is in
+            use.
             QueueFullError: too many requests wait.
         """
         self.check_request(prompt, params)
@@ -146,15 +138,16 @@ class Engine:
         """Check that a request can be served at all.
 
         Raises:
-            RequestError: the prompt is empty, too long, or not of this vocabulary; a number is too large.
+            RequestError: the prompt is empty, too long, or not of this vocabulary; a number is too
+            large.
         """
         vocabulary = self.executor.model.config.vocab_size
         if not prompt:
             raise RequestError("the prompt is empty; give at least one token")
         if len(prompt) >= self.max_model_len:
             raise RequestError(
-                f"the prompt has {len(prompt)} tokens, but the context is {self.max_model_len} tokens "
-                "including at least one of output; shorten the prompt or raise max_model_len"
+                f"the prompt has {len(prompt)} tokens, but the context is {self.max_model_len} "
+                "tokens including at least one of output; shorten the prompt or raise max_model_len"
             )
         for name, ids in (
             ("prompt", prompt),
@@ -305,4 +298,3 @@ def _logprobs_of(output: StepOutput, row: int, token: int, k: int) -> PositionLo
     chosen, rank, best, ids = (values[row] for values in read)
     top = tuple(TokenLogprob(int(ids[i]), float(best[i]), i + 1) for i in range(k))
     return PositionLogprobs(TokenLogprob(token, float(chosen), int(rank)), top)
-

@@ -12,9 +12,10 @@ from fjx.sampling_params import SamplingParams
 class Request:
     """One completion of one prompt.
 
-    *Known* tokens are the prompt, the sampled ones, and those that the device has sampled but the host
-    has not read yet (``unread``). *Computed* tokens are those whose keys and values are in pages, or will be
-    once the dispatched steps have run. The scheduler hands out rows to close the gap.
+    *Known* tokens are the prompt, the sampled ones, and those that the device has sampled but the
+    host has not read yet (``unread``). *Computed* tokens are those whose keys and values are in
+    pages, or will be once the dispatched steps have run. The scheduler hands out rows to close the
+    gap.
     """
 
     id: str

@@ -1,21 +1,21 @@
 """Which tokens run in the next step: one law for prefill, decode and verification.
 
-Each request has known and computed tokens; the scheduler hands out rows to close the gaps. Running requests
-come first, then waiting ones, first come first served within a priority. When pages run out the youngest
-request is preempted: it gives up its pages and is computed again later, with the same tokens.
+Each request has known and computed tokens; the scheduler hands out rows to close the gaps. Running
+requests come first, then waiting ones, first come first served within a priority. When pages run
+out the youngest request is preempted: it gives up its pages and is computed again later, with the
+same tokens.
 """
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fjx.cache.page_pool import OutOfPagesError, PagePool, prefix_digests
 from fjx.engine.request import Request
 
 
-@dataclass(frozen=True)
-class ScheduledRows:
+class ScheduledRows(NamedTuple):
     """Rows of one request in a step: tokens ``start : start + count``."""
 
     request: Request
@@ -79,9 +79,9 @@ class Scheduler:
                 rows[request] = self._grant(request, count)
                 budget -= count
         while budget > 0 and not preempted and self._waiting:
-            request = self._admit()
-            if request is None:
+            if not self._may_admit(self._waiting[0][-1]):
                 break
+            request = self._admit()
             count = min(request.known - request.computed, budget)
             try:
                 self._grow(request, count)
@@ -89,6 +89,7 @@ class Scheduler:
                 self._release(request)
                 self.add(request)
                 break
+            self._count_prefix(request)
             self.running.append(request)
             rows[request] = self._grant(request, count)
             budget -= count
@@ -127,13 +128,13 @@ class Scheduler:
         start = request.computed
         return ScheduledRows(request, start, count, samples=start + count == request.known)
 
-    def _admit(self) -> Request | None:
-        """Take the next waiting request, with a slot and the pages of its known prefix."""
-        request = self._waiting[0][-1]
+    def _may_admit(self, request: Request) -> bool:
         # A token that only the device knew was lost with the slot: wait until the host has read it.
-        if not self._free_slots or request.unread:
-            return None
-        heapq.heappop(self._waiting)
+        return bool(self._free_slots) and not request.unread
+
+    def _admit(self) -> Request:
+        """Take the next waiting request, with a slot and the pages of its known prefix."""
+        request = heapq.heappop(self._waiting)[-1]
         request.slot = self._free_slots.pop()
         if self.pool.share_prefixes:
             size = self.pool.page_size
@@ -143,11 +144,13 @@ class Scheduler:
             request.digests = digests
             request.shared_pages = len(request.pages)
             request.computed = len(request.pages) * size
-            if request.scheduled is None:
-                self.prefix_queries += len(request.tokens)
-                self.prefix_hits += request.computed
-                request.cached_tokens = request.computed
         return request
+
+    def _count_prefix(self, request: Request) -> None:
+        if self.pool.share_prefixes and request.scheduled is None:
+            self.prefix_queries += len(request.tokens)
+            self.prefix_hits += request.computed
+            request.cached_tokens = request.computed
 
     def _grow(self, request: Request, count: int) -> None:
         needed = -(-(request.computed + count) // self.pool.page_size) - len(request.pages)
@@ -155,7 +158,8 @@ class Scheduler:
             request.pages += self.pool.take(needed)
 
     def _make_room(self, request: Request, count: int) -> list[Request]:
-        """Give the request pages for ``count`` more tokens, preempting the youngest until they suffice."""
+        """Give the request pages for ``count`` more tokens, preempting the youngest until they
+        suffice."""
         victims: list[Request] = []
         while True:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fjx.config import EngineConfig
 from fjx.engine.batch_builder import BIAS_ENTRIES
@@ -58,16 +60,18 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     return Engine(replace(config, max_model_len=limits.max_model_len), executor, tokenizer)
 
 
-def _place_random(model_config: ModelConfig, place) -> None:  # type: ignore[no-untyped-def]
+def _place_random(model_config: ModelConfig, place: Callable[[str, np.ndarray], None]) -> None:
     for name, values in random_tensors(model_config, seed=0):
         place(name, values)
 
 
 def _dtype(config: EngineConfig) -> jnp.dtype:
-    if config.dtype != "auto":
-        return jnp.dtype(config.dtype)
-    fast = jax.default_backend() != "cpu" or _cpu_multiplies_bf16()
-    return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
+    name = config.dtype
+    if name == "auto":
+        fast = jax.default_backend() != "cpu" or _cpu_multiplies_bf16()
+        name = "bfloat16" if fast else "float32"
+    dtype: jnp.dtype = jnp.dtype(name)
+    return dtype
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -95,14 +99,18 @@ def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limit
     if held < (config.max_model_len or 2 * config.page_size):
         raise UserError(
             f"KV memory holds {held} tokens, but max_model_len is {wanted}; raise kv_cache_memory "
-            f"({config.kv_cache_memory} GiB; a token takes {token_bytes} bytes) or lower max_model_len"
+            f"({config.kv_cache_memory} GiB; a token takes {token_bytes} bytes) or lower "
+            "max_model_len"
         )
     if held < wanted:
         logger.warning("the context is limited to %d of %d tokens by KV memory", held, wanted)
     return Limits(
         max_model_len=min(wanted, held),
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=(
+            # one shape for all steps: the smallest that gives every running request a row
+            config.max_num_seqs if config.batch_invariant else config.max_num_batched_tokens
+        ),
         num_pages=pages + 1,  # page 0 is never handed out
         page_size=config.page_size,
         bias_entries=BIAS_ENTRIES,

@@ -17,7 +17,8 @@ class RequestText:
         self.stopped_by: str | None = None
 
     def add(self, token_ids: list[int], may_stop: bool = True) -> str:
-        """Take new tokens and return the text that is now certain; sets ``stopped_by`` at a stop string."""
+        """Take new tokens and return the text that is now certain; sets ``stopped_by`` at a stop
+        string."""
         new = self._stream.add(token_ids)
         return self._release(new, final=False) if may_stop else new
 

@@ -1,7 +1,7 @@
 """Norms of rows, each a function of its row alone.
 
-XLA on a CPU sums a row in an order that depends on how many rows there are. A step's size must not show in a
-token, so there the sum is taken in Numba, sixteen partial sums a row.
+XLA on a CPU sums a row in an order that depends on how many rows there are. A step's size must not
+show in a token, so there the sum is taken in Numba, sixteen partial sums a row.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ _FAST = {"contract", "nsz"}
 
 
 def rms_norm(
-    x: Float[Array, "... D"], weight: Float[Array, "D"], eps: float
+    x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float
 ) -> Float[Array, "... D"]:
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis, float32 (Zhang and Sennrich 2019)."""
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis, float32 (Zhang and Sennrich
+    2019)."""
     if jax.default_backend() == "cpu":
         return _call_cpu_kernel(x, weight, jnp.zeros_like(weight), eps, centre=False)
     return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
 def layer_norm(
-    x: Float[Array, "... D"], weight: Float[Array, "D"], bias: Float[Array, "D"], eps: float
+    x: Float[Array, "... D"], weight: Float[Array, " D"], bias: Float[Array, " D"], eps: float
 ) -> Float[Array, "... D"]:
     """``(x - mean) / sqrt(variance + eps) * weight + bias``, float32 (Ba et al. 2016)."""
     if jax.default_backend() == "cpu":
@@ -53,7 +54,7 @@ _REGISTERED: list[bool] = []
 
 
 @numba.njit(fastmath=_FAST, inline="always")
-def _sum_of(row, shift, square, lanes):  # type: ignore[no-untyped-def]
+def _sum_of(row, shift, square, lanes):
     """Sum of (row - shift), or of its squares: lane by lane, then the lanes in order."""
     D = len(row)
     whole = D // _LANES * _LANES
@@ -73,7 +74,7 @@ def _sum_of(row, shift, square, lanes):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_FAST, cache=True)
-def _norm(x, weight, bias, eps, centre, out):  # type: ignore[no-untyped-def]
+def _norm(x, weight, bias, eps, centre, out):
     rows, D = x.shape
     lanes = np.empty(_LANES, np.float32)
     for r in range(rows):

@@ -1,11 +1,14 @@
-"""The token rule: ``token = argmax(process(logits) + gumbel(seed, position))``, greedy without noise.
+"""The token rule: ``token = argmax(process(logits) + gumbel(seed, position))``.
 
-The noise of a vocabulary entry is a hash of (seed, position, token id) and of nothing else, so a token does
-not depend on the batch, and any subset of the vocabulary gets the same noise. (Gumbel coupling as in Daliri
-et al., "Coupling without communication and drafter-invariant speculative decoding", 2024.)
+Greedy means no noise.
+The noise of a vocabulary entry is a hash of (seed, position, token id) and of nothing else, so a
+token does not depend on the batch, and any subset of the vocabulary gets the same noise (Gumbel
+coupling: Daliri et al. 2024, "Coupling without communication and drafter-invariant speculative
+decoding").
 
-``process`` applies, in this order: repetition, presence and frequency penalties; logit bias; temperature;
-top-k; top-p within what top-k kept; min-p. Tokens of equal logit are kept or dropped together.
+``process`` applies, in this order: repetition, presence and frequency penalties; logit bias;
+temperature; top-k; top-p within what top-k kept; min-p. Tokens of equal logit are kept or dropped
+together.
 """
 
 from __future__ import annotations
@@ -23,15 +26,15 @@ _DROPPED = -jnp.inf
 class SamplingRows(NamedTuple):
     """How each of S rows chooses its token."""
 
-    temperature: Float[Array, "S"]
+    temperature: Float[Array, " S"]
     """0: greedy."""
-    top_k: Int32[Array, "S"]
+    top_k: Int32[Array, " S"]
     """0: all."""
-    top_p: Float[Array, "S"]
-    min_p: Float[Array, "S"]
+    top_p: Float[Array, " S"]
+    min_p: Float[Array, " S"]
     seed: UInt32[Array, "S 2"]
     """Low and high half of the request's 64-bit seed."""
-    position: Int32[Array, "S"]
+    position: Int32[Array, " S"]
     """Position of the token to be chosen, counted from the start of the prompt."""
 
 
@@ -40,32 +43,37 @@ class LogitEdits(NamedTuple):
 
     history: Int32[Array, "S H"]
     """Known tokens in order; -1 where unused."""
-    prompt_len: Int32[Array, "S"]
+    prompt_len: Int32[Array, " S"]
     """How many of them are the prompt."""
-    repetition: Float[Array, "S"]
-    presence: Float[Array, "S"]
-    frequency: Float[Array, "S"]
+    repetition: Float[Array, " S"]
+    presence: Float[Array, " S"]
+    frequency: Float[Array, " S"]
     bias_ids: Int32[Array, "S B"]
     """-1 where unused."""
     bias: Float[Array, "S B"]
 
 
-def choose_tokens(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32[Array, "S"]:
+def choose_tokens(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32[Array, " S"]:
     """Choose one token a row by the token rule."""
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return lax.cond(
+    tokens: Array = lax.cond(
         jnp.any(rows.temperature > 0),
         lambda: jnp.where(rows.temperature > 0, _choose_with_noise(logits, rows), greedy),
         lambda: greedy,
     )
+    return tokens
 
 
 def gumbel(
-    seed: UInt32[Array, "S 2"], position: Int32[Array, "S"], token_ids: Int32[Array, "V"]
+    seed: UInt32[Array, "S 2"], position: Int32[Array, " S"], token_ids: Int32[Array, " V"]
 ) -> Float[Array, "S V"]:
     """Standard Gumbel noise, a function of (seed, position, token id) alone."""
-    row = _mix(_mix(seed[:, 0]) ^ seed[:, 1] ^ (position.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)))
-    bits = _mix(row[:, None] ^ _mix(token_ids.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B) + 1)[None, :])
+    row = _mix(
+        _mix(seed[:, 0]) ^ seed[:, 1] ^ (position.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
+    )
+    bits = _mix(
+        row[:, None] ^ _mix(token_ids.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B) + 1)[None, :]
+    )
     # log1p keeps the precision near 0, where the largest noise comes from.
     u = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
     return -jnp.log(-jnp.log1p(-jnp.minimum(u, jnp.float32(1 - 2.0**-24))))
@@ -90,8 +98,8 @@ def edit_logits(logits: Float[Array, "S V"], edits: LogitEdits) -> Float[Array, 
 
 
 def top_logprobs(
-    logits: Float[Array, "S V"], tokens: Int32[Array, "S"], k: int
-) -> tuple[Float[Array, "S"], Int32[Array, "S"], Float[Array, "S k"], Int32[Array, "S k"]]:
+    logits: Float[Array, "S V"], tokens: Int32[Array, " S"], k: int
+) -> tuple[Float[Array, " S"], Int32[Array, " S"], Float[Array, "S k"], Int32[Array, "S k"]]:
     """Log-probability and rank of each row's token, and the k best tokens' values and ids."""
     total = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
@@ -100,7 +108,7 @@ def top_logprobs(
     return chosen[:, 0] - total, rank, best - total[:, None], ids.astype(jnp.int32)
 
 
-def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def _mix(x: UInt32[Array, ...]) -> UInt32[Array, ...]:
     """A 32-bit finalizer with full avalanche (the "lowbias32" constants of C. Wellons)."""
     x ^= x >> 16
     x *= jnp.uint32(0x7FEB352D)
@@ -109,11 +117,12 @@ def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return x ^ (x >> 16)
 
 
-def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32[Array, "S"]:
+def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32[Array, " S"]:
     """Draw from the truncated distribution without sorting the vocabulary.
 
-    The best noisy token of a superset of the kept set is the answer if it is itself kept. If not, every token
-    of no larger logit is dropped as well, and the search goes on above it: 1 / top_p rounds in the mean.
+    The best noisy token of a superset of the kept set is the answer if it is itself kept. If not,
+    every token of no larger logit is dropped as well, and the search goes on above it: 1 / top_p
+    rounds in the mean.
     """
     S, V = logits.shape
     scaled = logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
@@ -138,7 +147,8 @@ def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32
         above = scaled > logit[:, None]
         mass = jnp.sum(jnp.where(above, jnp.exp(scaled - top), 0.0), axis=-1)
         inside_top_p = (mass < needed) | (rows.top_p >= 1.0)
-        return ~truncates | ((jnp.sum(above, axis=-1) < k) & inside_top_p)
+        is_kept: Array = ~truncates | ((jnp.sum(above, axis=-1) < k) & inside_top_p)
+        return is_kept
 
     def search(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         token, logit, done = state
@@ -149,11 +159,12 @@ def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32
 
     token, logit = draw(floor, jnp.zeros((S,), jnp.bool_))
     done = lax.cond(jnp.any(truncates), lambda: kept(logit), lambda: ~truncates)
-    token, _, _ = lax.while_loop(lambda state: ~jnp.all(state[2]), search, (token, logit, done))
-    return token
+    state = (token, logit, done)
+    chosen: Array = lax.while_loop(lambda state: ~jnp.all(state[2]), search, state)[0]
+    return chosen
 
 
-def _mass_of_top_k(shifted: Float[Array, "S V"], k: Int32[Array, "S"]) -> Float[Array, "S"]:
+def _mass_of_top_k(shifted: Float[Array, "S V"], k: Int32[Array, " S"]) -> Float[Array, " S"]:
     """Sum of exp over the tokens that top-k keeps, ties at the k-th value included."""
     weights = jnp.exp(shifted)
 
@@ -170,10 +181,11 @@ def _mass_of_top_k(shifted: Float[Array, "S V"], k: Int32[Array, "S"]) -> Float[
         return jnp.sum(jnp.where(keys >= threshold[:, None], weights, 0.0), axis=-1)
 
     limited: Bool[Array, ""] = jnp.any(k < shifted.shape[1])
-    return lax.cond(limited, of_some, lambda: weights.sum(axis=-1))
+    mass: Array = lax.cond(limited, of_some, lambda: weights.sum(axis=-1))
+    return mass
 
 
-def _order_preserving_bits(x: Float[Array, "..."]) -> UInt32[Array, "..."]:
+def _order_preserving_bits(x: Float[Array, ...]) -> UInt32[Array, ...]:
     """Unsigned integers in the same order as the floats."""
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(0x80000000))

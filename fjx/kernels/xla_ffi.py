@@ -1,9 +1,9 @@
 """CPU kernels written in Numba, called by XLA without Python in between.
 
-XLA's foreign function interface calls a C function with a pointer to a *call frame*. Numba compiles such
-functions (`numba.cfunc`); here are the few reads of the frame that they need. The frame's layout is the C ABI
-of ``xla/ffi/api/c_api.h``, version 0.1, which XLA keeps compatible: registering fails with a clear error from
-XLA if it ever does not.
+XLA's foreign function interface calls a C function with a pointer to a *call frame*. Numba
+compiles such functions (`numba.cfunc`); here are the few reads of the frame that they need. The
+frame's layout is the C ABI of ``xla/ffi/api/c_api.h``, version 0.1, which XLA keeps compatible:
+registering fails with a clear error from XLA if it ever does not.
 """
 
 from __future__ import annotations
@@ -58,6 +58,15 @@ def result(frame: int, index: int, dtype: Any) -> Any:
     """Result ``index`` as a flat array."""
     buffer = _buffer(frame, _RESULTS, index)
     return numba.carray(_pointer(buffer[3]), (_size(buffer),), dtype)
+
+
+@numba.njit(inline="always")
+def unowned(array: Any) -> Any:
+    """The memory of a flat array without its reference count, which each slice would update.
+
+    The array itself must be used once more after the last use of the result.
+    """
+    return numba.carray(_pointer(array.ctypes.data), (len(array),), array.dtype)
 
 
 @numba.njit(inline="always")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -11,26 +12,68 @@ from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.token_rule import LogitEdits, SamplingRows
 
 
+class StepRows(NamedTuple):
+    """The integers of a step, as NumPy arrays on the host or traced ones in a program."""
+
+    tokens: Any
+    """[T] token of each row; ignored where it comes from the device."""
+    token_slot: Any
+    """[T] slot whose last sampled token feeds the row; -1: from ``tokens``."""
+    rows: RaggedRows
+    sample_rows: Any
+    """[N] rows that choose a token; only the first ones are used."""
+    sample_slots: Any
+    """[N] slot of each chosen token; N where unused."""
+
+
+@dataclass(frozen=True)
+class StepLayout:
+    """How the integers of a step lie in one array, so that a step is one transfer to the device."""
+
+    rows: int
+    """T, rows of the step."""
+    requests: int
+    """R, requests of the step."""
+    pages: int
+    """P, pages of the longest context."""
+    slots: int
+    """N, most requests in any step."""
+
+    @property
+    def size(self) -> int:
+        """Entries of the array."""
+        return 4 * self.rows + (2 + self.pages) * self.requests + 1 + 2 * self.slots
+
+    def split(self, packed: Any) -> StepRows:
+        """Views of a NumPy array, or slices of a traced one."""
+        T, R, N = self.rows, self.requests, self.slots
+        parts, start = [], 0
+        for size in (T, T, T, T, R + 1, R, N, N, R * self.pages):
+            parts.append(packed[start : start + size])
+            start += size
+        tokens, token_slot, positions, request_of, query_start, context_len = parts[:6]
+        page_table = parts[8].reshape(R, self.pages)
+        rows = RaggedRows(positions, request_of, query_start, context_len, page_table)
+        return StepRows(tokens, token_slot, rows, parts[6], parts[7])
+
+
 @dataclass(frozen=True)
 class Batch:
-    """A ragged step of T rows and R requests, of which S rows choose a token. All arrays are NumPy's."""
+    """A ragged step of T rows, of which S rows choose a token. All arrays are NumPy's."""
 
-    tokens: Int32[np.ndarray, "T"]
-    """Token of each row; ignored where it comes from the device."""
-    token_slot: Int32[np.ndarray, "T"]
-    """Slot whose last sampled token feeds the row; -1: from ``tokens``."""
-    rows: RaggedRows
-    sample_rows: Int32[np.ndarray, "R"]
-    """Rows that choose a token, first S used."""
-    sample_slots: Int32[np.ndarray, "S"]
-    """Slot of each chosen token; one past the last slot where padded."""
+    packed: Int32[np.ndarray, " size"]
+    """The step's integers, see `StepLayout`."""
+    num_rows: int
+    """T, padding included."""
+    num_samples: int
+    """Rows that choose a token."""
+    sample_bucket: int
+    """S, padding included."""
     sampling: SamplingRows | None
     """None: all rows are greedy."""
     edits: LogitEdits | None
     """None: no row has penalties or bias."""
-    pending_slot: Int32[np.ndarray, "S"] | None
+    pending_slot: Int32[np.ndarray, " S"] | None
     """With ``edits``: slot of a known token that the host has not read yet, -1: none."""
-    num_samples: int
-    """Rows of S that are not padding."""
     logprobs: bool
     """Whether log-probabilities are returned."""

@@ -1,4 +1,5 @@
-"""The compile service: programs are compiled ahead of time from shapes, and looked up on the hot path."""
+"""The compile service: programs are compiled ahead of time from shapes, and looked up on the hot
+path."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class Compiler:
             self._specs[spec.key] = spec
 
     def get(self, key: Hashable) -> Any:
-        """The compiled program. If it is not there, compiles it now and counts a hot-path compile."""
+        """The compiled program. If it is not there, compiles it now and counts a hot-path
+        compile."""
         program = self._programs.get(key)
         return self._compile_now(key) if program is None else program
 
@@ -101,6 +103,7 @@ def _lower(spec: ProgramSpec) -> Any:
 
 def _use_persistent_cache(cache_dir: Path) -> None:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    update: Callable[[str, Any], None] = jax.config.update
+    update("jax_compilation_cache_dir", str(cache_dir))
+    update("jax_persistent_cache_min_compile_time_secs", 0)
+    update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
-from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.token_rule import (
     LogitEdits,
     SamplingRows,
@@ -21,7 +20,7 @@ from fjx.kernels.token_rule import (
 )
 from fjx.models.granules import Model, Params
 from fjx.models.tensors import canonical_tensors
-from fjx.pipeline.batch import Batch
+from fjx.pipeline.batch import Batch, StepLayout
 from fjx.pipeline.buckets import row_buckets
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.sampling_params import MAX_LOGPROBS
@@ -55,7 +54,19 @@ class Limits:
     def coarse_sample_buckets(self) -> tuple[int, ...]:
         """Fewer sizes, for the programs that only sampled, edited or scored rows need."""
         fine = self.sample_buckets
-        return (*(size for size in fine[:-1] if size.bit_length() % 2 and size.bit_count() == 1), fine[-1])
+        return (
+            *(size for size in fine[:-1] if size.bit_length() % 2 and size.bit_count() == 1),
+            fine[-1],
+        )
+
+    def layout(self, rows: int) -> StepLayout:
+        """How the integers of a step of so many (padded) rows lie."""
+        return StepLayout(
+            rows=rows,
+            requests=min(rows, self.max_num_seqs),
+            pages=-(-self.max_model_len // self.page_size),
+            slots=self.sample_buckets[-1],
+        )
 
     def _buckets(self, largest: int) -> tuple[int, ...]:
         buckets = row_buckets(largest)
@@ -78,8 +89,9 @@ class StepOutput:
         self._tokens = tokens
         self._logprobs = logprobs
         self._num_samples = num_samples
-        for array in jax.tree.leaves((tokens, logprobs)):
-            array.copy_to_host_async()
+        if jax.default_backend() != "cpu":
+            for array in jax.tree.leaves((tokens, logprobs)):
+                array.copy_to_host_async()
 
     def read_tokens(self) -> list[int]:
         """The chosen tokens, in the order of the batch's samples."""
@@ -89,9 +101,11 @@ class StepOutput:
         return tokens
 
     def read_logprobs(self) -> tuple[np.ndarray, ...]:
-        """Log-probability and rank of each token, values and ids of the best; see `top_logprobs`."""
-        self._logprobs = tuple(np.asarray(values) for values in self._logprobs)
-        return self._logprobs
+        """Log-probability and rank of each token, values and ids of the best; see
+        `top_logprobs`."""
+        read = tuple(np.asarray(values) for values in self._logprobs)
+        self._logprobs = read
+        return read
 
 
 class Executor:
@@ -100,9 +114,7 @@ class Executor:
     Programs are looked up, never traced, on this path; dispatch returns before the device is done.
     """
 
-    def __init__(
-        self, model: Model, limits: Limits, dtype: jnp.dtype, compiler: Compiler
-    ) -> None:
+    def __init__(self, model: Model, limits: Limits, dtype: jnp.dtype, compiler: Compiler) -> None:
         self.model = model
         self.limits = limits
         self.compiler = compiler
@@ -137,26 +149,24 @@ class Executor:
         )
 
     def dispatch(self, batch: Batch) -> StepOutput:
-        """Send a step to the device; its effects on pages and last tokens are ordered after earlier steps."""
-        T = len(batch.tokens)
+        """Send a step to the device; its effects on pages and last tokens are ordered after
+        earlier steps."""
+        T = batch.num_rows
         get = self.compiler.get
-        rows, tokens, token_slot, sample_rows = jax.device_put(
-            (batch.rows, batch.tokens, batch.token_slot, batch.sample_rows)
-        )
-        x = get(("embed", T))(self._parameters.embed, tokens, token_slot, self._last_token, rows)
+        # The first program takes the step to the device and hands it on to the others.
+        x, step = get(("embed", T))(self._parameters.embed, self._last_token, batch.packed)
         for i, params in enumerate(self._parameters.granules):
             program = get(("granule", len(self.model.granules[i]), T))
-            x, self._kv_pages[i] = program(params, x, self._kv_pages[i], rows)
+            x, self._kv_pages[i] = program(params, x, self._kv_pages[i], step)
         if batch.num_samples == 0:
             return StepOutput(None, None, 0)
-        x = get(("select", T))(x, sample_rows)
-        return self._sample(batch, x)
+        x, slots = get(("select", T))(x, step)
+        return self._sample(batch, x, slots)
 
-    def _sample(self, batch: Batch, x: Any) -> StepOutput:
-        S = len(batch.sample_slots)
+    def _sample(self, batch: Batch, x: Any, slots: Any) -> StepOutput:
+        S = batch.sample_bucket
         get = self.compiler.get
         raw = logits = get(("head", S))(self._parameters.head, x)
-        slots = batch.sample_slots
         if batch.sampling is None:
             tokens, self._last_token = get(("greedy", S))(logits, self._last_token, slots)
         else:
@@ -178,7 +188,7 @@ class _Programs:
         self._stacked = stacked
         config = model.config
         self.kv_pages = tuple(
-            jax.ShapeDtypeStruct(
+            _struct(
                 kv_pages_shape(
                     len(layers),
                     limits.num_pages,
@@ -191,6 +201,7 @@ class _Programs:
             for layers in model.granules
         )
         self._last_token = _ints(limits.max_num_seqs + 1)
+        self._slots = _ints(limits.sample_buckets[-1])
 
     def specs(self) -> Iterator[ProgramSpec]:
         """Every program that a step can need, those of the smallest steps first."""
@@ -202,47 +213,43 @@ class _Programs:
             yield from self._samplers(S)
 
     def _body(self, T: int) -> Iterator[ProgramSpec]:
-        model, limits = self._model, self._limits
-        x = jax.ShapeDtypeStruct((T, model.config.hidden_size), jnp.float32)
-        R = min(T, limits.max_num_seqs)
-        rows = RaggedRows(
-            positions=_ints(T),
-            request_of=_ints(T),
-            query_start=_ints(R + 1),
-            context_len=_ints(R),
-            page_table=_ints(R, -(-limits.max_model_len // limits.page_size)),
-        )
+        model = self._model
+        layout = self._limits.layout(T)
+        step, x = _ints(layout.size), _struct((T, model.config.hidden_size), jnp.float32)
 
-        def embed(params, tokens, token_slot, last_token, rows):  # type: ignore[no-untyped-def]
-            return model.embed(
-                params, jnp.where(token_slot >= 0, last_token[token_slot], tokens), rows
-            )
+        def embed(params, last_token, step):  # type: ignore[no-untyped-def]
+            at = layout.split(step)
+            fed_back = last_token[at.token_slot]
+            tokens = jnp.where(at.token_slot >= 0, fed_back, at.tokens)
+            return model.embed(params, tokens, at.rows), step
 
-        yield ProgramSpec(
-            ("embed", T),
-            embed,
-            (model.abstract_embed(self._dtype), _ints(T), _ints(T), self._last_token, rows),
-        )
+        def granule(params, x, kv_pages, step):  # type: ignore[no-untyped-def]
+            return model.granule(params, x, kv_pages, layout.split(step).rows)
+
+        def select(x, step):  # type: ignore[no-untyped-def]
+            at = layout.split(step)
+            return x[at.sample_rows], at.sample_slots
+
+        embed_params = model.abstract_embed(self._dtype)
+        yield ProgramSpec(("embed", T), embed, (embed_params, self._last_token, step))
         for depth in sorted({len(layers) for layers in model.granules}):
             index = [len(layers) for layers in model.granules].index(depth)
             params = model.abstract_granule(index, self._dtype, stacked=self._stacked)
             yield ProgramSpec(
                 ("granule", depth, T),
-                model.granule,
-                (params, x, self.kv_pages[index], rows),
+                granule,
+                (params, x, self.kv_pages[index], step),
                 donate=(1, 2),
             )
-        yield ProgramSpec(
-            ("select", T), lambda x, rows: x[rows], (x, _ints(limits.max_num_seqs))
-        )
+        yield ProgramSpec(("select", T), select, (x, step))
 
     def _heads(self, S: int) -> Iterator[ProgramSpec]:
         model, limits = self._model, self._limits
-        hidden = jax.ShapeDtypeStruct((limits.max_num_seqs, model.config.hidden_size), jnp.float32)
+        hidden = _struct((limits.sample_buckets[-1], model.config.hidden_size), jnp.float32)
 
         def greedy(logits, last_token, slots):  # type: ignore[no-untyped-def]
             tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            return tokens, last_token.at[slots].set(tokens)
+            return tokens, last_token.at[slots[:S]].set(tokens)
 
         yield ProgramSpec(
             ("head", S),
@@ -250,13 +257,13 @@ class _Programs:
             (model.abstract_head(self._dtype), hidden),
         )
         yield ProgramSpec(
-            ("greedy", S), greedy, (self._logits(S), self._last_token, _ints(S)), donate=(1,)
+            ("greedy", S), greedy, (self._logits(S), self._last_token, self._slots), donate=(1,)
         )
 
     def _samplers(self, S: int) -> Iterator[ProgramSpec]:
         limits = self._limits
-        floats = jax.ShapeDtypeStruct((S,), jnp.float32)
-        seed = jax.ShapeDtypeStruct((S, 2), jnp.uint32)
+        floats = _struct((S,), jnp.float32)
+        seed = _struct((S, 2), jnp.uint32)
         sampling = SamplingRows(floats, _ints(S), floats, floats, seed, _ints(S))
         edits = LogitEdits(
             history=_ints(S, limits.max_model_len),
@@ -265,12 +272,12 @@ class _Programs:
             presence=floats,
             frequency=floats,
             bias_ids=_ints(S, limits.bias_entries),
-            bias=jax.ShapeDtypeStruct((S, limits.bias_entries), jnp.float32),
+            bias=_struct((S, limits.bias_entries), jnp.float32),
         )
 
         def choose(logits, last_token, slots, sampling):  # type: ignore[no-untyped-def]
             tokens = choose_tokens(logits, sampling)
-            return tokens, last_token.at[slots].set(tokens)
+            return tokens, last_token.at[slots[:S]].set(tokens)
 
         def edit(logits, last_token, edits, pending):  # type: ignore[no-untyped-def]
             return edit_logits(logits, _with_pending(edits, pending, last_token))
@@ -280,13 +287,13 @@ class _Programs:
 
         logits, last_token = self._logits(S), self._last_token
         yield ProgramSpec(
-            ("choose", S), choose, (logits, last_token, _ints(S), sampling), donate=(1,)
+            ("choose", S), choose, (logits, last_token, self._slots, sampling), donate=(1,)
         )
         yield ProgramSpec(("edit", S), edit, (logits, last_token, edits, _ints(S)))
         yield ProgramSpec(("score", S), score, (logits, _ints(S)))
 
-    def _logits(self, S: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((S, self._model.config.vocab_size), jnp.float32)
+    def _logits(self, S: int) -> Any:
+        return _struct((S, self._model.config.vocab_size), jnp.float32)
 
 
 def _with_pending(edits: LogitEdits, pending: Any, last_token: Any) -> LogitEdits:
@@ -295,5 +302,9 @@ def _with_pending(edits: LogitEdits, pending: Any, last_token: Any) -> LogitEdit
     return edits._replace(history=jnp.concatenate([edits.history, token[:, None]], axis=1))
 
 
-def _ints(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
+def _struct(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
+def _ints(*shape: int) -> Any:
+    return _struct(shape, jnp.int32)

@@ -86,8 +86,8 @@ def start(tmp_path: Path, pid_file: Path) -> Iterator[Start]:
 
     yield run
     for process in started:
-        process.kill()
-        process.communicate()
+        process.terminate()  # a kill would leave the server behind
+        process.communicate(timeout=60)
 
 
 def is_running(pid_file: Path) -> bool:

@@ -30,9 +30,9 @@ def kv_storage_dtype(dtype: jnp.dtype) -> jnp.dtype:
     On a CPU, XLA widens a whole bfloat16 array to float32 to update one row of it; the same bits
     stored as uint16 are updated in place.
     """
-    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        return jnp.dtype(jnp.uint16)
-    return jnp.dtype(dtype)
+    as_bits = dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    stored: jnp.dtype = jnp.dtype(jnp.uint16) if as_bits else dtype
+    return stored
 
 
 def append_and_attend(
@@ -51,7 +51,8 @@ def append_and_attend(
     """Write the rows' keys and values into their pages, then attend causally to the pages.
 
     Args:
-        q: queries after RoPE, float32; H is a multiple of K (grouped heads: query head h reads KV head
+        q: queries after RoPE, float32; H is a multiple of K (grouped heads: query head h reads KV
+        head
             ``h // (H // K)``).
         k: keys after RoPE, to be written at the rows' positions.
         v: values, likewise.

@@ -1,29 +1,32 @@
 """Ragged paged attention for CPUs, compiled by Numba and called by XLA in place.
 
-XLA on a CPU copies the pages of every request before it multiplies them; here each page is read once, where it
-lies, and work follows the tokens that are there. A row's result depends on nothing but its own request: pages are
-taken in order, sixteen slots at a time, with an online softmax.
+XLA on a CPU copies the pages of every request before it multiplies them; here each page is read
+once, where it lies, and work follows the tokens that are there. A row's result depends on nothing
+but its own request: pages are taken in order, sixteen slots at a time, with an online softmax.
 """
 
 from __future__ import annotations
+
+import os
 
 import jax
 import jax.numpy as jnp
 import numba
 import numpy as np
 from jaxtyping import Array, Float, Int32
+from numba import types
+from numba.extending import overload
 
 from fjx.kernels.ragged import RaggedRows
-from fjx.kernels.xla_ffi import argument, dims, only_asks_version, register, result
+from fjx.kernels.xla_ffi import argument, dims, only_asks_version, register, result, unowned
 
 LANES = 16
 """Slots scored at once; page sizes must be a multiple."""
-MAX_HEAD_DIM = 256
 
 _TILE = 16  # query rows that share one pass over the pages
 _MASKED = np.float32(-1e30)
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
-_SHARDS = 2
+_SHARDS = min(4, os.cpu_count() or 1)
 
 
 def append_and_attend(
@@ -50,10 +53,23 @@ def append_and_attend(
     window = jnp.asarray(0 if window is None else window, jnp.int32)
     numbers = jnp.array([scale, soft_cap or 0.0], jnp.float32)
     attend = jax.ffi.ffi_call(f"fjx_attend_{suffix}", jax.ShapeDtypeStruct(q.shape, jnp.float32))
-    out = attend(
-        q, kv_pages, layer, rows.query_start, rows.context_len, rows.page_table, window, numbers
-    )
-    return out, kv_pages
+    # Calls that do not depend on each other run on different threads; each leaves zeros where it
+    # has no part.
+    shards = [
+        attend(
+            q,
+            kv_pages,
+            layer,
+            rows.query_start,
+            rows.context_len,
+            rows.page_table,
+            window,
+            numbers,
+            jnp.array([shard, _SHARDS], jnp.int32),
+        )
+        for shard in range(_SHARDS)
+    ]
+    return sum(shards[1:], shards[0]), kv_pages
 
 
 def register_kernels() -> None:
@@ -70,65 +86,90 @@ def register_kernels() -> None:
 _REGISTERED: list[bool] = []
 
 
-@numba.njit(cache=True)
-def _append(pages, new, which, layer, positions, request_of, table, shift):  # type: ignore[no-untyped-def]
-    """Store float32 bits ``new`` [T, K, D], rounded to nearest even where only the upper half is kept."""
-    T, K, D = new.shape
-    page_size = pages.shape[4]
-    half, odd = np.uint32(0x7FFF), np.uint32(1)
-    if shift == 0:
-        half, odd = np.uint32(0), np.uint32(0)
-    for t in range(T):
-        if request_of[t] < 0:
-            continue
-        page = table[request_of[t], positions[t] // page_size]
-        slot = positions[t] % page_size
-        for head in range(K):
-            for x in range(D):
-                bits = new[t, head, x]
-                bits += half + ((bits >> np.uint32(16)) & odd)
-                pages[layer, page, which, head, slot, x] = bits >> shift
+# In Numba, indexing an array by anything but a range's own variable checks for negative indices,
+# which keeps loops from using vector instructions: so inner loops run over slices, and are written
+# out where they are used.
+
+
+def _store(target, bits):
+    """Keep float32 bits, or their upper half, rounded to nearest even, where ``target`` is
+    uint16."""
+    raise NotImplementedError
+
+
+@overload(_store, inline="always")
+def _store_as(target, bits):
+    def store_bf16(target, bits):
+        for x in range(len(target)):
+            b = bits[x]
+            odd = (b >> np.uint32(16)) & np.uint32(1)
+            target[x] = (b + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+
+    def store_f32(target, bits):
+        for x in range(len(target)):
+            target[x] = bits[x]
+
+    return store_bf16 if target.dtype == types.uint16 else store_f32
+
+
+def _widen(bits, stored):
+    """Float32 bits of stored values; the opposite of `_store`."""
+    raise NotImplementedError
+
+
+@overload(_widen, inline="always")
+def _widen_from(bits, stored):
+    def widen_bf16(bits, stored):
+        for x in range(len(stored)):
+            bits[x] = np.uint32(stored[x]) << np.uint32(16)
+
+    def widen_f32(bits, stored):
+        for x in range(len(stored)):
+            bits[x] = stored[x]
+
+    return widen_bf16 if stored.dtype == types.uint16 else widen_f32
 
 
 @numba.njit(inline="always")
-def _append_frame(frame, stored, shift):  # type: ignore[no-untyped-def]
-    shape, row, table = dims(frame, 0), dims(frame, 1), dims(frame, 6)
-    pages = result(frame, 0, stored).reshape(
-        (shape[0], shape[1], shape[2], shape[3], shape[4], shape[5])
-    )
-    layer = argument(frame, 3, np.int32)[0]
+def _append_frame(frame, stored):
+    shape, table = dims(frame, 0), dims(frame, 6)
+    pages, heads, page_size, D = shape[1], shape[3], shape[4], shape[5]
+    out = result(frame, 0, stored)
+    first_page = argument(frame, 3, np.int32)[0] * pages
     positions = argument(frame, 4, np.int32)
     request_of = argument(frame, 5, np.int32)
     page_table = argument(frame, 6, np.int32).reshape((table[0], table[1]))
     for which in range(2):
-        new = argument(frame, 1 + which, np.uint32).reshape((row[0], row[1], row[2]))
-        _append(pages, new, which, layer, positions, request_of, page_table, shift)
+        new = argument(frame, 1 + which, np.uint32)
+        for t in range(len(positions)):
+            if request_of[t] < 0:
+                continue
+            page = first_page + page_table[request_of[t], positions[t] // page_size]
+            for head in range(heads):
+                row = ((page * 2 + which) * heads + head) * page_size + positions[t] % page_size
+                source = (t * heads + head) * D
+                _store(out[row * D : (row + 1) * D], new[source : source + D])
 
 
 def _append_bf16(frame: int) -> int:
     if not only_asks_version(frame):
-        _append_frame(frame, np.uint16, np.uint32(16))
+        _append_frame(frame, np.uint16)
     return 0
 
 
 def _append_f32(frame: int) -> int:
     if not only_asks_version(frame):
-        _append_frame(frame, np.uint32, np.uint32(0))
+        _append_frame(frame, np.uint32)
     return 0
 
 
-@numba.njit(inline="always")
-def _widen(page, bits, slots, shift):  # type: ignore[no-untyped-def]
-    """Copy the first ``slots`` rows of stored bits as float32 bits."""
-    for j in range(slots):
-        for x in range(page.shape[1]):
-            bits[j, x] = np.uint32(page[j, x]) << shift
-
-
 @numba.njit(fastmath=_FAST, cache=True)
-def _exp_below_zero(x, fraction, bits, power):  # type: ignore[no-untyped-def]
-    """Replace LANES values x <= 0 by exp(x), to 2 units in the last place; ``power`` views ``bits``."""
-    for j in range(LANES):
+def _exp_below_zero(x, fraction, bits, power):
+    """Replace values x <= 0 by exp(x), to 2 units in the last place, 0 below exp(-87).
+
+    ``power`` views ``bits``.
+    """
+    for j in range(len(x)):
         y = max(x[j], np.float32(-87.0)) * np.float32(1.4426950408889634)
         whole = np.float32(np.floor(y + np.float32(0.5)))
         bits[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
@@ -140,125 +181,140 @@ def _exp_below_zero(x, fraction, bits, power):  # type: ignore[no-untyped-def]
         p = p * z + np.float32(1.6666665459e-1)
         p = p * z + np.float32(0.5)
         fraction[j] = p * z * z + z + np.float32(1.0)
-    for j in range(LANES):
-        x[j] = fraction[j] * power[j]
+    for j in range(len(x)):
+        x[j] = fraction[j] * power[j] if x[j] > np.float32(-87.0) else np.float32(0.0)
 
 
 @numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
-def _attend_tile(q, pages, out, table, first, count, position, head, group, oldest, scale, soft_cap, shift):  # type: ignore[no-untyped-def]
-    """Rows ``first : first + count`` of one request, all query heads of one KV head.
+def _attend_tile(q, pages, out, table, layout, tile, scale, window, soft_cap):
+    """Some rows of one request: each page is read once, from its beginning to its end.
 
-    q, out [T, H, D]; pages [pages, 2, K, page_size, D] of one layer; position of the first row; ``oldest`` is
-    how far back a row sees (0: everything).
+    q, out [T, H, D]; pages: one granule's, flat; layout: (first page of the layer, K, page_size);
+    tile: (first row, rows, position of the first row).
     """
-    D, page_size = q.shape[2], pages.shape[3]
-    M = count * group
-    keys, values = np.empty((LANES, D), np.float32), np.empty((LANES, D), np.float32)
-    key_bits, value_bits = keys.view(np.uint32), values.view(np.uint32)
-    score, fraction = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    bits = np.empty(LANES, np.int32)
-    power = bits.view(np.float32)
-    query, acc = np.empty((M, D), np.float32), np.zeros((M, D), np.float32)
-    top, total = np.full(M, _MASKED, np.float32), np.zeros(M, np.float32)
-    for m in range(M):
-        for x in range(D):
-            query[m, x] = q[first + m // group, head * group + m % group, x] * scale
-    last = position + count - 1
-    begin = 0
-    if oldest > 0:
-        begin = max(0, position - oldest + 1) // LANES * LANES
-    for base in range(begin, last + 1, LANES):
-        page = table[base // page_size]
-        slot = base % page_size
-        slots = min(LANES, last + 1 - base)
-        _widen(pages[page, 0, head, slot : slot + LANES], key_bits, slots, shift)
-        _widen(pages[page, 1, head, slot : slot + LANES], value_bits, slots, shift)
+    first_page, kv_heads, page_size = layout
+    first, count, position = tile
+    heads, D = q.shape[1], q.shape[2]
+    group, M, block = heads // kv_heads, count * heads, LANES * D
+    owner = np.zeros(2 * kv_heads * block + 3 * M * LANES + 2 * M * D + 2 * M, np.float32)
+    scratch = unowned(owner)
+    wide, scratch = scratch[: 2 * kv_heads * block], scratch[2 * kv_heads * block :]
+    wide_bits = wide.view(np.uint32)
+    scores, scratch = scratch[: M * LANES], scratch[M * LANES :]
+    fraction, scratch = scratch[: M * LANES], scratch[M * LANES :]
+    power, scratch = scratch[: M * LANES], scratch[M * LANES :]
+    bits = power.view(np.int32)
+    queries, scratch = scratch[: M * D], scratch[M * D :]
+    sums, scratch = scratch[: M * D], scratch[M * D :]
+    top, total = scratch[:M], scratch[M:]
+    top[:] = _MASKED
+    given = q[first : first + count].reshape(M * D)
+    for x in range(M * D):
+        queries[x] = given[x] * scale
+    end = position + count
+    begin = max(0, position - window + 1) // LANES * LANES if window > 0 else 0
+    for base in range(begin, end, LANES):
+        page = (first_page + table[base // page_size]) * 2 * kv_heads
+        used = min(LANES, end - base) * D
+        for part in range(2 * kv_heads):
+            at = ((page + part) * page_size + base % page_size) * D
+            _widen(wide_bits[part * block : part * block + used], pages[at : at + used])
         for m in range(M):
-            at = position + m // group
-            seen = min(slots, at + 1 - base)
-            skip = 0
-            if oldest > 0:
-                skip = max(0, at - oldest + 1 - base)
-            if seen <= skip:
-                continue
-            best = top[m]
+            part = m % heads // group
+            query, score = queries[m * D : (m + 1) * D], scores[m * LANES : (m + 1) * LANES]
+            keys = wide[part * block : (part + 1) * block]
             for j in range(LANES):
-                score[j] = _MASKED
-            for j in range(skip, seen):
+                key = keys[j * D : (j + 1) * D]
                 s = np.float32(0.0)
                 for x in range(D):
-                    s += query[m, x] * keys[j, x]
-                if soft_cap > 0:
-                    s = soft_cap * np.float32(np.tanh(s / soft_cap))
+                    s += query[x] * key[x]
                 score[j] = s
-                best = max(best, s)
-            shrink = np.float32(np.exp(top[m] - best))
-            top[m] = best
+            if soft_cap > 0:
+                for j in range(LANES):
+                    score[j] = soft_cap * np.float32(np.tanh(score[j] / soft_cap))
+            at = position + m // heads
+            skip = max(0, at - window + 1 - base) if window > 0 else 0
+            for j in range(min(skip, LANES)):
+                score[j] = _MASKED
+            for j in range(max(0, at + 1 - base), LANES):
+                score[j] = _MASKED
+            best = top[m]
+            for j in range(LANES):
+                best = max(best, score[j])
             for j in range(LANES):
                 score[j] -= best
-            _exp_below_zero(score, fraction, bits, power)
-            if shrink != 1:
+            if best > top[m]:
+                shrink = np.float32(np.exp(top[m] - best))
+                top[m] = best
                 total[m] *= shrink
+                acc = sums[m * D : (m + 1) * D]
                 for x in range(D):
-                    acc[m, x] *= shrink
-            for j in range(skip, seen):
-                weight = score[j]
-                total[m] += weight
+                    acc[x] *= shrink
+        _exp_below_zero(scores, fraction, bits, power)
+        for m in range(M):
+            part = kv_heads + m % heads // group
+            acc, score = sums[m * D : (m + 1) * D], scores[m * LANES : (m + 1) * LANES]
+            values = wide[part * block : (part + 1) * block]
+            weights = np.float32(0.0)
+            for j in range(LANES):
+                weights += score[j]
+            total[m] += weights
+            for j in range(0, LANES, 4):  # four at once: the sums stay in registers longer
+                w0, w1, w2, w3 = score[j], score[j + 1], score[j + 2], score[j + 3]
+                v0, v1 = values[j * D : (j + 1) * D], values[(j + 1) * D : (j + 2) * D]
+                v2, v3 = values[(j + 2) * D : (j + 3) * D], values[(j + 3) * D : (j + 4) * D]
                 for x in range(D):
-                    acc[m, x] += weight * values[j, x]
+                    acc[x] += (w0 * v0[x] + w1 * v1[x]) + (w2 * v2[x] + w3 * v3[x])
     for m in range(M):
+        done, acc = out[first + m // heads, m % heads], sums[m * D : (m + 1) * D]
         for x in range(D):
-            out[first + m // group, head * group + m % group, x] = acc[m, x] / total[m]
+            done[x] = acc[x] / total[m]
+    owner[0] = 0.0  # it must live until here
 
 
 @numba.njit(cache=True)
-def _attend(q, pages, out, query_start, context_len, table, window, scale, soft_cap, shift):  # type: ignore[no-untyped-def]
-    R, K = len(context_len), pages.shape[2]
-    group = q.shape[1] // K
-    used = query_start[R]
-    out[used:] = np.float32(0.0)
-    for r in range(R):
-        start, end = query_start[r], query_start[r + 1]
-        for first in range(start, end, _TILE):
-            count = min(_TILE, end - first)
-            position = context_len[r] - (end - first)
-            for head in range(K):
-                _attend_tile(
-                    q, pages, out, table[r], first, count, position, head, group, window, scale, soft_cap, shift
-                )
+def _share_of(query_start, context_len, shard, shards):
+    """Where a shard's work begins and ends, in rows times context."""
+    work = 0
+    for r in range(len(context_len)):
+        work += (query_start[r + 1] - query_start[r]) * context_len[r]
+    return work * shard // shards, work * (shard + 1) // shards
 
 
 @numba.njit(inline="always")
-def _attend_frame(frame, stored, shift):  # type: ignore[no-untyped-def]
+def _attend_frame(frame, stored):
     row, shape, table = dims(frame, 0), dims(frame, 1), dims(frame, 5)
     q = argument(frame, 0, np.float32).reshape((row[0], row[1], row[2]))
     out = result(frame, 0, np.float32).reshape((row[0], row[1], row[2]))
-    layer = argument(frame, 2, np.int32)[0]
-    pages = argument(frame, 1, stored).reshape(
-        (shape[0], shape[1], shape[2], shape[3], shape[4], shape[5])
-    )[layer]
-    numbers = argument(frame, 7, np.float32)
-    _attend(
-        q,
-        pages,
-        out,
-        argument(frame, 3, np.int32),
-        argument(frame, 4, np.int32),
-        argument(frame, 5, np.int32).reshape((table[0], table[1])),
-        argument(frame, 6, np.int32)[0],
-        numbers[0],
-        numbers[1],
-        shift,
-    )
+    pages = argument(frame, 1, stored)
+    layout = (argument(frame, 2, np.int32)[0] * shape[1], shape[3], shape[4])
+    query_start, context_len = argument(frame, 3, np.int32), argument(frame, 4, np.int32)
+    page_table = argument(frame, 5, np.int32).reshape((table[0], table[1]))
+    window, numbers = argument(frame, 6, np.int32)[0], argument(frame, 7, np.float32)
+    shard = argument(frame, 8, np.int32)
+    begin, end = _share_of(query_start, context_len, shard[0], shard[1])
+    out[:] = np.float32(0.0)
+    done = 0  # each tile belongs to the shard in whose share its work begins
+    for r in range(len(context_len)):
+        last = query_start[r + 1]
+        for first in range(query_start[r], last, _TILE):
+            count = min(_TILE, last - first)
+            position = context_len[r] - (last - first)
+            if begin <= done < end:
+                tile = (first, count, position)
+                _attend_tile(
+                    q, pages, out, page_table[r], layout, tile, numbers[0], window, numbers[1]
+                )
+            done += count * context_len[r]
 
 
 def _attend_bf16(frame: int) -> int:
     if not only_asks_version(frame):
-        _attend_frame(frame, np.uint16, np.uint32(16))
+        _attend_frame(frame, np.uint16)
     return 0
 
 
 def _attend_f32(frame: int) -> int:
     if not only_asks_version(frame):
-        _attend_frame(frame, np.uint32, np.uint32(0))
+        _attend_frame(frame, np.uint32)
     return 0

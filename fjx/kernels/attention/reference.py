@@ -33,7 +33,9 @@ def append_and_attend(
     return _attend(q, kv_pages[layer], rows, dtype, scale, window, soft_cap), kv_pages
 
 
-def _append(k, v, kv_pages, layer, rows, dtype):  # type: ignore[no-untyped-def]
+def _append(
+    k: Array, v: Array, kv_pages: Array, layer: int | Array, rows: RaggedRows, dtype: jnp.dtype
+) -> Array:
     page_size, pages = kv_pages.shape[4], kv_pages.shape[1]
     page_of_row = rows.page_table[rows.request_of, rows.positions // page_size]
     page_of_row = jnp.where(rows.request_of >= 0, page_of_row, pages)  # out of bounds: dropped
@@ -44,7 +46,15 @@ def _append(k, v, kv_pages, layer, rows, dtype):  # type: ignore[no-untyped-def]
     return kv_pages.at[layer, page_of_row, :, :, slot].set(new, mode="drop")
 
 
-def _attend(q, pages, rows, dtype, scale, window, soft_cap):  # type: ignore[no-untyped-def]
+def _attend(
+    q: Array,
+    pages: Array,
+    rows: RaggedRows,
+    dtype: jnp.dtype,
+    scale: float,
+    window: Array | None,
+    soft_cap: float | None,
+) -> Array:
     T, H, D = q.shape
     K, page_size = pages.shape[2], pages.shape[3]
     table = rows.page_table[rows.request_of]
@@ -55,7 +65,7 @@ def _attend(q, pages, rows, dtype, scale, window, soft_cap):  # type: ignore[no-
     if window is not None:
         oldest = jnp.where(window > 0, rows.positions - window + 1, 0)
 
-    def attend_block(i, carry):  # type: ignore[no-untyped-def]
+    def attend_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, acc = carry
         kv = pages[lax.dynamic_slice_in_dim(table, i * _PAGES_A_BLOCK, _PAGES_A_BLOCK, 1)]
         if kv.dtype != dtype:
@@ -69,8 +79,10 @@ def _attend(q, pages, rows, dtype, scale, window, soft_cap):  # type: ignore[no-
         logits = jnp.where(seen[:, None, None], logits, _MASKED)
         new_top = jnp.maximum(top, logits.max(-1))
         weights = jnp.where(seen[:, None, None], jnp.exp(logits - new_top[..., None]), 0.0)
+        # Slots that were never written may hold anything, and 0 * NaN is NaN.
+        values = jnp.where(seen[:, None, :, None], kv[:, 1], 0.0)
         shrink = jnp.exp(top - new_top)
-        acc = acc * shrink[..., None] + jnp.einsum("tkgc,tkcd->tkgd", weights, kv[:, 1])
+        acc = acc * shrink[..., None] + jnp.einsum("tkgc,tkcd->tkgd", weights, values)
         return new_top, total * shrink + weights.sum(-1), acc
 
     start = (

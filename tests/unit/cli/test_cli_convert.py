@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+
+from fjx.cli.main import main
 from fjx.models.config import ModelConfig
 from fjx.models.loading.load import load_model_config, read_tensors
 from fjx.models.loading.orbax import save_checkpoint
@@ -10,8 +12,6 @@ from fjx.models.loading.source import resolve
 from fjx.models.tensors import random_tensors
 from fjx.models.tokenizer import Tokenizer, load_tokenizer
 from fjx.models.tokenizer_definition import TokenizerDefinition
-
-from fjx.cli.main import main
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fjx.serving.config import ServerConfig
 
 from fjx.cli import main as command
 from fjx.cli.main import main
+from fjx.serving.config import ServerConfig
 
 
 def fjx(*words: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,5 @@
-"""Promise 1: a request's tokens depend on model, prompt, sampling parameters and seed, nothing else."""
+"""Promise 1: a request's tokens depend on model, prompt, sampling parameters and seed, nothing
+else."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ SHAPES = {
 
 # Few distinct beginnings, so that prompts share prefixes.
 prompts = st.builds(
-    lambda stem, length, tail: ([(stem * 37 + 11 * i) % VOCABULARY for i in range(length)] + tail),
+    lambda stem, length, tail: [(stem * 37 + 11 * i) % VOCABULARY for i in range(length)] + tail,
     st.integers(0, 2),
     st.integers(1, 90),
     st.lists(st.integers(0, VOCABULARY - 1), max_size=3),

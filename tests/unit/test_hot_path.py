@@ -1,0 +1,55 @@
+"""Nothing compiles on the request path."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fjx.sampling_params import SamplingParams
+from tests.unit.engine.tiny import VOCABULARY, tiny_engine
+
+
+def drawn_params(random: np.random.Generator) -> SamplingParams:
+    """Any mixture of what a request may ask for."""
+    sampled = bool(random.random() < 0.6)
+    penalized = bool(random.random() < 0.3)
+    return SamplingParams(
+        temperature=float(random.choice([0.5, 1.0])) if sampled else 0.0,
+        top_k=int(random.choice([0, 0, 5])),
+        top_p=float(random.choice([1.0, 0.9])),
+        min_p=float(random.choice([0.0, 0.05])),
+        repetition_penalty=1.2 if penalized else 1.0,
+        presence_penalty=0.5 if penalized else 0.0,
+        logit_bias={7: 2.0} if random.random() < 0.1 else {},
+        logprobs=int(random.integers(0, 21)) if random.random() < 0.2 else None,
+        min_tokens=1 if random.random() < 0.1 else 0,
+        n=2 if random.random() < 0.1 else 1,
+        seed=int(random.integers(2**62)) if random.random() < 0.5 else None,
+        max_tokens=int(random.integers(1, 20)),
+    )
+
+
+@pytest.mark.slow
+def test_500_mixed_requests_compile_nothing_after_warm_up() -> None:
+    engine = tiny_engine(num_pages=23)  # of its own: other tests do not warm up
+    engine.executor.compiler.compile_all(progress=False)
+    random = np.random.default_rng(0)
+    stems = random.integers(0, VOCABULARY, (3, 200))
+    aborted = 0
+    for i in range(500):
+        length = int(random.choice([1, 3, 20, 60, 150], p=[0.2, 0.3, 0.3, 0.15, 0.05]))
+        prompt = [*stems[i % 3, : length - 1].tolist(), int(random.integers(VOCABULARY))]
+        engine.add(str(i), prompt, drawn_params(random))
+        while engine.scheduler.num_waiting > int(random.integers(0, 12)):
+            engine.step()
+        if random.random() < 0.05:
+            aborted += len(engine.abort(str(int(random.integers(0, i + 1)))))
+    while engine.has_work:
+        engine.step()
+    engine.check_idle()
+    after = engine.stats()
+    assert set(after.compiles) == {"warmup"}
+    assert sum(after.requests_finished.values()) >= 500
+    assert aborted > 0
+    assert after.num_preemptions > 0
+    assert after.prefix_cache_hits > 0

@@ -1,0 +1,125 @@
+"""`fjx.LLM`: offline generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import fjx.llm
+from fjx.engine.engine import Engine
+from fjx.errors import RequestError
+from fjx.llm import LLM
+from fjx.sampling_params import SamplingParams
+from tests.unit.engine.tiny import LetterTokenizer, tiny_engine, tokens_alone
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+def text(tokens: list[int]) -> str:
+    return LetterTokenizer().add(tokens)
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> LLM:
+    engine = tiny_engine(max_waiting_requests=5)
+    engine.check_idle()
+    monkeypatch.setattr(fjx.llm, "start_engine", lambda config, progress: engine)
+    return LLM("tiny", progress=False)
+
+
+def alone(prompt: list[int], params: SamplingParams = GREEDY) -> list[int]:
+    return tokens_alone(tiny_engine(), prompt, params)
+
+
+def test_results_are_in_the_order_of_the_prompts_even_beyond_the_queue(llm: LLM) -> None:
+    prompts = [[10 + i] * (1 + 7 * i % 40) for i in range(20)]
+    params = [
+        SamplingParams(temperature=0, max_tokens=1 + 5 * i % 9, ignore_eos=True) for i in range(20)
+    ]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    for output, prompt, each in zip(outputs, prompts, params, strict=True):
+        assert output.finished
+        assert output.prompt_token_ids == prompt
+        (completion,) = output.outputs
+        assert completion.token_ids == alone(prompt, each)
+        assert completion.text == text(completion.token_ids)
+        assert completion.finish_reason == "length"
+    llm.engine.check_idle()
+
+
+def test_text_and_token_prompts_give_the_same(llm: LLM) -> None:
+    tokens = [40, 41, 42]
+    (by_text,) = llm.generate(text(tokens), GREEDY, use_tqdm=False)
+    (by_tokens,) = llm.generate(tokens, GREEDY, use_tqdm=False)
+    assert by_text.prompt == text(tokens)
+    assert by_tokens.prompt is None
+    assert by_text.outputs[0].token_ids == by_tokens.outputs[0].token_ids == alone(tokens)
+
+
+def test_no_prompts_give_no_results(llm: LLM) -> None:
+    assert llm.generate([], GREEDY, use_tqdm=False) == []
+
+
+def test_several_completions_of_one_prompt(llm: LLM) -> None:
+    params = SamplingParams(n=3, seed=5, max_tokens=6, logprobs=1, ignore_eos=True)
+    (output,) = llm.generate([50, 51], params, use_tqdm=False)
+    assert output.finished
+    for index, completion in enumerate(output.outputs):
+        assert completion.index == index
+        single = SamplingParams(seed=5 + index, max_tokens=6, ignore_eos=True)
+        assert completion.token_ids == alone([50, 51], single)
+        assert completion.logprobs is not None
+        assert [each.sampled.token_id for each in completion.logprobs] == completion.token_ids
+
+
+def test_times_are_in_order(llm: LLM) -> None:
+    (output,) = llm.generate([50, 51], GREEDY, use_tqdm=False)
+    timing = output.timing
+    assert timing is not None
+    assert timing.scheduled is not None
+    assert timing.first_token is not None
+    assert timing.finished is not None
+    assert timing.arrival <= timing.scheduled <= timing.first_token <= timing.finished
+
+
+def test_one_bad_prompt_refuses_all_before_anything_runs(llm: LLM) -> None:
+    steps = llm.stats().num_steps
+    with pytest.raises(RequestError, match="300 tokens"):
+        llm.generate([[1], [2] * 300], GREEDY, use_tqdm=False)
+    assert llm.stats().num_steps == steps
+    assert not llm.engine.has_work
+
+
+def test_the_number_of_sampling_params_must_fit(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="2 sampling params for 3 prompts"):
+        llm.generate([[1], [2], [3]], [GREEDY] * 2, use_tqdm=False)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("broken")])
+def test_an_interrupted_call_leaves_the_engine_clean(
+    llm: LLM, error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = Engine.step, []
+
+    def interrupted(engine: Engine) -> Any:
+        steps.append(1)
+        if len(steps) == 4:
+            raise error
+        return step(engine)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", interrupted)
+        with pytest.raises(BaseException, match=r"broken|^$"):
+            llm.generate([[i] * 30 for i in range(12)], GREEDY, use_tqdm=False)
+    (output,) = llm.generate([60, 61], GREEDY, use_tqdm=False)
+    assert output.outputs[0].token_ids == alone([60, 61])
+    llm.engine.check_idle()
+
+
+def test_shutdown_gives_up_what_is_left(llm: LLM) -> None:
+    llm.engine.add("left", [1, 2], GREEDY)
+    llm.shutdown()
+    while llm.engine.has_work:
+        llm.engine.step()
+    llm.engine.check_idle()
