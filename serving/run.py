@@ -14,7 +14,7 @@ import uvicorn
 try:
     from uvloop import run as run_loop
 except ImportError:  # it does not exist for Windows
-    from asyncio import run as run_loop
+    from asyncio import run as run_loop  # type: ignore[assignment]
 
 import fjx
 from fjx import EngineConfig, UserError

@@ -9,13 +9,14 @@ same tokens.
 from __future__ import annotations
 
 import heapq
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from fjx.cache.page_pool import OutOfPagesError, PagePool, prefix_digests
 from fjx.engine.request import Request
 
 
-class ScheduledRows(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ScheduledRows:
     """Rows of one request in a step: tokens ``start : start + count``."""
 
     request: Request
