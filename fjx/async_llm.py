@@ -189,7 +189,7 @@ class AsyncLLM:
                 if engine.has_work:
                     self._deliver(engine.step())
                 self._stats = engine.stats()
-        except Exception as error:
+        except BaseException as error:
             logger.exception("the engine died")
             self.error = f"the engine died: {error!r}"
         self._end()

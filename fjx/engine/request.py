@@ -32,6 +32,8 @@ class Request:
     """Which of the n completions of its prompt."""
     priority: int = 0
     """Lower is served first."""
+    order: int = -1
+    """Place in the queue among equals; given once, so that a preempted request keeps it."""
     computed: int = 0
     unread: int = 0
     pages: list[int] = field(default_factory=list)

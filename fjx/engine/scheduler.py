@@ -58,8 +58,10 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request."""
-        self._order += 1
-        heapq.heappush(self._waiting, (request.priority, request.arrival, self._order, request))
+        if request.order < 0:
+            self._order += 1
+            request.order = self._order
+        heapq.heappush(self._waiting, (request.priority, request.arrival, request.order, request))
 
     def schedule(self) -> list[ScheduledRows]:
         """Hand out the rows of the next step; empty if nothing can run now."""
@@ -167,7 +169,7 @@ class Scheduler:
                 self._grow(request, count)
                 return victims
             except OutOfPagesError:
-                victim = max(self.running, key=lambda r: (r.priority, r.arrival, r.index))
+                victim = max(self.running, key=lambda r: (r.priority, r.arrival, r.order))
                 self._preempt(victim)
                 victims.append(victim)
                 if victim is request:

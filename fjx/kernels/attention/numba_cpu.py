@@ -26,7 +26,7 @@ LANES = 16
 _TILE = 16  # query rows that share one pass over the pages
 _MASKED = np.float32(-1e30)
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
-_SHARDS = min(4, os.cpu_count() or 1)
+_SHARDS = min(8, os.cpu_count() or 1)
 
 
 def append_and_attend(
@@ -42,9 +42,9 @@ def append_and_attend(
     soft_cap: float | None,
 ) -> tuple[Float[Array, "T H D"], Array]:
     """See `fjx.kernels.attention.api.append_and_attend`."""
-    register_kernels()
     layer = jnp.asarray(layer, jnp.int32)
     suffix = "bf16" if kv_pages.dtype == jnp.uint16 else "f32"
+    _register(suffix)
     kv_pages = jax.ffi.ffi_call(
         f"fjx_append_kv_{suffix}",
         jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),
@@ -72,18 +72,18 @@ def append_and_attend(
     return sum(shards[1:], shards[0]), kv_pages
 
 
-def register_kernels() -> None:
-    """Compile the kernels (or load them from Numba's cache) and make them known to XLA, once."""
-    if _REGISTERED:
-        return
-    register("fjx_append_kv_bf16", _append_bf16)
-    register("fjx_append_kv_f32", _append_f32)
-    register("fjx_attend_bf16", _attend_bf16)
-    register("fjx_attend_f32", _attend_f32)
-    _REGISTERED.append(True)
+def _register(suffix: str) -> None:
+    """Compile the kernels of one storage type, or load them from Numba's cache, once."""
+    if suffix not in _REGISTERED:
+        append, attend = (
+            (_append_bf16, _attend_bf16) if suffix == "bf16" else (_append_f32, _attend_f32)
+        )
+        register(f"fjx_append_kv_{suffix}", append)
+        register(f"fjx_attend_{suffix}", attend)
+        _REGISTERED.add(suffix)
 
 
-_REGISTERED: list[bool] = []
+_REGISTERED: set[str] = set()
 
 
 # In Numba, indexing an array by anything but a range's own variable checks for negative indices,

@@ -57,8 +57,14 @@ def expected(dtype: str, prompt: tuple[int, ...], params: SamplingParams) -> lis
 SamplingParams.__hash__ = lambda self: hash(repr(self))  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        *(("float32", shape) for shape in SHAPES),
+        *(("bfloat16", shape) for shape in ("small chunks", "few pages", "two at a time")),
+    ],
+)
 @settings(
     max_examples=8,
     deadline=None,
