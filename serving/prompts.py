@@ -38,7 +38,10 @@ async def encode_chat(
 
     Raises:
         RequestError: the model has no chat template, or its template refuses the conversation.
+        ApiError: a variable would replace the conversation.
     """
+    if variables and "messages" in variables:
+        raise invalid("chat_template_kwargs must not hold 'messages'", "chat_template_kwargs")
     plain = [{"role": _role(message), "content": message_text(message)} for message in messages]
 
     def render_and_encode() -> list[int]:

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fjx.cli.options import CommandParser
-from fjx.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from fjx.models.config import ModelConfig
-    from fjx.models.loading.source import ModelSource
 
 EXAMPLES = """examples:
   fjx convert smollm2-135m checkpoints/smollm2
@@ -61,38 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: the model cannot be read, or the folder is in use or cannot be written.
     """
-    from fjx.models.loading.load import load_model_config
-    from fjx.models.loading.orbax import save_checkpoint
-    from fjx.models.loading.source import resolve
-    from fjx.models.tokenizer import load_tokenizer
-
-    source = resolve(arguments.source, arguments.revision, arguments.cache_dir)
-    config = load_model_config(source)
-    tokenizer = load_tokenizer(source)
-    destination: Path = arguments.destination
-    save_checkpoint(destination, config, _tensors(source, config, arguments.dtype))
-    try:
-        tokenizer.save(destination)
-    except OSError as error:
-        raise UserError(f"{destination}: the tokenizer cannot be written: {error}") from error
-    print(f"wrote {destination}; use it with --model {destination}", file=sys.stderr)
-    return 0
-
-
-def _tensors(
-    source: ModelSource, config: ModelConfig, dtype: str | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The model's tensors in the wanted type, with a progress bar in bytes of the files."""
     import ml_dtypes
     import numpy as np
-    from tqdm import tqdm
 
-    from fjx.models.loading.load import open_checkpoint
+    from fjx.models.loading.convert import convert
+    from fjx.models.loading.source import resolve
 
-    wanted = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-    checkpoint = open_checkpoint(source, config)
-    total = sum(checkpoint.nbytes.values())
-    with tqdm(desc=f"Converting {source.name}", total=total, unit="B", unit_scale=True) as bar:
-        for name, tensor in checkpoint:
-            yield name, tensor if dtype is None else tensor.astype(wanted[dtype], copy=False)
-            bar.update(checkpoint.nbytes.get(name, 0))
+    types = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+    source = resolve(arguments.source, arguments.revision, arguments.cache_dir)
+    destination: Path = arguments.destination
+    convert(source, destination, types.get(arguments.dtype))
+    print(f"wrote {destination}; use it with --model {destination}", file=sys.stderr)
+    return 0

@@ -48,7 +48,7 @@ def test_a_converted_model_loads_by_itself(model: Path, tmp_path: Path) -> None:
     assert config == load_model_config(before)
     converted = dict(read_tensors(after, config))
     for name, tensor in read_tensors(before, config):
-        assert converted[name].dtype.name == "bfloat16"
+        assert converted[name].dtype.name == ("bfloat16" if tensor.ndim > 1 else "float32")
         np.testing.assert_array_equal(converted[name], tensor.astype(converted[name].dtype))
     assert load_tokenizer(after).encode("ac") == load_tokenizer(before).encode("ac") == [0, 2, 4]
 

@@ -39,6 +39,12 @@ def test_template_variables_are_passed_on(post, llm):
     assert prompt_of(llm).startswith("thinking=False\n")
 
 
+def test_template_variables_cannot_replace_the_conversation(post):
+    response = post("/v1/chat/completions", messages=USER, chat_template_kwargs={"messages": []})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "chat_template_kwargs"
+
+
 def test_template_refusal_is_a_bad_request(post):
     response = post("/v1/chat/completions", messages=[{"role": "assistant", "content": "Hi"}])
     assert response.status_code == 400
