@@ -37,6 +37,8 @@ def main() -> int:
     if not is_free(port):
         say(f"port {port} of {HOST} is in use; give another with --port")
         return 2
+    # A script's background job starts with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_by_signal)
     with start_server(port) as server:
