@@ -52,8 +52,7 @@ def append_and_attend(
 
     Args:
         q: queries after RoPE, float32; H is a multiple of K (grouped heads: query head h reads KV
-        head
-            ``h // (H // K)``).
+            head ``h // (H // K)``).
         k: keys after RoPE, to be written at the rows' positions.
         v: values, likewise.
         kv_pages: one granule's pages, see `kv_pages_shape`; donated by the caller's program.

@@ -53,8 +53,8 @@ def append_and_attend(
     window = jnp.asarray(0 if window is None else window, jnp.int32)
     numbers = jnp.array([scale, soft_cap or 0.0], jnp.float32)
     attend = jax.ffi.ffi_call(f"fjx_attend_{suffix}", jax.ShapeDtypeStruct(q.shape, jnp.float32))
-    # Calls that do not depend on each other run on different threads; each leaves zeros where it
-    # has no part.
+    # XLA may run calls that do not depend on each other on different threads; each leaves zeros
+    # where it has no part.
     shards = [
         attend(
             q,
