@@ -1,0 +1,120 @@
+"""Cluster files: nodes, devices, free memory and links in TOML. See docs/mesh-files.md."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from fjx.sharding.errors import MeshError, counted, listed
+from fjx.sharding.fields import Fields, parse_size
+from fjx.sharding.plan import Device
+from fjx.sharding.toml_source import TomlSource
+from fjx.sharding.topology import INSTANT, UNKNOWN_MEMORY, DeviceState, Link, Topology
+
+
+def read_cluster(path: pathlib.Path) -> Topology:
+    """Read a cluster file.
+
+    Raises:
+        MeshError: the file cannot be read or is wrong; the message names file and line.
+    """
+    return parse_cluster(read_text(path, "cluster file"), f"cluster file {path}")
+
+
+def parse_cluster(text: str, label: str = "cluster file") -> Topology:
+    """Read the text of a cluster file; ``label`` is what messages call it.
+
+    Raises:
+        MeshError: it is wrong; the message names the line.
+    """
+    source = TomlSource(label, text)
+    fields = Fields(source.content, (), "the cluster file", source.error)
+    fields.only(["node", "links", "link"])
+    nodes = fields.tables("node")
+    devices: list[DeviceState] = []
+    for node in nodes:
+        for state in _node(node):
+            if any(state.device == other.device for other in devices):
+                raise node.error(None, f"{state.device} is listed twice; name each device once")
+            devices.append(state)
+    if not devices:
+        raise fields.error("node", "a cluster needs at least one device; add a [[node]]")
+    links = fields.table("links", {})
+    links.only(["within", "between"])
+    names = {state.device.host for state in devices}
+    pairs = tuple(_pair(link, names) for link in fields.tables("link", []))
+    return Topology(
+        tuple(devices),
+        within=optional_link(links, "within") or INSTANT,
+        between=optional_link(links, "between") or INSTANT,
+        pairs=pairs,
+    )
+
+
+def read_text(path: pathlib.Path, noun: str) -> str:
+    """A file's text.
+
+    Raises:
+        MeshError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise MeshError(f"cannot read {noun} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise MeshError(f"{noun} {path} is not UTF-8 text: {error}") from None
+
+
+def optional_link(fields: Fields, key: str) -> Link | None:
+    """A link written as a table with ``bandwidth`` in bytes/s and ``latency`` in seconds."""
+    if key not in fields:
+        return None
+    link = fields.table(key)
+    link.only(["bandwidth", "latency"])
+    return _link(link)
+
+
+def _link(fields: Fields) -> Link:
+    return Link(fields.number("bandwidth"), fields.number("latency", 0.0, zero=True))
+
+
+def _pair(fields: Fields, names: set[str]) -> tuple[frozenset[str], Link]:
+    fields.only(["nodes", "bandwidth", "latency"])
+    nodes: Any = fields.get("nodes")
+    if not (isinstance(nodes, list) and len(nodes) == 2 and set(nodes) <= names):
+        raise fields.error(
+            "nodes", f"nodes must name two of {listed(sorted(names))}, got {nodes!r}"
+        )
+    return frozenset(nodes), _link(fields)
+
+
+def _node(fields: Fields) -> list[DeviceState]:
+    fields.only(["name", "platform", "devices", "free_memory", "speed"])
+    name, platform = fields.text("name"), fields.text("platform", "gpu")
+    if "/" in name:
+        raise fields.error("name", f"a node's name has no slash, got {name!r}")
+    speed = fields.number("speed", 1.0)
+    count = fields.integer("devices", least=1)
+    free = _free_memory(fields, count)
+    return [
+        DeviceState(Device(name, platform, index), size, speed) for index, size in enumerate(free)
+    ]
+
+
+def _free_memory(fields: Fields, count: int) -> list[int]:
+    value = fields.get("free_memory", UNKNOWN_MEMORY)
+    values = value if isinstance(value, list) else [value] * count
+    if len(values) != count:
+        raise fields.error(
+            "free_memory",
+            f"free_memory lists {counted(len(values), 'size')} for {counted(count, 'device')}; "
+            "give one size for each, or one for all",
+        )
+    sizes = [parse_size(value) for value in values]
+    known = [size for size in sizes if size is not None]
+    if len(known) < count:
+        raise fields.error(
+            "free_memory",
+            f'free_memory must be bytes or texts such as "70 GiB", got {value!r}',
+        )
+    return known

@@ -1,0 +1,174 @@
+"""Typed access to the tables of a parsed TOML or JSON file, with errors that say where."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fjx.sharding.errors import MeshError, listed
+from fjx.sharding.toml_source import Path
+
+MakeError = Callable[[Path, str], MeshError]
+"""Makes the error for a message about a place in the file."""
+
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40} | {
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+_NO_DEFAULT: Any = object()
+
+
+class Fields:
+    """One table of a file: each method reads a key, checks its type and range, or says what to do.
+
+    Args:
+        values: The table.
+        path: Where it stands.
+        name: What messages call it, such as ``[[stage]]``.
+        error: Makes the error for a place.
+
+    Raises:
+        MeshError: ``values`` is not a table.
+    """
+
+    def __init__(self, values: Any, path: Path, name: str, error: MakeError) -> None:
+        if not isinstance(values, dict):
+            raise error(path, f"{name} must be a table of keys and values, got {values!r}")
+        self.values: Mapping[str, Any] = values
+        self.path = path
+        self.name = name
+        self._error = error
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def error(self, key: str | None, message: str) -> MeshError:
+        """An error about one key, or about the table."""
+        return self._error(self.path if key is None else (*self.path, key), message)
+
+    def only(self, known: Iterable[str]) -> None:
+        """Refuse keys that are not known.
+
+        Raises:
+            MeshError: there is one; the message names the nearest known key.
+        """
+        known = list(known)
+        for key in self.values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                mend = f"did you mean {near[0]!r}?" if near else f"known are {listed(known)}"
+                raise self.error(key, f"unknown key {key!r} in {self.name}; {mend}")
+
+    def get(self, key: str, default: Any = _NO_DEFAULT) -> Any:
+        """The value as it is.
+
+        Raises:
+            MeshError: the key is missing and has no default.
+        """
+        if key not in self.values and default is _NO_DEFAULT:
+            raise self.error(None, f"{self.name} has no {key!r}; add it")
+        return self.values.get(key, default)
+
+    def text(self, key: str, default: Any = _NO_DEFAULT) -> Any:
+        """A text that is not empty."""
+        value = self.get(key, default)
+        if value is default or (isinstance(value, str) and value):
+            return value
+        raise self.error(key, f"{key} must be a text in quotes, got {value!r}")
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"{key} must be true or false, got {value!r}")
+        return value
+
+    def integer(self, key: str, default: Any = _NO_DEFAULT, *, least: int = 0) -> Any:
+        """A whole number of at least ``least``."""
+        value = self.get(key, default)
+        if value is default or (is_integer(value) and value >= least):
+            return value
+        raise self.error(key, f"{key} must be a whole number of at least {least}, got {value!r}")
+
+    def number(self, key: str, default: Any = _NO_DEFAULT, *, zero: bool = False) -> Any:
+        """A number above zero, or from zero if ``zero``; infinity is one."""
+        value = self.get(key, default)
+        if value is default:
+            return value
+        if is_number(value) and (value > 0 or (zero and value == 0)):
+            return float(value)
+        bound = "of at least 0" if zero else "above 0"
+        raise self.error(key, f"{key} must be a number {bound}, got {value!r}")
+
+    def size(self, key: str, default: Any = _NO_DEFAULT) -> Any:
+        """Bytes, as a whole number or as a text such as ``"70 GiB"``."""
+        value = self.get(key, default)
+        if value is default:
+            return value
+        size = parse_size(value)
+        if size is None:
+            raise self.error(
+                key, f'{key} must be a number of bytes or a text such as "70 GiB", got {value!r}'
+            )
+        return size
+
+    def table(self, key: str, default: Any = _NO_DEFAULT) -> Fields:
+        """A table within this one."""
+        return Fields(self.get(key, default), (*self.path, key), f"[{key}]", self._error)
+
+    def tables(self, key: str, default: Any = _NO_DEFAULT) -> tuple[Fields, ...]:
+        """A list of tables, in the order of the file."""
+        values = self.get(key, default)
+        if not isinstance(values, list):
+            raise self.error(key, f"{key} must be a list of tables, written [[{key}]]")
+        return tuple(
+            Fields(value, (*self.path, key, index), f"[[{key}]]", self._error)
+            for index, value in enumerate(values)
+        )
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a parsed value is a whole number (true and false are not)."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a parsed value is a number other than NaN."""
+    return is_integer(value) or (isinstance(value, float) and not math.isnan(value))
+
+
+def parse_size(value: Any) -> int | None:
+    """Bytes from a whole number or from a text such as ``"1.5 GiB"``; None: neither."""
+    if is_integer(value):
+        return int(value) if value >= 0 else None
+    if not isinstance(value, str):
+        return None
+    words = value.split()
+    if len(words) != 2 or words[1] not in _UNITS:
+        return None
+    try:
+        size = float(words[0]) * _UNITS[words[1]]
+    except ValueError:
+        return None
+    return int(size) if math.isfinite(size) and size >= 0 else None
+
+
+def format_bytes(size: float) -> str:
+    """Bytes for people, in three digits: ``1.50 GiB``."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        # From 1000 of the next smaller unit on, so that three digits do.
+        if size >= 1000 * _UNITS[unit] // 1024:
+            return f"{size / _UNITS[unit]:.3g} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people, in three digits: ``1.25 ms``."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns" if seconds else "0 s"

@@ -1,0 +1,157 @@
+"""The machine as values: its devices, their free memory, and the links between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fjx.sharding.plan import Device, Mesh
+
+UNKNOWN_MEMORY = 1 << 62
+"""Free bytes of a device that does not say: never the reason to refuse a plan."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way for bytes between two meshes."""
+
+    bytes_per_second: float = float("inf")
+    latency_seconds: float = 0.0
+
+    def transfer_seconds(self, size: int) -> float:
+        """Time to send so many bytes."""
+        return self.latency_seconds + size / self.bytes_per_second
+
+
+INSTANT = Link()
+"""No cost: between a mesh and itself, or where nothing is known."""
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """A device with what it has to give."""
+
+    device: Device
+    free_bytes: int = UNKNOWN_MEMORY
+    """Memory for parameters, KV pages and activations."""
+    speed: float = 1.0
+    """Relative to the device of the profile: 2 halves the seconds."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The devices of a machine or cluster, in order, and the links between hosts."""
+
+    devices: tuple[DeviceState, ...]
+    within: Link = INSTANT
+    """Between devices of one host."""
+    between: Link = INSTANT
+    """Between hosts that `pairs` does not name."""
+    pairs: tuple[tuple[frozenset[str], Link], ...] = ()
+    """Links of particular pairs of hosts."""
+
+    @property
+    def platform(self) -> str:
+        """The platform of the first device: the one that is meant where none is named."""
+        return self.devices[0].device.platform
+
+    def state(self, device: Device) -> DeviceState | None:
+        """What is known of a device; None: it is not here."""
+        return next((state for state in self.devices if state.device == device), None)
+
+    def select(self, platform: str | None, host: str | None) -> tuple[DeviceState, ...]:
+        """The devices of a platform (None: of the first device's) and host (None: any), in
+        order."""
+        platform = platform or self.platform
+        return tuple(
+            state
+            for state in self.devices
+            if state.device.platform == platform and host in (None, state.device.host)
+        )
+
+    def link(self, source: Mesh, target: Mesh) -> Link:
+        """The slowest link between a device of one mesh and a device of another; instant where
+        the devices are the same."""
+        if set(source.devices) == set(target.devices):
+            return INSTANT
+        hosts = {(a.host, b.host) for a in source.devices for b in target.devices}
+        links = [self._between(first, second) for first, second in sorted(hosts)]
+        return Link(
+            min(link.bytes_per_second for link in links),
+            max(link.latency_seconds for link in links),
+        )
+
+    def _between(self, first: str, second: str) -> Link:
+        if first == second:
+            return self.within
+        return dict(self.pairs).get(frozenset({first, second}), self.between)
+
+
+class LiveDevice(Protocol):
+    """What is read of a `jax.Device`."""
+
+    @property
+    def id(self) -> int:
+        """Unique on the platform."""
+
+    @property
+    def platform(self) -> str:
+        """cpu, gpu or tpu."""
+
+    @property
+    def process_index(self) -> int:
+        """Which process owns the device."""
+
+    def memory_stats(self) -> Mapping[str, Any] | None:
+        """``bytes_limit`` and ``bytes_in_use``, where the platform keeps them."""
+
+
+def key_of(device: LiveDevice, hosts: Sequence[str] = ()) -> Device:
+    """The key of a live device.
+
+    Args:
+        device: A `jax.Device`.
+        hosts: Name of each process's host; by default ``localhost``, then ``process-1`` and so on.
+    """
+    process = device.process_index
+    if process < len(hosts):
+        host = hosts[process]
+    else:
+        host = f"process-{process}" if process else "localhost"
+    return Device(host, device.platform, device.id)
+
+
+def live_topology(
+    devices: Sequence[LiveDevice],
+    *,
+    hosts: Sequence[str] = (),
+    within: Link = INSTANT,
+    between: Link = INSTANT,
+    process: int = 0,
+    default_free_bytes: int = UNKNOWN_MEMORY,
+) -> Topology:
+    """Read the machine.
+
+    Args:
+        devices: `jax.devices()`.
+        hosts: As in `key_of`.
+        within: Link between devices of one host.
+        between: Link between hosts.
+        process: `jax.process_index()`; only the process's own devices can be asked.
+        default_free_bytes: Free memory of a device without memory statistics: a CPU's, or another
+            process's.
+
+    Raises:
+        ValueError: there are no devices.
+    """
+    if not devices:
+        raise ValueError("a machine needs at least one device; jax.devices() gave none")
+    states = []
+    for device in devices:
+        stats = device.memory_stats() if device.process_index == process else None
+        free = default_free_bytes
+        if stats and "bytes_limit" in stats:
+            free = max(0, stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+        states.append(DeviceState(key_of(device, hosts), free))
+    return Topology(tuple(states), within, between)
