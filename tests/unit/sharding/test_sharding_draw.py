@@ -1,0 +1,196 @@
+"""The table and the picture of a plan show what it is, and are readable."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import xml.etree.ElementTree as ElementTree
+from importlib import util
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
+from fjx.sharding.assign import places_of
+from fjx.sharding.difference import difference
+from fjx.sharding.draw import plan_svg, svg_to_png
+from fjx.sharding.errors import MeshError
+from fjx.sharding.fields import format_bytes, format_seconds
+from fjx.sharding.figures import StageFigures, Workload
+from fjx.sharding.plan import Deployment, Device
+from fjx.sharding.planner import even_mesh, plan_mesh
+from fjx.sharding.svg import text_width
+from fjx.sharding.table import difference_table, plan_table, short_devices
+from fjx.sharding.timeline import idle_share, schedule, step_seconds
+from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Link, Topology
+
+SIZES = ModelSizes(
+    model="toy <0.1B>",
+    hidden_size=64,
+    num_heads=8,
+    num_kv_heads=8,
+    head_dim=16,
+    mlp_width=128,
+    vocab_size=256,
+)
+FIGURES = DeviceFigures(flops_per_second=1e9, memory_bytes_per_second=1e9)
+GRAPH = analytic_graph(SIZES, [1] * 64, [8], FIGURES)
+WORKLOAD = Workload(rows=8, kv_tokens=64)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def machine(devices: int, hosts: tuple[str, ...] = ("localhost",), free: int = 1 << 30) -> Topology:
+    states = [DeviceState(Device(h, "gpu", i), free) for h in hosts for i in range(devices)]
+    return Topology(tuple(states), Link(1e8, 1e-5), Link(1e7, 1e-4))
+
+
+def planned(topology: Topology, stages: int, tensor: int = 1, replicas: int = 1) -> Deployment:
+    mesh = even_mesh(stages, tensor=tensor, replicas=replicas)
+    return plan_mesh(mesh, topology, GRAPH, WORKLOAD)
+
+
+def drawn(deployment: Deployment, topology: Topology) -> str:
+    places = [places_of(plan, topology) for plan in deployment.replicas]
+    return plan_svg(GRAPH, deployment, places, WORKLOAD)
+
+
+@pytest.mark.parametrize(
+    ("stages", "tensor", "replicas"),
+    [(1, 1, 1), (2, 2, 1), (3, 8, 1), (4, 1, 2), (6, 1, 1), (7, 1, 1), (17, 1, 1), (32, 2, 1)],
+)
+@pytest.mark.parametrize("free", [1 << 30, UNKNOWN_MEMORY])
+def test_no_text_of_the_picture_covers_another_or_leaves_it(
+    stages: int, tensor: int, replicas: int, free: int
+) -> None:
+    topology = machine(8, tuple(f"compute-node-{i}" for i in range(8)), free)
+    picture = drawn(planned(topology, stages, tensor, replicas), topology)
+    root = ElementTree.fromstring(picture)
+    assert root.attrib["width"] == "1000"
+    boxes = []
+    for text in root.iter(f"{SVG}text"):
+        size, words = float(text.attrib["font-size"]), text.text or ""
+        width = text_width(words, size)
+        shift = {"start": 0, "middle": 0.5, "end": 1}[text.attrib["text-anchor"]]
+        x, bottom = float(text.attrib["x"]) - shift * width, float(text.attrib["y"])
+        boxes.append((x, bottom - 0.75 * size, x + width, bottom, words))
+        assert x >= 0
+        assert x + width <= 1000
+        assert bottom < float(root.attrib["height"])
+        assert size >= 10
+    for one, other in itertools.combinations(boxes, 2):
+        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        assert apart, (one, other)
+
+
+def test_the_picture_names_stages_devices_granules_and_bytes() -> None:
+    topology = machine(4)
+    picture = drawn(planned(topology, 2, tensor=2), topology)
+    texts = [text.text or "" for text in ElementTree.fromstring(picture).iter(f"{SVG}text")]
+    assert "toy <0.1B>" in texts
+    for expected in ("stage 1", "stage 2", "gpu:0-1", "gpu:2-3"):
+        assert expected in texts
+    assert any(re.match(r"embed, granules 0-\d+$", text) for text in texts)
+    assert any(re.match(r"granules \d+-63, head$", text) for text in texts)
+    assert any(re.match(r"[\d.]+ MiB of 1 GiB$", text) for text in texts)
+
+
+def test_a_png_is_rendered_or_refused_with_the_mend() -> None:
+    topology = machine(2)
+    picture = drawn(planned(topology, 2), topology)
+    if util.find_spec("resvg_py") is None:
+        with pytest.raises(MeshError, match=r"pip install 'fjx\[png\]'"):
+            svg_to_png(picture)
+    else:
+        png = svg_to_png(picture, zoom=1.5)
+        assert png.startswith(b"\x89PNG\r\n")
+        assert int.from_bytes(png[16:20]) == 1500
+
+
+def test_the_table_has_a_line_for_each_stage_of_each_replica() -> None:
+    topology = machine(4)
+    deployment = planned(topology, 2, replicas=2)
+    places = [places_of(plan, topology) for plan in deployment.replicas]
+    lines = plan_table(GRAPH, deployment, places, WORKLOAD).splitlines()
+    assert lines[0] == "replica 1 of 2: toy <0.1B>, 2 stages"
+    assert lines[1].split() == [
+        *("stage", "devices", "granules", "layers", "parameters", "KV", "pages"),
+        *("activations", "free", "compute", "input"),
+    ]
+    assert lines[2].startswith("1      gpu:0    embed, 0-")
+    assert lines[3].startswith("2      gpu:1    ")
+    assert "-63, head" in lines[3]
+    assert lines[4].startswith("slowest stage ")
+    assert lines[8].startswith("1      gpu:2 ")
+
+
+def test_the_table_of_a_difference_sums_up_its_moves() -> None:
+    topology = machine(4)
+    one, two = planned(topology, 1), planned(topology, 2)
+    lines = difference_table(difference(one, two, GRAPH, 10)).splitlines()
+    moved = len(two.replicas[0].stages[1].granules) + 1
+    assert len(lines) == 1 + moved + 1
+    assert lines[1].split()[:4] == ["granule", str(64 - moved + 1), "gpu:0", "gpu:1"]
+    assert lines[-1].startswith(f"{moved} moves, ")
+    assert difference_table(difference(one, one, GRAPH)) == "nothing moves"
+
+
+def test_devices_are_written_short() -> None:
+    devices = [Device("localhost", "gpu", i) for i in (0, 1, 2, 5)] + [Device("b", "cpu", 7)]
+    assert short_devices(devices) == "gpu:0-2,5 b/cpu:7"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "0.977 KiB"), (1536, "1.5 KiB"), (70 << 30, "70 GiB")],
+)
+def test_bytes_are_written_in_three_digits(size: int, text: str) -> None:
+    assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (1.25e-3, "1.25 ms"), (3e-9, "3 ns"), (75, "75 s")]
+)
+def test_seconds_are_written_in_three_digits(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def stage(compute: float, transfer: float = 0.0) -> StageFigures:
+    return StageFigures(compute, transfer, 0, 0, 0, 0)
+
+
+def test_bubbles_vanish_with_as_many_microbatches_as_equal_stages() -> None:
+    four = [stage(0.001)] * 4
+    assert [round(idle_share(four, m), 6) for m in (1, 2, 4, 8)] == [0.75, 0.5, 0, 0]
+    assert step_seconds(four, 1) == pytest.approx(0.004)
+    assert step_seconds(four, 8) == pytest.approx(0.008)
+
+
+def test_a_slow_stage_sets_the_pace() -> None:
+    stages = [stage(0.001), stage(0.002, transfer=0.001)]
+    assert step_seconds(stages, 4) == pytest.approx(4 * 0.003)
+    assert idle_share(stages, 4) == pytest.approx(1 - (1 + 3) / (2 * 3))
+
+
+@given(
+    st.lists(st.builds(stage, st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=5),
+    st.integers(1, 5),
+    st.integers(1, 3),
+)
+def test_a_stage_does_one_thing_at_a_time_and_after_the_stage_before(
+    stages: list[StageFigures], microbatches: int, steps: int
+) -> None:
+    slots = {(s.step, s.microbatch, s.stage): s for s in schedule(stages, microbatches, steps)}
+    assert len(slots) == len(stages) * microbatches * steps
+    for (step, microbatch, index), slot in slots.items():
+        assert slot.received - slot.begin == stages[index].transfer_seconds
+        assert slot.end - slot.received == stages[index].compute_seconds
+        if index:
+            assert slot.begin >= slots[step, microbatch, index - 1].end
+        elif step:
+            assert slot.begin >= slots[step - 1, microbatch, len(stages) - 1].end
+    for index in range(len(stages)):
+        own = sorted(
+            (s for s in slots.values() if s.stage == index), key=lambda s: (s.begin, s.end)
+        )
+        assert all(a.end <= b.begin for a, b in itertools.pairwise(own))
