@@ -98,13 +98,15 @@ def only_asks_version(frame: int) -> bool:
 
 def register(name: str, function: Callable[[int], int]) -> None:
     """Compile a function of the call frame's address and make it an XLA CPU custom call."""
+    if any(name == known for known, _ in _KEEP_ALIVE):
+        return
     compiled = numba.cfunc(types.int64(types.int64), cache=True)(function)
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    _KEEP_ALIVE.append(compiled)
+    _KEEP_ALIVE.append((name, compiled))
     capsule = new_capsule(compiled.address, b"xla._CUSTOM_CALL_TARGET", None)
     jax.ffi.register_ffi_target(name, capsule, platform="cpu", api_version=1)
 
 
-_KEEP_ALIVE: list[Any] = []
+_KEEP_ALIVE: list[tuple[str, Any]] = []

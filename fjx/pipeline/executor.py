@@ -135,8 +135,7 @@ class Executor:
         tensors: dict[str, Any] = {}
 
         def place(name: str, values: np.ndarray) -> None:
-            stored = specs[name].struct(self._dtype).dtype
-            tensors[name] = jax.device_put(values.astype(stored, copy=False))
+            tensors[name] = jax.device_put(specs[name].store(values, self._dtype))
 
         read(place)
         self._parameters = Parameters(
