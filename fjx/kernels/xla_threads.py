@@ -21,7 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fjx.kernels.xla_ffi import words
+from fjx.kernels.xla_ffi import compile_function, words
 
 _API, _CONTEXT = 2, 3  # 8-byte words from the frame's start
 _DESTROY_ERROR, _SCHEDULE, _COUNT_THREADS = 8, 17, 18  # words from the start of the API's table
@@ -89,13 +89,14 @@ def symbol_address(symbol: str) -> Any:
 
 
 def register_task(symbol: str, function: Callable[[int], None]) -> None:
-    """Compile a function of a block's address under a name; before the kernels that use it."""
-    compiled = numba.cfunc(types.void(types.int64), cache=True)(function)
-    llvmlite.binding.add_symbol(symbol, compiled.address)
-    _KEEP_ALIVE.append(compiled)
+    """Compile a function of a block's address under a name, once; before the kernels that use
+    it."""
+    if symbol not in _TASKS:
+        _TASKS[symbol] = compile_function(types.void(types.int64), function)
+        llvmlite.binding.add_symbol(symbol, _TASKS[symbol].address)
 
 
-_KEEP_ALIVE: list[Any] = []
+_TASKS: dict[str, Any] = {}
 
 
 @numba.njit(inline="always")
@@ -133,7 +134,7 @@ def release(block: int) -> None:
         free(block)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def invite(frame: int, task: int, block: int) -> None:
     """Ask XLA's threads to run a task on a block; the caller must then do its own share."""
     api = words(words(frame, 5)[_API], 19)
@@ -160,7 +161,7 @@ def invite(frame: int, task: int, block: int) -> None:
         _call(api[_DESTROY_ERROR], block + 8 * _CALL)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def wait(block: int) -> None:
     """Wait until every part is done, then leave the block."""
     total = words(block, _ARGUMENTS)[_TOTAL]

@@ -8,8 +8,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from fjx.kernels.matmul.microkernel import HAS_BFLOAT16_PRODUCTS
 from fjx.kernels.matmul.packed import PACKED_RANK, can_pack, pack, packed_matmul, packed_shape
+from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS
 
 
 def multiplies_bfloat16() -> bool:

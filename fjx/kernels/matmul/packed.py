@@ -13,7 +13,8 @@ import numba
 import numpy as np
 from jaxtyping import Array, Float
 
-from fjx.kernels.matmul.microkernel import COLUMNS, HAS_BFLOAT16_PRODUCTS, MOST_ROWS, block_product
+from fjx.kernels.matmul.microkernel import COLUMNS, block_product
+from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS, MOST_ROWS
 from fjx.kernels.xla_ffi import argument, dims, only_asks_version, register, result
 from fjx.kernels.xla_threads import (
     block_arguments,
@@ -56,23 +57,14 @@ def packed_matmul(x: Float[Array, "T I"], packed: Array, outputs: int) -> Float[
     """``x @ w`` in float32, for the packed ``w`` of so many output columns."""
     panels, terms, columns, values = packed.shape
     suffix = "bf16" if packed.dtype == jnp.bfloat16 else "f32"
-    _register(suffix)
+    task, kernel = (_bf16_task, _bf16_kernel) if suffix == "bf16" else (_f32_task, _f32_kernel)
+    register_task(f"fjx_matmul_{suffix}_task", task)
+    register(f"fjx_matmul_{suffix}", kernel)
     x = jnp.pad(x.astype(packed.dtype), ((0, 0), (0, terms * values - x.shape[1])))
     product = jax.ffi.ffi_call(
         f"fjx_matmul_{suffix}", jax.ShapeDtypeStruct((x.shape[0], panels * columns), jnp.float32)
     )
     return product(x, packed)[:, :outputs]
-
-
-def _register(suffix: str) -> None:
-    task, kernel = (_bf16_task, _bf16_kernel) if suffix == "bf16" else (_f32_task, _f32_kernel)
-    if suffix not in _REGISTERED:
-        register_task(f"fjx_matmul_{suffix}_task", task)
-        register(f"fjx_matmul_{suffix}", kernel)
-        _REGISTERED.add(suffix)
-
-
-_REGISTERED: set[str] = set()
 
 
 @numba.njit(cache=True, nogil=True)
