@@ -16,6 +16,7 @@ from fjx.kernels.token_rule import (
     SamplingRows,
     choose_tokens,
     edit_logits,
+    largest_token,
     top_logprobs,
 )
 from fjx.models.granules import Model, Params
@@ -247,7 +248,7 @@ class _Programs:
         hidden = _struct((limits.sample_buckets[-1], model.config.hidden_size), jnp.float32)
 
         def greedy(logits, last_token, slots):  # type: ignore[no-untyped-def]
-            tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            tokens = largest_token(logits)
             return tokens, last_token.at[slots[:S]].set(tokens)
 
         yield ProgramSpec(
