@@ -119,7 +119,7 @@ def compile_function(signature: Any, function: Callable[..., Any]) -> Any:
     Numba looks only at the file in which the function stands to tell whether the cache is stale; a
     kernel is made of several, so the stamp covers them all.
     """
-    compiled = CFunc(function, normalize_signature(signature), locals={}, options={})
+    compiled: Any = CFunc(function, normalize_signature(signature), locals={}, options={})
     compiled.enable_caching()
     file = compiled._cache._cache_file
     file._source_stamp = (file._source_stamp, _sources_digest())

@@ -17,7 +17,7 @@ def multiplies_bfloat16() -> bool:
     return jax.default_backend() != "cpu" or HAS_BFLOAT16_PRODUCTS
 
 
-def stored_struct(shape: tuple[int, int], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+def stored_struct(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
     """How an (in, out) matrix of weights is stored on this platform: as it is, or packed."""
     stored = packed_shape(shape, dtype) if _packs(dtype) else shape
     return jax.ShapeDtypeStruct(stored, dtype)  # type: ignore[no-untyped-call]

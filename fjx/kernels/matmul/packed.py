@@ -36,7 +36,7 @@ def can_pack(dtype: jnp.dtype) -> bool:
     return dtype == jnp.float32 or (dtype == jnp.bfloat16 and HAS_BFLOAT16_PRODUCTS)
 
 
-def packed_shape(shape: tuple[int, int], dtype: jnp.dtype) -> tuple[int, int, int, int]:
+def packed_shape(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[int, int, int, int]:
     """Shape of a packed (in, out) matrix: (panels, terms, columns, values a term)."""
     values = 4 // jnp.dtype(dtype).itemsize
     return -(-shape[1] // COLUMNS), -(-shape[0] // values), COLUMNS, values
