@@ -15,6 +15,8 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
+from fjx.pipeline.flat_call import flat_call
+
 logger = logging.getLogger(__name__)
 
 Place = Literal["warmup", "background", "hot_path"]
@@ -35,6 +37,8 @@ class ProgramSpec:
     """Positions of arguments whose memory the program may reuse."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """XLA compile options."""
+    flat: bool = False
+    """Whether it is called with the flat list of its arrays, see `flat_call`."""
 
 
 class Compiler:
@@ -81,7 +85,7 @@ class Compiler:
             threading.stack_size(old_stack)
 
     def _finish(self, spec: ProgramSpec, lowered: Any, place: Place, bar: Any) -> None:
-        program = lowered.compile(dict(spec.options) or None)
+        program = _compile(spec, lowered)
         with self._lock:
             self._programs[spec.key] = program
             self.counts[place] += 1
@@ -90,7 +94,7 @@ class Compiler:
     def _compile_now(self, key: Hashable) -> Any:
         logger.warning("compiling %s on the request path; warm-up should have done it", key)
         spec = self._specs[key]
-        program = _lower(spec).compile(dict(spec.options) or None)
+        program = _compile(spec, _lower(spec))
         with self._lock:
             self._programs[key] = program
             self.counts["hot_path"] += 1
@@ -99,6 +103,11 @@ class Compiler:
 
 def _lower(spec: ProgramSpec) -> Any:
     return jax.jit(spec.function, donate_argnums=spec.donate).lower(*spec.arguments)
+
+
+def _compile(spec: ProgramSpec, lowered: Any) -> Any:
+    compiled = lowered.compile(dict(spec.options) or None)
+    return flat_call(compiled) if spec.flat else compiled
 
 
 def _use_persistent_cache(cache_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -82,6 +83,11 @@ class Parameters:
     granules: tuple[Params, ...]
     head: Params
 
+    @cached_property
+    def granule_arrays(self) -> tuple[list[Any], ...]:
+        """The arrays of each granule, in the order in which its program takes them."""
+        return tuple(jax.tree.leaves(params) for params in self.granules)
+
 
 class StepOutput:
     """What a step will bring; reading waits for the device."""
@@ -155,9 +161,9 @@ class Executor:
         get = self.compiler.get
         # The first program takes the step to the device and hands it on to the others.
         x, step = get(("embed", T))(self._parameters.embed, self._last_token, batch.packed)
-        for i, params in enumerate(self._parameters.granules):
+        for i, arrays in enumerate(self._parameters.granule_arrays):
             program = get(("granule", len(self.model.granules[i]), T))
-            x, self._kv_pages[i] = program(params, x, self._kv_pages[i], step)
+            x, self._kv_pages[i] = program([*arrays, x, self._kv_pages[i], step])
         if batch.num_samples == 0:
             return StepOutput(None, None, 0)
         x, slots = get(("select", T))(x, step)
@@ -240,6 +246,7 @@ class _Programs:
                 granule,
                 (params, x, self.kv_pages[index], step),
                 donate=(1, 2),
+                flat=True,
             )
         yield ProgramSpec(("select", T), select, (x, step))
 
