@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=TEMPERATURES, default=list(TEMPERATURES))
     parser.add_argument("--output", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    context = options.prompt_tokens + options.warm_steps + options.steps + 32
+    context = options.prompt_tokens + 2 * options.warm_steps + options.steps + 32
     engine = start_engine(
         EngineConfig(
             model=options.model,
@@ -124,6 +124,10 @@ def measure(
         engine.scheduler.num_waiting
     ):
         engine.step()
+    for _ in range(options.warm_steps):
+        engine.step()
+    engine.executor.compiler.compile_background()
+    engine.executor.compiler.wait_background()
     for _ in range(options.warm_steps):
         engine.step()
     compiles = engine.stats().compiles
