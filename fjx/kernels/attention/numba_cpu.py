@@ -136,89 +136,55 @@ def _append(frame, stored):
                 target[x] = _stored(value[x], out)
 
 
-# Blocks of rows, for each storage type: 6, 3, 2 and 1 rows cover every group size in few calls.
+def _score_rows(bfloat16):
+    """Scores as many rows as one call can, and gives how many: 6, 3, 2 and 1 cover every group
+    size in few calls."""
+    six, three, two, one = (block_scores(rows, bfloat16) for rows in (6, 3, 2, 1))
 
-_score_bf16_6, _score_bf16_3 = block_scores(6, True), block_scores(3, True)
-_score_bf16_2, _score_bf16_1 = block_scores(2, True), block_scores(1, True)
-_score_f32_6, _score_f32_3 = block_scores(6, False), block_scores(3, False)
-_score_f32_2, _score_f32_1 = block_scores(2, False), block_scores(1, False)
-_add_bf16_6, _add_bf16_3 = (add_block_values(rows, VECTORS, True) for rows in (6, 3))
-_add_bf16_2, _add_bf16_1 = (add_block_values(rows, VECTORS, True) for rows in (2, 1))
-_add_f32_6, _add_f32_3 = (add_block_values(rows, VECTORS, False) for rows in (6, 3))
-_add_f32_2, _add_f32_1 = (add_block_values(rows, VECTORS, False) for rows in (2, 1))
-_add_bf16_narrow, _add_f32_narrow = add_block_values(1, 1, True), add_block_values(1, 1, False)
-
-
-@numba.njit(inline="always")
-def _score_bf16(rows, q, keys, out, D, q_row, out_row):
-    """Score as many rows as one call can; gives how many."""
-    if rows >= 6:
-        _score_bf16_6(q, keys, out, D, q_row, out_row)
-        return 6
-    if rows >= 3:
-        _score_bf16_3(q, keys, out, D, q_row, out_row)
-        return 3
-    if rows == 2:
-        _score_bf16_2(q, keys, out, D, q_row, out_row)
-        return 2
-    _score_bf16_1(q, keys, out, D, q_row, out_row)
-    return 1
-
-
-@numba.njit(inline="always")
-def _score_f32(rows, q, keys, out, D, q_row, out_row):
-    """See `_score_bf16`."""
-    if rows >= 6:
-        _score_f32_6(q, keys, out, D, q_row, out_row)
-        return 6
-    if rows >= 3:
-        _score_f32_3(q, keys, out, D, q_row, out_row)
-        return 3
-    if rows == 2:
-        _score_f32_2(q, keys, out, D, q_row, out_row)
-        return 2
-    _score_f32_1(q, keys, out, D, q_row, out_row)
-    return 1
-
-
-@numba.njit(inline="always")
-def _add_bf16(rows, wide, weights, values, sums, used, weights_row, values_row, sums_row):
-    """Add the values for as many rows as one call can; gives how many."""
-    if not wide:
-        _add_bf16_narrow(weights, values, sums, used, weights_row, values_row, sums_row)
+    @numba.njit(inline="always")
+    def score(rows, q, keys, out, D, q_row, out_row):
+        if rows >= 6:
+            six(q, keys, out, D, q_row, out_row)
+            return 6
+        if rows >= 3:
+            three(q, keys, out, D, q_row, out_row)
+            return 3
+        if rows == 2:
+            two(q, keys, out, D, q_row, out_row)
+            return 2
+        one(q, keys, out, D, q_row, out_row)
         return 1
-    if rows >= 6:
-        _add_bf16_6(weights, values, sums, used, weights_row, values_row, sums_row)
-        return 6
-    if rows >= 3:
-        _add_bf16_3(weights, values, sums, used, weights_row, values_row, sums_row)
-        return 3
-    if rows == 2:
-        _add_bf16_2(weights, values, sums, used, weights_row, values_row, sums_row)
-        return 2
-    _add_bf16_1(weights, values, sums, used, weights_row, values_row, sums_row)
-    return 1
+
+    return score
 
 
-@numba.njit(inline="always")
-def _add_f32(rows, wide, weights, values, sums, used, weights_row, values_row, sums_row):
-    """See `_add_bf16`."""
-    if not wide:
-        _add_f32_narrow(weights, values, sums, used, weights_row, values_row, sums_row)
+def _add_rows(bfloat16):
+    """Adds the values for as many rows as one call can, and gives how many."""
+    six, three, two, one = (add_block_values(rows, VECTORS, bfloat16) for rows in (6, 3, 2, 1))
+    narrow = add_block_values(1, 1, bfloat16)
+
+    @numba.njit(inline="always")
+    def add(rows, wide, weights, values, sums, used, weights_row, values_row, sums_row):
+        if not wide:
+            narrow(weights, values, sums, used, weights_row, values_row, sums_row)
+            return 1
+        if rows >= 6:
+            six(weights, values, sums, used, weights_row, values_row, sums_row)
+            return 6
+        if rows >= 3:
+            three(weights, values, sums, used, weights_row, values_row, sums_row)
+            return 3
+        if rows == 2:
+            two(weights, values, sums, used, weights_row, values_row, sums_row)
+            return 2
+        one(weights, values, sums, used, weights_row, values_row, sums_row)
         return 1
-    if rows >= 6:
-        _add_f32_6(weights, values, sums, used, weights_row, values_row, sums_row)
-        return 6
-    if rows >= 3:
-        _add_f32_3(weights, values, sums, used, weights_row, values_row, sums_row)
-        return 3
-    if rows == 2:
-        _add_f32_2(weights, values, sums, used, weights_row, values_row, sums_row)
-        return 2
-    _add_f32_1(weights, values, sums, used, weights_row, values_row, sums_row)
-    return 1
+
+    return add
 
 
+_score_bf16, _score_f32 = _score_rows(True), _score_rows(False)
+_add_bf16, _add_f32 = _add_rows(True), _add_rows(False)
 _WIDE = LANES * VECTORS
 
 # A block's arguments: addresses of q, the layer's pages, the result, query_start, context_len, the

@@ -87,40 +87,28 @@ def _pack(bits, packed):
                 packed[panel, term, column, value] = _round_to_half(b) if values == 2 else b
 
 
-_bf16_1, _bf16_2 = block_product(1, True), block_product(2, True)
-_bf16_4, _bf16_6 = block_product(4, True), block_product(MOST_ROWS, True)
-_f32_1, _f32_2 = block_product(1, False), block_product(2, False)
-_f32_4, _f32_6 = block_product(4, False), block_product(MOST_ROWS, False)
+def _block_rows(bfloat16):
+    """Multiplies as many rows as one call can, and gives how many."""
+    six, four, two, one = (block_product(rows, bfloat16) for rows in (MOST_ROWS, 4, 2, 1))
+
+    @numba.njit(inline="always")
+    def multiply(rows, x, panel, out, terms, x_stride, out_stride):
+        if rows >= MOST_ROWS:
+            six(x, panel, out, terms, x_stride, out_stride)
+            return MOST_ROWS
+        if rows >= 4:
+            four(x, panel, out, terms, x_stride, out_stride)
+            return 4
+        if rows >= 2:
+            two(x, panel, out, terms, x_stride, out_stride)
+            return 2
+        one(x, panel, out, terms, x_stride, out_stride)
+        return 1
+
+    return multiply
 
 
-@numba.njit(inline="always")
-def _bf16_block(rows, x, panel, out, terms, x_stride, out_stride):
-    if rows >= 6:
-        _bf16_6(x, panel, out, terms, x_stride, out_stride)
-        return 6
-    if rows >= 4:
-        _bf16_4(x, panel, out, terms, x_stride, out_stride)
-        return 4
-    if rows >= 2:
-        _bf16_2(x, panel, out, terms, x_stride, out_stride)
-        return 2
-    _bf16_1(x, panel, out, terms, x_stride, out_stride)
-    return 1
-
-
-@numba.njit(inline="always")
-def _f32_block(rows, x, panel, out, terms, x_stride, out_stride):
-    if rows >= 6:
-        _f32_6(x, panel, out, terms, x_stride, out_stride)
-        return 6
-    if rows >= 4:
-        _f32_4(x, panel, out, terms, x_stride, out_stride)
-        return 4
-    if rows >= 2:
-        _f32_2(x, panel, out, terms, x_stride, out_stride)
-        return 2
-    _f32_1(x, panel, out, terms, x_stride, out_stride)
-    return 1
+_bf16_block, _f32_block = _block_rows(True), _block_rows(False)
 
 
 # A block's arguments: addresses of x, of the packed matrix and of the result; rows, terms, panels.
