@@ -78,8 +78,10 @@ class Compiler:
     def compile_background(self) -> None:
         """Begin to compile the programs that the engine can do without; once."""
         if self._background is None:
+            # Not a daemon, whichever thread begins it: the interpreter must wait for XLA's
+            # compiler, which aborts if JAX is torn down around it.
             self._background = threading.Thread(
-                target=self._compile_in_turn, name="fjx-compile-background"
+                target=self._compile_in_turn, name="fjx-compile-background", daemon=False
             )
             old_stack = threading.stack_size(_STACK_BYTES)
             try:
