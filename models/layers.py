@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.attention import append_and_attend
+from fjx.kernels.matmul import matmul
 from fjx.kernels.norm import layer_norm, rms_norm
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import Activation, ModelConfig
@@ -43,10 +43,15 @@ class BlockInputs(NamedTuple):
     """Last positions a row sees, 0 for all; None: no layer of this model has a window."""
 
 
-def param(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param[Array]:
-    """A parameter of this shape, with a logical name for each axis, and no array yet."""
+def param(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], *, multiplied: bool = False
+) -> nnx.Param[Array]:
+    """A parameter of this shape, with a logical name for each axis, and no array yet.
+
+    ``multiplied``: it is only used by `matmul`, which chooses how it is stored.
+    """
     struct: Any = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
-    return nnx.Param(struct, out_sharding=axes, eager_sharding=False)
+    return nnx.Param(struct, out_sharding=axes, eager_sharding=False, multiplied=multiplied)
 
 
 class RMSNorm(nnx.Module):
@@ -80,18 +85,13 @@ class Linear(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, axes: tuple[str, str], *, bias: bool = False
     ) -> None:
-        self.weight = param((inputs, outputs), axes)
+        self.outputs = outputs
+        self.weight = param((inputs, outputs), axes, multiplied=True)
         self.bias = param((outputs,), axes[1:]) if bias else None
 
     def __call__(self, x: Float[Array, "T I"]) -> Float[Array, "T O"]:
         """Multiply each row."""
-        weight = self.weight[...]
-        y: Array = lax.dot_general(
-            x.astype(weight.dtype),
-            weight,
-            (((1,), (0,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        y = matmul(x, self.weight[...], self.outputs)
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
+
+from fjx.kernels.matmul import stored_struct, stored_values
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,21 @@ class TensorSpec:
     axes: tuple[str | None, ...]
     """What each axis is: embed, heads, mlp or vocab; None for one that is never split."""
 
+    multiplied: bool = False
+    """Whether it is only used in products, which choose how it is stored."""
+
     def struct(self, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
         """The stored array where a model has this ``dtype``: vectors stay float32."""
+        if self.multiplied:
+            return stored_struct(self.shape, dtype)
         stored = dtype if len(self.shape) > 1 else jnp.float32
         return jax.ShapeDtypeStruct(self.shape, stored)  # type: ignore[no-untyped-call]
+
+    def store(self, values: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
+        """The tensor's values as `struct` says."""
+        if self.multiplied:
+            return stored_values(values, dtype)
+        return values.astype(self.struct(dtype).dtype, copy=False)
 
 
 class SplitModule:
@@ -43,7 +57,8 @@ class SplitModule:
             name = _flat_name(path)
             self._path_of[name] = path
             axes = variable.get_metadata("out_sharding")
-            self.tensors[name] = TensorSpec(tuple(variable.shape), axes)
+            multiplied = variable.get_metadata().get("multiplied", False)
+            self.tensors[name] = TensorSpec(tuple(variable.shape), axes, multiplied)
 
     def merge(self, params: Mapping[str, Array]) -> Any:
         """The module with its arrays; for use inside a traced function only."""

@@ -56,6 +56,9 @@ class Target:
 def open_client(base_url: str) -> httpx.AsyncClient:
     """A client without limits on time and connections; proxies are not used on loopback.
 
+    Each request has a connection of its own: some servers close one that was idle for a moment, or
+    served a few requests, just when the next request is sent on it.
+
     Raises:
         UserError: the address cannot be parsed.
     """
@@ -65,7 +68,7 @@ def open_client(base_url: str) -> httpx.AsyncClient:
             base_url=base_url.rstrip("/").removesuffix("/v1") + "/v1/",
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=None,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             trust_env=urlsplit(base_url).hostname not in LOOPBACK,
         )
     except (httpx.InvalidURL, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy as np
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.kernels.token_rule import LogitEdits, SamplingRows
-from fjx.pipeline.batch import Batch, StepRows
+from fjx.pipeline.batch import Batch, StepLayout
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.executor import Limits
-from fjx.sampling_params import MAX_LOGIT_BIAS
+from fjx.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 
 MAX_END_TOKENS = 64
 """Most end-of-sequence and stop tokens that min_tokens can hold back."""
@@ -21,122 +22,177 @@ BIAS_ENTRIES = MAX_LOGIT_BIAS + MAX_END_TOKENS
 _HELD_BACK = -1e30
 
 
+@dataclass(frozen=True)
+class _Arrangement:
+    """What of a step depends only on which slots have how many rows: the same from step to step
+    while the same requests decode."""
+
+    key: tuple[Any, ...]
+    """Slots, counts of rows, which requests choose a token, and whose last row is pending."""
+    layout: StepLayout
+    packed: np.ndarray
+    """The step's integers, but for what follows the requests' progress."""
+    slots: np.ndarray
+    counts: np.ndarray
+    request_of: np.ndarray
+    behind: np.ndarray
+    """How far each row lies behind the end of its request's context."""
+    choosing: np.ndarray
+    """Requests that choose a token."""
+    read: tuple[tuple[int, int, int], ...]
+    """Request, first and last + 1 of the rows whose tokens the host knows."""
+
+
 class BatchBuilder:
     """Owns the host's per-slot copies of page tables and sampling parameters."""
 
     def __init__(self, limits: Limits, end_tokens: tuple[int, ...]) -> None:
-        N = limits.max_num_seqs
         self._limits = limits
         self._end_tokens = end_tokens
-        self._layouts = {T: limits.layout(T) for T in limits.row_buckets}
-        self._page_table = np.zeros((N, next(iter(self._layouts.values())).pages), np.int32)
+        self._row_buckets = limits.row_buckets
+        self._sample_buckets = limits.sample_buckets
+        self._coarse_sample_buckets = limits.coarse_sample_buckets
+        self._layouts = {T: limits.layout(T) for T in self._row_buckets}
+        layout = self._layouts[self._row_buckets[-1]]
+        N = layout.slots
+        self._arrangement: _Arrangement | None = None
+        self._page_table = np.zeros((N, layout.pages), np.int32)
         # The list object itself tells whether a slot's row is still that of its request: every
         # admission makes a new list, growth extends it in place.
-        self._pages: list[list[int] | None] = [None] * N
-        self._pages_known = np.zeros(N, np.int64)
-        self._temperature = np.zeros(N, np.float32)
-        self._top_k = np.zeros(N, np.int32)
-        self._top_p = np.ones(N, np.float32)
-        self._min_p = np.zeros(N, np.float32)
-        self._seed = np.zeros((N, 2), np.uint32)
+        self._pages: list[list[int]] = [[]] * N
+        self._pages_known = [0] * N
+        # The entry after the last slot belongs to padding: greedy, nothing asked.
+        self._temperature = np.zeros(N + 1, np.float32)
+        self._top_k = np.zeros(N + 1, np.int32)
+        self._top_p = np.ones(N + 1, np.float32)
+        self._min_p = np.zeros(N + 1, np.float32)
+        self._seed = np.zeros((N + 1, 2), np.uint32)
+        self._edits_logits = np.zeros(N + 1, bool)
+        self._wants_logprobs = np.zeros(N + 1, bool)
 
     def build(self, scheduled: list[ScheduledRows]) -> Batch:
         """Lay the scheduled rows out side by side, padded to the next bucket."""
-        for granted in scheduled:
-            self._refresh_slot(granted.request)
-        slots = np.array([granted.request.slot for granted in scheduled], np.int64)
-        counts = np.array([granted.count for granted in scheduled], np.int64)
-        ends = np.array([granted.start + granted.count for granted in scheduled], np.int32)
-        choosing = np.array([granted.samples for granted in scheduled], bool)
-        layout = self._layouts[bucket_for(int(counts.sum()), self._limits.row_buckets)]
-        packed = np.zeros(layout.size, np.int32)
-        step = layout.split(packed)
-        self._fill_tokens(step, scheduled)
-        self._fill_rows(step.rows, slots, counts, ends)
-        n = int(choosing.sum())
-        step.sample_rows[:n] = (np.cumsum(counts) - 1)[choosing]
-        step.sample_slots[:n] = slots[choosing]
-        step.sample_slots[n:] = layout.slots
+        requests: tuple[Request, ...]
+        requests, starts, counts, samples = zip(*scheduled, strict=True)
+        self._refresh_slots(requests)
+        slots = [request.slot for request in requests]
+        # A pending row's token was chosen by the step before and is known to the device alone.
+        pending = [start + n > len(request.tokens) for request, start, n, _ in scheduled]
+        key = slots, counts, samples, pending
+        if self._arrangement is None or self._arrangement.key != key:
+            self._arrangement = self._arrange(*key)
+        each = self._arrangement
+        packed = each.packed.copy()
+        step = each.layout.split(packed)
+        for i, first, end in each.read:
+            start = starts[i]
+            step.tokens[first:end] = requests[i].tokens[start : start + end - first]
+        context_len = np.array(starts, np.int32) + each.counts
+        n, total = len(slots), len(each.request_of)
+        step.rows.context_len[:n] = context_len
+        step.rows.positions[:total] = context_len[each.request_of] - each.behind
+        step.rows.page_table[:n] = self._page_table[each.slots]
         return Batch(
             packed=packed,
-            num_rows=layout.rows,
-            num_samples=n,
-            **self._sampling(
-                [granted.request for granted in scheduled if granted.samples],
-                slots[choosing],
-                ends[choosing],
+            num_rows=each.layout.rows,
+            num_samples=len(each.choosing),
+            **self._sampling(requests, each.choosing, step.sample_slots, context_len),
+        )
+
+    def _arrange(
+        self,
+        slots: list[int],
+        counts: tuple[int, ...],
+        samples: tuple[bool, ...],
+        pending: list[bool],
+    ) -> _Arrangement:
+        slot, count = np.array(slots, np.int32), np.array(counts, np.int32)
+        ends = np.cumsum(count, dtype=np.int32)
+        n, total = len(slots), int(ends[-1])
+        layout = self._layouts[bucket_for(total, self._row_buckets)]
+        packed = np.zeros(layout.size, np.int32)
+        step = layout.split(packed)
+        step.token_slot[:] = -1
+        step.token_slot[ends[pending] - 1] = slot[pending]
+        step.rows.query_start[1 : n + 1] = ends
+        step.rows.query_start[n + 1 :] = total
+        request_of = np.repeat(np.arange(n, dtype=np.int32), count)
+        step.rows.request_of[:total] = request_of
+        step.rows.request_of[total:] = -1
+        choosing = np.flatnonzero(samples)
+        step.sample_rows[: len(choosing)] = ends[choosing] - 1
+        step.sample_slots[: len(choosing)] = slot[choosing]
+        step.sample_slots[len(choosing) :] = layout.slots
+        known_rows = count - np.array(pending)
+        firsts = ends - count
+        return _Arrangement(
+            key=(slots, counts, samples, pending),
+            layout=layout,
+            packed=packed,
+            slots=slot,
+            counts=count,
+            request_of=request_of,
+            behind=ends[request_of] - np.arange(total, dtype=np.int32),
+            choosing=choosing,
+            read=tuple(
+                (i, int(firsts[i]), int(firsts[i] + known_rows[i]))
+                for i in np.flatnonzero(known_rows).tolist()
             ),
         )
 
-    def _refresh_slot(self, request: Request) -> None:
-        slot, pages, params = request.slot, request.pages, request.params
-        if self._pages[slot] is not pages:
-            self._pages[slot] = pages
-            self._pages_known[slot] = 0
-            self._temperature[slot] = params.temperature
-            self._top_k[slot] = max(params.top_k, 0)
-            self._top_p[slot] = params.top_p
-            self._min_p[slot] = params.min_p
-            self._seed[slot] = request.seed & 0xFFFFFFFF, request.seed >> 32 & 0xFFFFFFFF
-        known = self._pages_known[slot]
-        if known < len(pages):
-            self._page_table[slot, known : len(pages)] = pages[known:]
-            self._pages_known[slot] = len(pages)
+    def _refresh_slots(self, requests: tuple[Request, ...]) -> None:
+        for request in requests:
+            slot, pages = request.slot, request.pages
+            if self._pages[slot] is not pages:
+                self._pages[slot] = pages
+                self._pages_known[slot] = 0
+                self._set_params(slot, request.params, request.seed)
+            known = self._pages_known[slot]
+            if known < len(pages):
+                self._page_table[slot, known : len(pages)] = pages[known:]
+                self._pages_known[slot] = len(pages)
 
-    @staticmethod
-    def _fill_tokens(step: StepRows, scheduled: list[ScheduledRows]) -> None:
-        tokens: list[int] = []
-        step.token_slot[:] = -1
-        for granted in scheduled:
-            request, end = granted.request, granted.start + granted.count
-            tokens += request.tokens[granted.start : end]
-            if end > len(request.tokens):  # the last row's token is known to the device alone
-                step.token_slot[len(tokens)] = request.slot
-                tokens.append(0)
-        step.tokens[: len(tokens)] = tokens
-
-    def _fill_rows(
-        self, rows: Any, slots: np.ndarray, counts: np.ndarray, ends: np.ndarray
-    ) -> None:
-        n, total = len(slots), int(counts.sum())
-        rows.query_start[n + 1 :] = total
-        rows.query_start[1 : n + 1] = np.cumsum(counts)
-        rows.request_of[total:] = -1
-        rows.request_of[:total] = np.repeat(np.arange(n), counts)
-        first = rows.query_start[1 : n + 1] - ends
-        rows.positions[:total] = np.arange(total) - np.repeat(first, counts)
-        rows.context_len[:n] = ends
-        rows.page_table[:n] = self._page_table[slots]
+    def _set_params(self, slot: int, params: SamplingParams, seed: int) -> None:
+        self._temperature[slot] = params.temperature
+        self._top_k[slot] = max(params.top_k, 0)
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._seed[slot] = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+        self._edits_logits[slot] = params.edits_logits
+        self._wants_logprobs[slot] = params.logprobs is not None
 
     def _sampling(
-        self, requests: list[Request], slots: np.ndarray, ends: np.ndarray
+        self,
+        requests: tuple[Request, ...],
+        choosing: np.ndarray,
+        sample_slots: np.ndarray,
+        context_len: np.ndarray,
     ) -> dict[str, Any]:
-        n, limits = len(requests), self._limits
-        edits = any(request.params.edits_logits for request in requests)
-        greedy = not edits and all(request.params.greedy for request in requests)
-        logprobs = any(request.params.logprobs is not None for request in requests)
+        n = len(choosing)
+        slots = sample_slots[:n]
+        edits = bool(self._edits_logits[slots].any())
+        greedy = not edits and not self._temperature[slots].any()
+        logprobs = bool(self._wants_logprobs[slots].any())
         fine = greedy and not logprobs
-        S = bucket_for(n, limits.sample_buckets if fine else limits.coarse_sample_buckets)
-        padded_slots, position = np.zeros(S, np.int64), np.zeros(S, np.int32)
-        padded_slots[:n], position[:n] = slots, ends
+        S = bucket_for(n, self._sample_buckets if fine else self._coarse_sample_buckets)
+        sampling = None
+        if not greedy:
+            position = np.zeros(S, np.int32)
+            position[:n] = context_len[choosing]
+            sampling = self._sampling_rows(sample_slots[:S], position)
+        edited = [requests[i] for i in choosing] if edits else []
         return {
             "sample_bucket": S,
-            "sampling": None if greedy else self._sampling_rows(padded_slots, position, n),
-            "edits": self._edits(requests, S) if edits else None,
-            "pending_slot": _pending_slots(requests, S) if edits else None,
+            "sampling": sampling,
+            "edits": self._edits(edited, S) if edits else None,
+            "pending_slot": _pending_slots(edited, S) if edits else None,
             "logprobs": logprobs,
         }
 
-    def _sampling_rows(self, slots: np.ndarray, position: Any, n: int) -> SamplingRows:
-        temperature = self._temperature[slots]
-        temperature[n:] = 0.0
-        top_p = self._top_p[slots]
-        top_p[n:] = 1.0
-        top_k = self._top_k[slots]
-        top_k[n:] = 0
-        return SamplingRows(
-            temperature, top_k, top_p, self._min_p[slots], self._seed[slots], position
-        )
+    def _sampling_rows(self, slots: np.ndarray, position: Any) -> SamplingRows:
+        state = self._temperature, self._top_k, self._top_p, self._min_p, self._seed
+        temperature, top_k, top_p, min_p, seed = (values[slots] for values in state)
+        return SamplingRows(temperature, top_k, top_p, min_p, seed, position)
 
     def _edits(self, requests: list[Request], S: int) -> LogitEdits:
         edits: Any = LogitEdits(

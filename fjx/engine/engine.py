@@ -15,7 +15,7 @@ from fjx.config import EngineConfig
 from fjx.engine.batch_builder import MAX_END_TOKENS, BatchBuilder
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
-from fjx.engine.text import RequestText
+from fjx.engine.text import RequestText, WholeTokens
 from fjx.errors import QueueFullError, RequestError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, FinishReason, PositionLogprobs, TokenLogprob
@@ -59,6 +59,7 @@ class Engine:
         self._seeds = np.random.default_rng(config.seed)
         self._requests: dict[str, list[Request]] = {}
         self._texts: dict[Request, RequestText] = {}
+        self._whole_tokens = {skip: WholeTokens(tokenizer, skip) for skip in (False, True)}
         self._in_flight: _InFlight | None = None
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -125,12 +126,15 @@ class Engine:
                 arrival=time.monotonic() if arrival is None else arrival,
                 index=index,
                 priority=priority,
+                end_tokens=self._end_tokens_of(params),
             )
             for index in range(params.n)
         ]
         self._requests[request_id] = requests
         for request in requests:
-            self._texts[request] = RequestText(self.tokenizer, params)
+            self._texts[request] = RequestText(
+                self.tokenizer, params, self._whole_tokens[params.skip_special_tokens]
+            )
             self.scheduler.add(request)
         return requests
 
@@ -223,7 +227,6 @@ class Engine:
             if request.scheduled is None:
                 request.scheduled = now
                 self._counts["prompt_tokens"] += request.prompt_len
-            self.scheduler.share_full_pages(request)
         return _InFlight(scheduled, self.executor.dispatch(self._builder.build(scheduled)))
 
     def _collect(self, step: _InFlight | None) -> list[Progress]:
@@ -254,16 +257,14 @@ class Engine:
         self, request: Request, token: int, logprobs: list[PositionLogprobs] | None
     ) -> Progress:
         """Let a request's new token show its consequences."""
-        params, text_of = request.params, self._texts[request]
-        ends = token in params.stop_token_ids or (
-            token in self._end_tokens and not params.ignore_eos
-        )
-        if ends and request.num_output >= params.min_tokens:
-            request.stop_reason = token if token in params.stop_token_ids else None
+        text_of, token_ids = self._texts[request], [token]
+        may_stop = request.num_output >= request.params.min_tokens
+        if may_stop and token in request.end_tokens:
+            request.stop_reason = token if token in request.params.stop_token_ids else None
             text = text_of.finish()
             self._finish(request, "stop")
-            return Progress(request, text, [token], logprobs, request.finish_reason)
-        text = text_of.add([token], may_stop=request.num_output >= params.min_tokens)
+            return Progress(request, text, token_ids, logprobs, request.finish_reason)
+        text = text_of.add(token_ids, may_stop)
         if text_of.stopped_by is not None:
             request.stop_reason = text_of.stopped_by
             self._finish(request, "stop")
@@ -271,7 +272,11 @@ class Engine:
             text += text_of.finish()
             request.stop_reason = text_of.stopped_by
             self._finish(request, "length" if text_of.stopped_by is None else "stop")
-        return Progress(request, text, [token], logprobs, request.finish_reason)
+        return Progress(request, text, token_ids, logprobs, request.finish_reason)
+
+    def _end_tokens_of(self, params: SamplingParams) -> frozenset[int]:
+        own = frozenset() if params.ignore_eos else self._end_tokens
+        return own.union(params.stop_token_ids) if params.stop_token_ids else own
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason

@@ -8,7 +8,7 @@ from fjx.outputs import FinishReason, PositionLogprobs
 from fjx.sampling_params import SamplingParams
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """One completion of one prompt.
 
@@ -28,6 +28,8 @@ class Request:
     """The request ends when it has this many tokens, prompt included."""
     arrival: float
     """Seconds of time.monotonic."""
+    end_tokens: frozenset[int] = frozenset()
+    """Tokens that end the request."""
     index: int = 0
     """Which of the n completions of its prompt."""
     priority: int = 0
@@ -67,6 +69,7 @@ class Request:
         return self.finish_reason is not None
 
     @property
-    def wants_rows(self) -> bool:
-        """Whether a further row can still matter to the output."""
-        return self.computed < self.known < self.max_len
+    def wanted_rows(self) -> int:
+        """Known tokens that are not computed; 0 where they cannot matter to the output."""
+        known = len(self.tokens) + self.unread
+        return known - self.computed if known < self.max_len else 0

@@ -9,19 +9,18 @@ same tokens.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fjx.cache.page_pool import OutOfPagesError, PagePool, prefix_digests
 from fjx.engine.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRows:
+class ScheduledRows(NamedTuple):
     """Rows of one request in a step: tokens ``start : start + count``."""
 
     request: Request
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     samples: bool
     """Whether the last row chooses the request's next token."""
 
@@ -71,21 +70,25 @@ class Scheduler:
         for request in list(self.running):
             if budget == 0:
                 break
-            if request.slot < 0 or not request.wants_rows:
+            wanted = request.wanted_rows
+            if request.slot < 0 or not wanted:
                 continue
-            count = min(request.known - request.computed, budget)
-            victims = self._make_room(request, count)
-            preempted |= bool(victims)
-            for victim in victims:
-                budget += rows.pop(victim).count if victim in rows else 0
-            if request.slot >= 0:
-                rows[request] = self._grant(request, count)
-                budget -= count
+            count = min(wanted, budget)
+            if self._pages_lacking(request, count) > 0:
+                victims = self._make_room(request, count)
+                preempted |= bool(victims)
+                for victim in victims:
+                    budget += rows.pop(victim).count if victim in rows else 0
+                if request in victims:
+                    continue
+            rows[request] = ScheduledRows(request, request.computed, count, count == wanted)
+            budget -= count
         while budget > 0 and not preempted and self._waiting:
             if not self._may_admit(self._waiting[0][-1]):
                 break
             request = self._admit()
-            count = min(request.known - request.computed, budget)
+            wanted = request.wanted_rows
+            count = min(wanted, budget)
             try:
                 self._grow(request, count)
             except OutOfPagesError:
@@ -94,12 +97,16 @@ class Scheduler:
                 break
             self._count_prefix(request)
             self.running.append(request)
-            rows[request] = self._grant(request, count)
+            rows[request] = ScheduledRows(request, request.computed, count, count == wanted)
             budget -= count
-        for granted in rows.values():
-            granted.request.computed += granted.count
-            granted.request.unread += granted.samples
-        return list(rows.values())
+        scheduled = list(rows.values())
+        size = self.pool.page_size
+        for request, start, count, samples in scheduled:
+            request.computed = end = start + count
+            request.unread += samples
+            if end // size > request.shared_pages:
+                self.share_full_pages(request)
+        return scheduled
 
     def finish(self, request: Request) -> None:
         """Take a finished or cancelled request out, wherever it is."""
@@ -115,8 +122,7 @@ class Scheduler:
         full = min(request.computed, len(request.tokens)) // self.pool.page_size
         if not self.pool.share_prefixes or full <= request.shared_pages or request.slot < 0:
             return
-        end = full * self.pool.page_size
-        request.digests = prefix_digests(request.tokens[:end], self.pool.page_size, request.digests)
+        request.digests = prefix_digests(request.tokens, self.pool.page_size, request.digests)
         for i in range(request.shared_pages, full):
             self.pool.share(request.pages[i], request.digests[i])
         request.shared_pages = full
@@ -126,10 +132,6 @@ class Scheduler:
         self.pool.check([request.pages for request in self.running])
         slots = sorted([*self._free_slots, *(r.slot for r in self.running)])
         assert slots == list(range(self.max_num_seqs)), "slots leaked"
-
-    def _grant(self, request: Request, count: int) -> ScheduledRows:
-        start = request.computed
-        return ScheduledRows(request, start, count, samples=start + count == request.known)
 
     def _may_admit(self, request: Request) -> bool:
         # A token that only the device knew was lost with the slot: wait until the host has read it.
@@ -155,10 +157,14 @@ class Scheduler:
             self.prefix_hits += request.computed
             request.cached_tokens = request.computed
 
+    def _pages_lacking(self, request: Request, count: int) -> int:
+        """Pages to take for ``count`` more tokens; not positive: it has them."""
+        return -(-(request.computed + count) // self.pool.page_size) - len(request.pages)
+
     def _grow(self, request: Request, count: int) -> None:
-        needed = -(-(request.computed + count) // self.pool.page_size) - len(request.pages)
-        if needed > 0:
-            request.pages += self.pool.take(needed)
+        lacking = self._pages_lacking(request, count)
+        if lacking > 0:
+            request.pages += self.pool.take(lacking)
 
     def _make_room(self, request: Request, count: int) -> list[Request]:
         """Give the request pages for ``count`` more tokens, preempting the youngest until they

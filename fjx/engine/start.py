@@ -7,9 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +15,7 @@ from fjx.config import EngineConfig
 from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.engine.engine import Engine
 from fjx.errors import UserError
+from fjx.kernels.matmul import multiplies_bfloat16
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_model_config, load_params
@@ -27,8 +26,6 @@ from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Executor, Limits
 
 logger = logging.getLogger(__name__)
-
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
@@ -68,19 +65,9 @@ def _place_random(model_config: ModelConfig, place: Callable[[str, np.ndarray], 
 def _dtype(config: EngineConfig) -> jnp.dtype:
     name = config.dtype
     if name == "auto":
-        fast = jax.default_backend() != "cpu" or _cpu_multiplies_bf16()
-        name = "bfloat16" if fast else "float32"
+        name = "bfloat16" if multiplies_bfloat16() else "float32"
     dtype: jnp.dtype = jnp.dtype(name)
     return dtype
-
-
-def _cpu_multiplies_bf16() -> bool:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return not _BF16_FLAGS.isdisjoint(flags.split())
 
 
 def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limits:

@@ -6,11 +6,36 @@ from fjx.models.tokenizer import Tokenizer
 from fjx.sampling_params import SamplingParams
 
 
+class WholeTokens(dict[int, str | None]):
+    """Text of each token that spells whole characters; None: it may hold a part of one."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+
+    def __missing__(self, token: int) -> str | None:
+        stream = self._tokenizer.stream(self._skip_special_tokens, continuation=True)
+        text = stream.add([token])
+        whole = not stream.flush() and "\N{REPLACEMENT CHARACTER}" not in text
+        self[token] = text if whole else None
+        return self[token]
+
+
 class RequestText:
     """Decodes tokens as they come and holds back what might become a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    __slots__ = ("_held", "_inside", "_keep_stop", "_stops", "_stream", "_whole", "stopped_by")
+
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, whole: WholeTokens | None = None
+    ) -> None:
+        """``whole`` is shared by the requests that treat special tokens alike."""
+        if whole is None:
+            whole = WholeTokens(tokenizer, params.skip_special_tokens)
+        self._whole = whole
         self._stream = tokenizer.stream(params.skip_special_tokens, continuation=True)
+        self._inside = False
         self._stops = params.stop
         self._keep_stop = params.include_stop_str_in_output
         self._held = ""
@@ -19,8 +44,18 @@ class RequestText:
     def add(self, token_ids: list[int], may_stop: bool = True) -> str:
         """Take new tokens and return the text that is now certain; sets ``stopped_by`` at a stop
         string."""
-        new = self._stream.add(token_ids)
-        return self._release(new, final=False) if may_stop else new
+        new = ""
+        for token in token_ids:
+            text = None if self._inside else self._whole[token]
+            new += self._decode(token) if text is None else text
+        return self._release(new, final=False) if self._stops and may_stop else new
+
+    def _decode(self, token: int) -> str:
+        """Text of a token where it or the one before holds a part of a character."""
+        text = self._whole[token]
+        if text != "":
+            self._inside = text is None
+        return self._stream.add([token])
 
     def finish(self) -> str:
         """Return the rest of the text; no tokens follow."""

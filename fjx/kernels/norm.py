@@ -41,16 +41,11 @@ def layer_norm(
 
 
 def _call_cpu_kernel(x: Array, weight: Array, bias: Array, eps: float, centre: bool) -> Array:
-    if not _REGISTERED:
-        register("fjx_norm", _norm_kernel)
-        _REGISTERED.append(True)
+    register("fjx_norm", _norm_kernel)
     numbers = jnp.array([eps, float(centre)], jnp.float32)
     call = jax.ffi.ffi_call("fjx_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
     normed: Array = call(x, weight, bias, numbers)
     return normed
-
-
-_REGISTERED: list[bool] = []
 
 
 @numba.njit(fastmath=_FAST, inline="always")
@@ -73,7 +68,7 @@ def _sum_of(row, shift, square, lanes):
     return total
 
 
-@numba.njit(fastmath=_FAST, cache=True)
+@numba.njit(fastmath=_FAST)
 def _norm(x, weight, bias, eps, centre, out):
     rows, D = x.shape
     lanes = np.empty(_LANES, np.float32)

@@ -9,7 +9,10 @@ registering fails with a clear error from XLA if it ever does not.
 from __future__ import annotations
 
 import ctypes
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +20,8 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 from numba.extending import intrinsic
 
 _MAJOR, _MINOR = 0, 1
@@ -61,12 +66,9 @@ def result(frame: int, index: int, dtype: Any) -> Any:
 
 
 @numba.njit(inline="always")
-def unowned(array: Any) -> Any:
-    """The memory of a flat array without its reference count, which each slice would update.
-
-    The array itself must be used once more after the last use of the result.
-    """
-    return numba.carray(_pointer(array.ctypes.data), (len(array),), array.dtype)
+def view(address: int, count: int, dtype: Any) -> Any:
+    """View ``count`` numbers at an address. Nobody owns them: the memory must outlive the view."""
+    return numba.carray(_pointer(address), (count,), dtype)
 
 
 @numba.njit(inline="always")
@@ -97,14 +99,37 @@ def only_asks_version(frame: int) -> bool:
 
 
 def register(name: str, function: Callable[[int], int]) -> None:
-    """Compile a function of the call frame's address and make it an XLA CPU custom call."""
-    compiled = numba.cfunc(types.int64(types.int64), cache=True)(function)
+    """Compile a function of the call frame's address and make it an XLA CPU custom call; once."""
+    if name in _COMPILED:
+        return
+    compiled = _COMPILED[name] = compile_function(types.int64(types.int64), function)
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    _KEEP_ALIVE.append(compiled)
     capsule = new_capsule(compiled.address, b"xla._CUSTOM_CALL_TARGET", None)
     jax.ffi.register_ffi_target(name, capsule, platform="cpu", api_version=1)
 
 
-_KEEP_ALIVE: list[Any] = []
+_COMPILED: dict[str, Any] = {}
+
+
+def compile_function(signature: Any, function: Callable[..., Any]) -> Any:
+    """Compile a C function, or load it from Numba's cache on disk.
+
+    Numba looks only at the file in which the function stands to tell whether the cache is stale; a
+    kernel is made of several, so the stamp covers them all.
+    """
+    compiled: Any = CFunc(function, normalize_signature(signature), locals={}, options={})
+    compiled.enable_caching()
+    file = compiled._cache._cache_file
+    file._source_stamp = (file._source_stamp, _sources_digest())
+    compiled.compile()
+    return compiled
+
+
+@functools.cache
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
@@ -55,6 +56,11 @@ class StepLayout:
         page_table = parts[8].reshape(R, self.pages)
         rows = RaggedRows(positions, request_of, query_start, context_len, page_table)
         return StepRows(tokens, token_slot, rows, parts[6], parts[7])
+
+    @staticmethod
+    def tokens(at: StepRows, last_token: Any) -> Any:
+        """[T] each row's token: from the host, or the last one sampled in its slot."""
+        return jnp.where(at.token_slot >= 0, last_token[at.token_slot], at.tokens)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from fjx.kernels.token_rule import (
     SamplingRows,
     choose_tokens,
     edit_logits,
+    largest_token,
     top_logprobs,
 )
 from fjx.models.granules import Model, Params
@@ -24,6 +26,9 @@ from fjx.pipeline.batch import Batch, StepLayout
 from fjx.pipeline.buckets import row_buckets
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.sampling_params import MAX_LOGPROBS
+
+_STEPS_BEFORE_FUSING = 100
+"""Work of this length is worth the stage programs' compilation."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,16 @@ class Parameters:
     granules: tuple[Params, ...]
     head: Params
 
+    @cached_property
+    def granule_arrays(self) -> tuple[list[Any], ...]:
+        """The arrays of each granule, in the order in which its program takes them."""
+        return tuple(jax.tree.leaves(params) for params in self.granules)
+
+    @cached_property
+    def stage_arrays(self) -> list[Any]:
+        """The arrays of the embedding and of all granules, likewise."""
+        return jax.tree.leaves((self.embed, self.granules))
+
 
 class StepOutput:
     """What a step will bring; reading waits for the device."""
@@ -122,9 +137,11 @@ class Executor:
         self._stacked = jax.default_backend() != "cpu"
         programs = _Programs(model, limits, dtype, self._stacked)
         compiler.register(programs.specs())
+        compiler.register(programs.stages())
         self._parameters = Parameters({}, (), {})
         self._kv_pages = [jnp.zeros(pages.shape, pages.dtype) for pages in programs.kv_pages]
         self._last_token = jnp.zeros(limits.max_num_seqs + 1, jnp.int32)
+        self._steps = 0
 
     def load(self, read: Callable[[Callable[[str, np.ndarray], None]], None]) -> None:
         """Take the model's parameters from ``read``, which calls back with each canonical tensor.
@@ -135,8 +152,7 @@ class Executor:
         tensors: dict[str, Any] = {}
 
         def place(name: str, values: np.ndarray) -> None:
-            stored = specs[name].struct(self._dtype).dtype
-            tensors[name] = jax.device_put(values.astype(stored, copy=False))
+            tensors[name] = jax.device_put(specs[name].store(values, self._dtype))
 
         read(place)
         self._parameters = Parameters(
@@ -151,17 +167,32 @@ class Executor:
     def dispatch(self, batch: Batch) -> StepOutput:
         """Send a step to the device; its effects on pages and last tokens are ordered after
         earlier steps."""
+        self._steps += 1
+        if self._steps == _STEPS_BEFORE_FUSING:
+            self.compiler.compile_background()
+        stage = self.compiler.find(("stage", batch.num_rows))
+        if stage is None:
+            x, slots = self._run_chained(batch)
+        else:
+            step = self.compiler.get(("step", batch.num_rows))(batch.packed)
+            given = [*self._parameters.stage_arrays, self._last_token, step, *self._kv_pages]
+            x, slots, *self._kv_pages = stage(given)
+        if batch.num_samples == 0:
+            return StepOutput(None, None, 0)
+        return self._sample(batch, x, slots)
+
+    def _run_chained(self, batch: Batch) -> tuple[Any, Any]:
+        """Piece by piece: the same arithmetic as the stage's program, which takes longer to
+        compile."""
         T = batch.num_rows
         get = self.compiler.get
         # The first program takes the step to the device and hands it on to the others.
         x, step = get(("embed", T))(self._parameters.embed, self._last_token, batch.packed)
-        for i, params in enumerate(self._parameters.granules):
+        for i, arrays in enumerate(self._parameters.granule_arrays):
             program = get(("granule", len(self.model.granules[i]), T))
-            x, self._kv_pages[i] = program(params, x, self._kv_pages[i], step)
-        if batch.num_samples == 0:
-            return StepOutput(None, None, 0)
+            x, self._kv_pages[i] = program([*arrays, x, self._kv_pages[i], step])
         x, slots = get(("select", T))(x, step)
-        return self._sample(batch, x, slots)
+        return x, slots
 
     def _sample(self, batch: Batch, x: Any, slots: Any) -> StepOutput:
         S = batch.sample_bucket
@@ -212,6 +243,37 @@ class _Programs:
         for S in self._limits.coarse_sample_buckets:
             yield from self._samplers(S)
 
+    def stages(self) -> Iterator[ProgramSpec]:
+        """The pieces of `_body` as one program: one call a step instead of one for each piece."""
+        for T in self._limits.row_buckets:
+            # Takes a step to the device; `jax.device_put` needs five times as long for it.
+            step = _ints(self._limits.layout(T).size)
+            yield ProgramSpec(("step", T), lambda step: step + 0, (step,), background=True)
+            yield self._stage(T)
+
+    def _stage(self, T: int) -> ProgramSpec:
+        model, layout = self._model, self._limits.layout(T)
+
+        def stage(params, last_token, step, kv_pages):  # type: ignore[no-untyped-def]
+            embed_params, granules = params
+            at = layout.split(step)
+            x = model.embed(embed_params, layout.tokens(at, last_token), at.rows)
+            after = []
+            for granule, pages in zip(granules, kv_pages, strict=True):
+                # Between granules nothing is fused, so that the numbers are those of the chain.
+                x = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
+                x, pages = model.granule(granule, x, pages, at.rows)
+                after.append(pages)
+            return x[at.sample_rows], at.sample_slots, *after
+
+        granules = tuple(
+            model.abstract_granule(i, self._dtype, stacked=self._stacked)
+            for i in range(len(model.granules))
+        )
+        params = (model.abstract_embed(self._dtype), granules)
+        arguments = (params, self._last_token, _ints(layout.size), self.kv_pages)
+        return ProgramSpec(("stage", T), stage, arguments, donate=(3,), flat=True, background=True)
+
     def _body(self, T: int) -> Iterator[ProgramSpec]:
         model = self._model
         layout = self._limits.layout(T)
@@ -219,9 +281,7 @@ class _Programs:
 
         def embed(params, last_token, step):  # type: ignore[no-untyped-def]
             at = layout.split(step)
-            fed_back = last_token[at.token_slot]
-            tokens = jnp.where(at.token_slot >= 0, fed_back, at.tokens)
-            return model.embed(params, tokens, at.rows), step
+            return model.embed(params, layout.tokens(at, last_token), at.rows), step
 
         def granule(params, x, kv_pages, step):  # type: ignore[no-untyped-def]
             return model.granule(params, x, kv_pages, layout.split(step).rows)
@@ -240,6 +300,7 @@ class _Programs:
                 granule,
                 (params, x, self.kv_pages[index], step),
                 donate=(1, 2),
+                flat=True,
             )
         yield ProgramSpec(("select", T), select, (x, step))
 
@@ -248,7 +309,7 @@ class _Programs:
         hidden = _struct((limits.sample_buckets[-1], model.config.hidden_size), jnp.float32)
 
         def greedy(logits, last_token, slots):  # type: ignore[no-untyped-def]
-            tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            tokens = largest_token(logits)
             return tokens, last_token.at[slots[:S]].set(tokens)
 
         yield ProgramSpec(

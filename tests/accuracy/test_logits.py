@@ -16,6 +16,7 @@ from fjx.models.config import ModelConfig
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_model_config, load_params
 from fjx.models.loading.source import ModelSource
+from fjx.models.tensors import canonical_tensors
 
 from .golden_models import CONFIGS, PROMPT_LENGTHS, random_weights
 from .paged_model import PagedModel
@@ -37,10 +38,13 @@ class Golden:
         source = ModelSource(kind="hf", path=folder, name=name)
         self.config = load_model_config(source)
         self.tensors: dict[str, jax.Array] = {}
+        specs = canonical_tensors(self.config)
         load_params(
             source,
             self.config,
-            lambda name, array: self.tensors.update({name: jnp.asarray(array)}),
+            lambda name, array: self.tensors.update(
+                {name: jnp.asarray(specs[name].store(array, jnp.dtype(jnp.float32)))}
+            ),
             progress=False,
         )
 

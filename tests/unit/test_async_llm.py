@@ -187,10 +187,10 @@ async def test_an_id_in_use_is_refused_without_harm_to_its_owner() -> None:
 @with_limit
 async def test_shutdown_lets_running_requests_finish_within_the_drain() -> None:
     async with serving() as llm:
-        task = asyncio.create_task(collect(llm, [1, 2], GREEDY, "r"))
+        task = asyncio.create_task(collect(llm, [1, 2], LONG, "r"))
         await until(lambda: llm.stats().num_requests_running == 1)
         await llm.shutdown(drain=30)
-        assert tokens_of(await task) == alone([1, 2])
+        assert tokens_of(await task) == alone([1, 2], LONG)
         assert not llm.is_ready
         with pytest.raises(EngineDeadError, match="not running"):
             await collect(llm, [1], GREEDY, "late")

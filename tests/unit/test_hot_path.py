@@ -48,7 +48,9 @@ def test_500_mixed_requests_compile_nothing_after_warm_up() -> None:
         engine.step()
     engine.check_idle()
     after = engine.stats()
-    assert set(after.compiles) == {"warmup"}
+    engine.executor.compiler.wait_background()
+    assert set(after.compiles) <= {"warmup", "background"}
+    assert engine.stats().compiles["background"] > 0, "too few steps for the stage programs"
     assert sum(after.requests_finished.values()) >= 500
     assert aborted > 0
     assert after.num_preemptions > 0

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.attention import numba_cpu, reference
 from fjx.kernels.ragged import RaggedRows
+from fjx.kernels.vectors import LANES
 
 Implementation = Literal["reference", "numba"]
 
@@ -19,7 +20,8 @@ def kv_pages_shape(
 ) -> tuple[int, ...]:
     """Shape of a granule's KV pages: (layers, pages, 2 = K and V, kv_heads, page_size, head_dim).
 
-    A page of one layer is contiguous, so that moving a page is one copy a layer.
+    A page of one layer is contiguous, so that moving a page is one copy a layer. How keys lie
+    within a page is the implementation's own matter.
     """
     return (layers, pages, 2, kv_heads, page_size, head_dim)
 
@@ -61,13 +63,13 @@ def append_and_attend(
         scale: factor on the logits.
         window: a row sees at most this many last positions, itself included; None or 0: all.
         soft_cap: logits become ``soft_cap * tanh(logits / soft_cap)``.
-        implementation: None chooses the fastest one for the platform and page size.
+        implementation: None chooses the fastest one for the platform, page and head size.
 
     Returns:
         The attention output in float32, zero in padded rows, and the updated pages.
     """
     if implementation is None:
-        fits = kv_pages.shape[4] % numba_cpu.LANES == 0
+        fits = all(size % LANES == 0 for size in kv_pages.shape[4:])
         implementation = "numba" if jax.default_backend() == "cpu" and fits else "reference"
     append_and_attend = _IMPLEMENTATIONS[implementation]
     return append_and_attend(

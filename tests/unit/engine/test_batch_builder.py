@@ -102,6 +102,23 @@ def test_a_new_request_in_a_slot_replaces_the_old_one() -> None:
     assert rows_of(batch).rows.page_table[0, 1] == 41
 
 
+def test_a_step_is_the_same_whatever_was_built_before() -> None:
+    build = builder()
+    decoding = [request(2, [5, 6], unread=2), request(0, [7, 8, 9], unread=2)]
+    for each in decoding:
+        each.pages = each.pages[:1]
+    for new in range(10):
+        rows = [ScheduledRows(each, each.prompt_len + new, 1, True) for each in decoding]
+        if new == 5:
+            decoding[0].pages.append(50)
+        if new == 7:  # read by the host in time
+            decoding[1].tokens.append(42)
+        again, fresh = build.build(rows), builder().build(rows)
+        assert again.packed.tolist() == fresh.packed.tolist()
+        for each in decoding:
+            each.tokens.append(30 + new)
+
+
 def test_sampling_is_that_of_each_request_and_padding_is_greedy() -> None:
     hot = request(1, [1, 2, 3], SamplingParams(temperature=2.0, top_p=0.5, min_p=0.1, top_k=-1))
     hot.seed = (7 << 32) + 9

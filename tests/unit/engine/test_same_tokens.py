@@ -23,7 +23,9 @@ SHAPES = {
     "synchronous": {"overlap": False},
     "two at a time": {"max_num_seqs": 2, "max_num_batched_tokens": 12},
     "one granule": {"granule_layers": 4},
+    "fused stage": {"fused": True},
 }
+BFLOAT16_SHAPES = ("small chunks", "few pages", "two at a time", "fused stage")
 
 # Few distinct beginnings, so that prompts share prefixes.
 prompts = st.builds(
@@ -62,7 +64,10 @@ SamplingParams.__hash__ = lambda self: hash(repr(self))  # type: ignore[method-a
     ("dtype", "shape"),
     [
         *(("float32", shape) for shape in SHAPES),
-        *(("bfloat16", shape) for shape in ("small chunks", "few pages", "two at a time")),
+        *(
+            ("bfloat16", shape)
+            for shape in ("small chunks", "few pages", "two at a time", "fused stage")
+        ),
     ],
 )
 @settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 from hypothesis import given, settings
@@ -102,3 +103,39 @@ def test_text_ends_at_the_first_stop_string(pieces: list[str], stop: list[str], 
     begin, _, first = min(at)
     assert stopped_by == first
     assert "".join(brought) == seen[: begin + len(first) if keep else begin]
+
+
+class ByteTokenizer:
+    """Tokens of one or more bytes; a stream of them holds back unfinished characters."""
+
+    def __init__(self, tokens: list[bytes]) -> None:
+        self.tokens = tokens
+
+    def stream(self, skip_special_tokens: bool = True, continuation: bool = False) -> ByteStream:
+        return ByteStream(self.tokens)
+
+
+class ByteStream:
+    def __init__(self, tokens: list[bytes]) -> None:
+        self.tokens = tokens
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, ids: list[int]) -> str:
+        return self.decoder.decode(b"".join(self.tokens[token] for token in ids))
+
+    def flush(self) -> str:
+        return self.decoder.decode(b"", final=True)
+
+
+BYTES = "a\u00e9\u65e5\U0001f600\ufffd".encode()
+TOKENS = [BYTES[i : i + n] for n in (0, 1, 2, 3, 4) for i in range(len(BYTES) - n + 1)]
+
+
+@given(st.lists(st.lists(st.integers(0, len(TOKENS) - 1), max_size=3), max_size=12))
+def test_every_step_brings_the_text_that_its_tokens_complete(steps: list[list[int]]) -> None:
+    tokenizer = ByteTokenizer(TOKENS)
+    text = RequestText(tokenizer, SamplingParams())  # type: ignore[arg-type]
+    expected = tokenizer.stream()
+    for ids in steps:
+        assert text.add(ids) == expected.add(ids)
+    assert text.finish() == expected.flush()

@@ -67,8 +67,12 @@ def tiny_engine(
     max_waiting_requests: int = 1024,
     one_bucket: bool = False,
     granule_layers: int = 2,
+    fused: bool = False,
 ) -> Engine:
-    """An engine of this shape; made once and idle again after each use."""
+    """An engine of this shape; made once and idle again after each use.
+
+    ``fused``: with the stage programs that are otherwise compiled while it serves.
+    """
     limits = Limits(
         max_model_len=256,
         max_num_seqs=max_num_seqs,
@@ -82,6 +86,9 @@ def tiny_engine(
     executor = Executor(
         Model(config, granule_layers), limits, jnp.dtype(dtype), Compiler(cache_dir=None)
     )
+    if fused:
+        executor.compiler.compile_background()
+        executor.compiler.wait_background()
     executor.load(lambda place: [place(*t) for t in random_tensors(config, seed=3, scale=0.3)])
     engine_config = EngineConfig(
         max_num_seqs=max_num_seqs,

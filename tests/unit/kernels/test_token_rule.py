@@ -16,6 +16,7 @@ from fjx.kernels.token_rule import (
     choose_tokens,
     edit_logits,
     gumbel,
+    largest_token,
     top_logprobs,
 )
 
@@ -282,3 +283,16 @@ def test_logprobs_are_those_of_a_softmax() -> None:
     np.testing.assert_allclose(chosen, expected[np.arange(3), tokens], atol=1e-5)
     assert rank[:2].tolist() == [1, V]
     assert order[2, rank[2] - 1] == 5
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 1000])
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), levels=st.integers(1, 50))
+def test_largest_token_is_the_first_of_equals(size: int, seed: int, levels: int) -> None:
+    logits = np.random.default_rng(seed).integers(0, levels, (3, size)).astype(np.float32)
+    logits[0] = -np.inf
+    np.testing.assert_array_equal(largest_token(logits), logits.argmax(-1))
+
+
+def test_the_largest_token_of_a_broken_model_is_still_a_token() -> None:
+    assert 0 <= int(largest_token(np.full((1, 100), np.nan, np.float32))[0]) < 100

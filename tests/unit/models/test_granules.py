@@ -71,7 +71,7 @@ def ragged_rows() -> RaggedRows:
 def tensors_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str, jax.Array]:
     specs = canonical_tensors(config)
     return {
-        name: jnp.asarray(array, specs[name].struct(dtype).dtype)
+        name: jnp.asarray(specs[name].store(array, dtype))
         for name, array in random_tensors(config, seed=1, scale=0.3)
     }
 

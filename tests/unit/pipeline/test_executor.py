@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fjx.engine.batch_builder import BatchBuilder
+from fjx.engine.engine import Engine, Progress
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.pipeline.executor import Executor
 from fjx.sampling_params import SamplingParams
-from tests.unit.engine.tiny import END, tiny_engine, tokens_alone
+from tests.unit.engine.tiny import END, run, tiny_engine, tokens_alone
 
 PROMPT = [9, 80, 3, 250, 41, 7]
 
@@ -120,3 +122,32 @@ def test_the_layout_splits_into_arrays_that_do_not_overlap(executor: Executor) -
     for array in (*step[:2], *step.rows, *step[3:]):
         array += 1
     assert (packed == 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_stage_program_takes_over_between_two_steps(dtype: str) -> None:
+    """The first tokens come from the chain of granules, the others from the fused program."""
+    params = SamplingParams(temperature=0.8, seed=3, ignore_eos=True, max_tokens=40, logprobs=1)
+    (chained,) = tiny_engine(dtype).add("chained", PROMPT, params)
+    expected = outputs(tiny_engine(dtype), chained)
+    engine = tiny_engine(dtype, num_pages=34)  # an engine of its own
+    (request,) = engine.add("fused later", PROMPT, params)
+    got = [engine.step() for _ in range(10)]
+    assert engine.stats().compiles.get("background", 0) == 0
+    engine.executor.compiler.compile_background()
+    engine.executor.compiler.wait_background()
+    assert engine.stats().compiles["background"] == 2 * len(engine.executor.limits.row_buckets)
+    assert [*flattened(got), *outputs(engine, request)] == expected
+
+
+def flattened(steps: list[list[Progress]]) -> list[tuple[list[int], Any]]:
+    return [(each.token_ids, each.logprobs) for step in steps for each in step]
+
+
+def outputs(engine: Engine, request: Request) -> list[tuple[list[int], Any]]:
+    """Tokens and log-probabilities of the rest of a request."""
+    steps = []
+    while not request.finished:
+        steps.append(engine.step())
+    run(engine)
+    return flattened(steps)
