@@ -3,13 +3,25 @@
 from typing import TYPE_CHECKING, Any
 
 from fjx.config import EngineConfig
-from fjx.errors import EngineDeadError, ModelError, QueueFullError, RequestError, UserError
+from fjx.errors import (
+    EngineDeadError,
+    MeshError,
+    ModelError,
+    QueueFullError,
+    RegranularizationBusyError,
+    RegranularizationError,
+    RequestError,
+    UserError,
+)
 from fjx.outputs import (
     CompletionOutput,
     EngineStats,
+    PlanStats,
+    PlanStatus,
     PositionLogprobs,
     RequestOutput,
     RequestTiming,
+    SwitchRecord,
     TokenLogprob,
 )
 from fjx.sampling_params import SamplingParams
@@ -27,13 +39,19 @@ __all__ = [
     "EngineConfig",
     "EngineDeadError",
     "EngineStats",
+    "MeshError",
     "ModelError",
+    "PlanStats",
+    "PlanStatus",
     "PositionLogprobs",
     "QueueFullError",
+    "RegranularizationBusyError",
+    "RegranularizationError",
     "RequestError",
     "RequestOutput",
     "RequestTiming",
     "SamplingParams",
+    "SwitchRecord",
     "TokenLogprob",
     "UserError",
 ]

@@ -53,6 +53,9 @@ class EngineConfig:
     batch_invariant: bool = False
     """Run every step in one shape of max_num_seqs rows, so that not even the last bit of a logit
     depends on the batch. In bfloat16 on a CPU this holds without it."""
+    mesh: str = "single"
+    """Devices and stages: the name of a ready-made mesh, a mesh file, or auto: as few stages as
+    the free memory of the machine's devices allows."""
     granule_layers: int | None = None
     """Consecutive layers in one granule; by default about an eighth of the model."""
     warmup: bool = True

@@ -1,8 +1,17 @@
 """Errors that a user can mend: each message says what was wrong, what was expected, what to do."""
 
+from fjx.sharding.errors import MeshError, UserError
 
-class UserError(Exception):
-    """Bad input or environment. The CLI prints the message in one line and exits with code 2."""
+__all__ = [
+    "EngineDeadError",
+    "MeshError",
+    "ModelError",
+    "QueueFullError",
+    "RegranularizationBusyError",
+    "RegranularizationError",
+    "RequestError",
+    "UserError",
+]
 
 
 class ModelError(UserError):
@@ -23,3 +32,11 @@ class QueueFullError(Exception):
 
 class EngineDeadError(Exception):
     """The engine's loop has ended with an unexpected error and serves no more requests."""
+
+
+class RegranularizationError(Exception):
+    """A change of plan could not begin or was aborted; the old plan serves on."""
+
+
+class RegranularizationBusyError(RegranularizationError):
+    """Another change of plan is under way."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fjx.sharding.plan import Deployment
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -71,6 +73,89 @@ class RequestOutput:
     """Why the request failed, where ``finish_reason`` is "error"."""
 
 
+SwitchState = Literal["planned", "compiling", "copying", "switching", "done", "aborted"]
+"""Where a regranularization stands. Until it is done, the old plan serves."""
+
+
+@dataclass(frozen=True)
+class SwitchRecord:
+    """One regranularization, under way or ended."""
+
+    number: int
+    """Counts from 1."""
+    reason: str
+    """Who wanted it: "request", or the policy's words."""
+    before: Deployment
+    after: Deployment
+    state: SwitchState
+    progress: float = 0.0
+    """Share of the work that is done, 0 to 1."""
+    error: str | None = None
+    """Why it was aborted."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time spent in each state."""
+    pause_seconds: float | None = None
+    """Between the last step of the old plan and the first of the new one, as far as the switch
+    caused it."""
+    planned_bytes: int = 0
+    """What the difference of the plans moves, with the pages in use when the copy began."""
+    parameter_bytes: int = 0
+    """Parameters that crossed between devices so far."""
+    kv_bytes: int = 0
+    """KV pages that crossed for the first time."""
+    dirty_bytes: int = 0
+    """KV pages that crossed because they were written since the copy began, or since their last
+    copy."""
+    dirty_pages: int = 0
+    """Pages that wait to be copied again."""
+    rounds: int = 0
+    """How often dirty pages were gathered."""
+
+    @property
+    def moved_bytes(self) -> int:
+        """All that crossed between devices."""
+        return self.parameter_bytes + self.kv_bytes + self.dirty_bytes
+
+
+@dataclass(frozen=True)
+class PlanStatus:
+    """What serves now, and what becomes of it."""
+
+    deployment: Deployment
+    switch: SwitchRecord | None = None
+    """The change that is under way."""
+    last: SwitchRecord | None = None
+    """The last change that ended."""
+
+    @property
+    def state(self) -> str:
+        """"serving", or the state of the change that is under way."""
+        return "serving" if self.switch is None else self.switch.state
+
+
+@dataclass(frozen=True)
+class PlanStats:
+    """Counters of plans and their changes, since the start."""
+
+    stages: int = 1
+    """Of the first replica, now."""
+    devices: int = 1
+    """In use now."""
+    replicas: int = 1
+    switches: dict[str, int] = field(default_factory=dict)
+    """Ended regranularizations by outcome: "done", "aborted"."""
+    switch_seconds: dict[str, float] = field(default_factory=dict)
+    """Time spent in each state."""
+    pauses: tuple[float, ...] = ()
+    """Pause of each switch, seconds."""
+    moved_bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes that crossed between devices: "parameters", "kv", "dirty"."""
+    dirty_pages: int = 0
+    """Pages that wait to be copied again, now."""
+    decisions: dict[str, int] = field(default_factory=dict)
+    """The policy's decisions by reason."""
+
+
 @dataclass(frozen=True)
 class EngineStats:
     """A snapshot of the engine: gauges now, counters since the start."""
@@ -96,3 +181,4 @@ class EngineStats:
     """Compilations by place: "warmup", "background", "hot_path" (must stay 0)."""
     requests_finished: dict[str, int] = field(default_factory=dict)
     """Finished requests by finish reason."""
+    plan: PlanStats = field(default_factory=PlanStats)

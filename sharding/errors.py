@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-class MeshError(ValueError):
+class UserError(Exception):
+    """Bad input or environment. The CLI prints the message in one line and exits with code 2.
+
+    It is defined here because this is the lowest part of fjx; `fjx.errors` has it, too.
+    """
+
+
+class MeshError(UserError, ValueError):
     """A mesh, plan, profile or cluster file that is wrong, or does not suit machine or model.
 
     The message says what was wrong, what was expected and what to do, in one line.
