@@ -41,7 +41,7 @@ class CompletionOutput:
     logprobs: list[PositionLogprobs] | None = None
     """One entry a token of ``token_ids``, where asked for."""
     finish_reason: FinishReason | None = None
-    """"stop": an end token or stop string; "length": max_tokens or the context's end; "abort":
+    """stop: an end token or stop string; "length": max_tokens or the context's end; "abort":
     cancelled."""
     stop_reason: int | str | None = None
     """The stop token or stop string that ended it; None for the model's end-of-sequence token."""
@@ -129,7 +129,7 @@ class PlanStatus:
 
     @property
     def state(self) -> str:
-        """"serving", or the state of the change that is under way."""
+        """ "serving", or the state of the change that is under way."""
         return "serving" if self.switch is None else self.switch.state
 
 

@@ -52,6 +52,9 @@ class ModelConfig:
     """Last positions that each layer sees, 0 for all; empty: all layers see everything."""
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
+    tensor: int = 1
+    """Tensor-parallel degree. Where it is not 1, heads, MLP width and vocabulary are those of one
+    device; see `shard`."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, message: str) -> None:
@@ -123,7 +126,33 @@ class ModelConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields as values that JSON can hold."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        del values["tensor"]
+        return values
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """The sizes that tensor parallelism divides, by what they are."""
+        return {
+            "query heads": self.num_heads,
+            "KV heads": self.num_kv_heads,
+            "MLP width": self.mlp_width,
+            "vocabulary": self.vocab_size,
+        }
+
+    def shard(self, degree: int) -> ModelConfig:
+        """What one of ``degree`` devices holds of every layer; `split_sizes` are multiples of it.
+
+        Modules built from it run inside `jax.shard_map` with the axis ``tensor``.
+        """
+        return dataclasses.replace(
+            self,
+            num_heads=self.num_heads // degree,
+            num_kv_heads=self.num_kv_heads // degree,
+            mlp_width=self.mlp_width // degree,
+            vocab_size=self.vocab_size // degree,
+            tensor=degree,
+        )
 
 
 def _tuples(value: Any) -> Any:

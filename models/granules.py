@@ -8,12 +8,14 @@ layer axis, scanned, so that compile time does not grow with depth; for GPUs).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.ragged import RaggedRows
@@ -21,7 +23,7 @@ from fjx.models import rope
 from fjx.models.config import ModelConfig
 from fjx.models.layers import BlockInputs
 from fjx.models.registry import FAMILIES
-from fjx.models.split import SplitModule, TensorSpec
+from fjx.models.split import TENSOR_AXIS, SplitModule, TensorSpec
 
 Params = dict[str, Any]
 """Arrays of one piece. Embed and head: by name. A granule: ``layers`` (a tuple of dictionaries, or
@@ -56,6 +58,7 @@ class Model:
     def __init__(self, config: ModelConfig, granule_layers: int | None = None) -> None:
         self.config = config
         self.granules = cut(config, granule_layers)
+        self._shards = {1: self}
         family = FAMILIES[config.family]
         self._embed = SplitModule(family.embed(config))
         self._block = SplitModule(family.block(config))
@@ -79,12 +82,22 @@ class Model:
         """Canonical tensors of the head, by full name."""
         return {f"head.{name}": spec for name, spec in self._head.tensors.items()}
 
-    def pack_embed(self, tensors: Mapping[str, Array]) -> Params:
+    def pack_embed(self, tensors: Mapping[str, Any]) -> Params:
         """Parameters of `embed` from canonical tensors."""
         return {name: tensors[f"embed.{name}"] for name in self._embed.tensors}
 
-    def pack_granule(self, index: int, tensors: Mapping[str, Array], *, stacked: bool) -> Params:
-        """Parameters of `granule` from canonical tensors; the stacked layout copies them."""
+    def pack_granule(
+        self,
+        index: int,
+        tensors: Mapping[str, Any],
+        *,
+        stacked: bool,
+        stack: Callable[[Sequence[Any]], Any] = jnp.stack,
+    ) -> Params:
+        """Parameters of `granule` from canonical tensors; the stacked layout copies them.
+
+        ``stack`` joins the layers' tensors: `numpy.stack` for those of the host.
+        """
         layers = tuple(
             {name: tensors[f"layers.{layer}.{name}"] for name in self._block.tensors}
             for layer in self.granules[index]
@@ -92,35 +105,66 @@ class Model:
         if not stacked:
             return {"layers": layers, **self._constants(index)}
         return {
-            "layers": {name: jnp.stack([each[name] for each in layers]) for name in layers[0]},
+            "layers": {name: stack([each[name] for each in layers]) for name in layers[0]},
             **self._constants(index),
         }
 
-    def pack_head(self, tensors: Mapping[str, Array]) -> Params:
+    def pack_head(self, tensors: Mapping[str, Any]) -> Params:
         """Parameters of `head` from canonical tensors."""
         return {name: tensors[f"head.{name}"] for name in self._head.tensors}
 
-    def abstract_embed(self, dtype: jnp.dtype) -> Params:
-        """Shapes of `pack_embed`'s result for a model stored in ``dtype``."""
-        return {name: spec.struct(dtype) for name, spec in self._embed.tensors.items()}
+    def abstract_embed(self, dtype: jnp.dtype, degree: int = 1) -> Params:
+        """Shapes of `pack_embed`'s result for a model stored in ``dtype``, on a mesh of this tensor
+        degree."""
+        return {name: spec.struct(dtype, degree) for name, spec in self._embed.tensors.items()}
 
-    def abstract_granule(self, index: int, dtype: jnp.dtype, *, stacked: bool) -> Params:
-        """Shapes of `pack_granule`'s result for a model stored in ``dtype``."""
-        tensors = {name: spec.struct(dtype) for name, spec in self.granule_tensors(index).items()}
+    def abstract_granule(
+        self, index: int, dtype: jnp.dtype, *, stacked: bool, degree: int = 1
+    ) -> Params:
+        """Shapes of `pack_granule`'s result, likewise."""
+        tensors = {
+            name: spec.struct(dtype, degree) for name, spec in self.granule_tensors(index).items()
+        }
         params: Params = jax.eval_shape(
             lambda given: self.pack_granule(index, given, stacked=stacked), tensors
         )
         return params
 
-    def abstract_head(self, dtype: jnp.dtype) -> Params:
-        """Shapes of `pack_head`'s result for a model stored in ``dtype``."""
-        return {name: spec.struct(dtype) for name, spec in self._head.tensors.items()}
+    def abstract_head(self, dtype: jnp.dtype, degree: int = 1) -> Params:
+        """Shapes of `pack_head`'s result, likewise."""
+        return {name: spec.struct(dtype, degree) for name, spec in self._head.tensors.items()}
+
+    # How they lie on a mesh with the axis `TENSOR_AXIS`.
+
+    def embed_shards(self, dtype: jnp.dtype) -> Params:
+        """Partition of each of `pack_embed`'s arrays."""
+        return {name: _partition(spec, dtype) for name, spec in self._embed.tensors.items()}
+
+    def granule_shards(self, index: int, dtype: jnp.dtype, *, stacked: bool) -> Params:
+        """Partition of each of `pack_granule`'s arrays."""
+        of_layer = {
+            name: _partition(spec, dtype, before=int(stacked))
+            for name, spec in self._block.tensors.items()
+        }
+        constants = dict.fromkeys(self._varying(), PartitionSpec())
+        layers = of_layer if stacked else (of_layer,) * len(self.granules[index])
+        return {"layers": layers, **constants}
+
+    def head_shards(self, dtype: jnp.dtype) -> Params:
+        """Partition of each of `pack_head`'s arrays."""
+        return {name: _partition(spec, dtype) for name, spec in self._head.tensors.items()}
+
+    def shard(self, degree: int) -> Model:
+        """The programs of one of ``degree`` devices, for use inside `jax.shard_map`."""
+        if degree not in self._shards:
+            self._shards[degree] = Model(self.config.shard(degree), len(self.granules[0]))
+        return self._shards[degree]
 
     def _constants(self, index: int) -> Params:
         layers = self.granules[index]
         constants: Params = {}
         for name, of_layer in self._varying().items():
-            constants[name] = jnp.asarray(of_layer[layers.start : layers.stop], jnp.int32)
+            constants[name] = np.asarray(of_layer[layers.start : layers.stop], np.int32)
         return constants
 
     def _varying(self) -> dict[str, tuple[int, ...]]:
@@ -196,3 +240,11 @@ class Model:
         """Logits over the vocabulary, float32."""
         logits: Array = self._head.merge(params)(x)
         return logits
+
+
+def _partition(spec: TensorSpec, dtype: jnp.dtype, before: int = 0) -> PartitionSpec:
+    """How a tensor's stored array is split, behind so many axes more."""
+    axis = spec.stored_axis(dtype)
+    if axis is None:
+        return PartitionSpec()  # type: ignore[no-untyped-call]
+    return PartitionSpec(*[None] * (before + axis), TENSOR_AXIS)  # type: ignore[no-untyped-call]

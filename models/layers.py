@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.attention import append_and_attend
@@ -22,6 +23,7 @@ from fjx.kernels.norm import layer_norm, rms_norm
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import Activation, ModelConfig
 from fjx.models.rope import rotate
+from fjx.models.split import SPLIT_AXES, TENSOR_AXIS
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "silu": nnx.silu,
@@ -44,14 +46,21 @@ class BlockInputs(NamedTuple):
 
 
 def param(
-    shape: tuple[int, ...], axes: tuple[str | None, ...], *, multiplied: bool = False
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    *,
+    multiplied: bool = False,
+    parts: tuple[int, ...] = (),
 ) -> nnx.Param[Array]:
     """A parameter of this shape, with a logical name for each axis, and no array yet.
 
-    ``multiplied``: it is only used by `matmul`, which chooses how it is stored.
+    ``multiplied``: it is only used by `matmul`, which chooses how it is stored. ``parts``: widths of
+    what is fused in it along its last axis.
     """
     struct: Any = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
-    return nnx.Param(struct, out_sharding=axes, eager_sharding=False, multiplied=multiplied)
+    return nnx.Param(
+        struct, out_sharding=axes, eager_sharding=False, multiplied=multiplied, parts=parts
+    )
 
 
 class RMSNorm(nnx.Module):
@@ -80,18 +89,33 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A matrix product in the type of the weights, summed in float32, and an optional bias."""
+    """A matrix product in the type of the weights, summed in float32, and an optional bias.
+
+    Under tensor parallelism a device has some of the columns, or some of the rows and sums the
+    products with the other devices (Shoeybi et al. 2019, arXiv:1909.08053).
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, axes: tuple[str, str], *, bias: bool = False
+        self,
+        inputs: int,
+        outputs: int | tuple[int, ...],
+        axes: tuple[str, str],
+        *,
+        bias: bool = False,
+        tensor: int = 1,
     ) -> None:
-        self.outputs = outputs
-        self.weight = param((inputs, outputs), axes, multiplied=True)
-        self.bias = param((outputs,), axes[1:]) if bias else None
+        """``outputs``: one width, or those of several matrices that are fused."""
+        parts = outputs if isinstance(outputs, tuple) else ()
+        self.outputs = outputs if isinstance(outputs, int) else sum(outputs)
+        self.weight = param((inputs, self.outputs), axes, multiplied=True, parts=parts)
+        self.bias = param((self.outputs,), axes[1:], parts=parts) if bias else None
+        self.sums = tensor > 1 and axes[0] in SPLIT_AXES
 
     def __call__(self, x: Float[Array, "T I"]) -> Float[Array, "T O"]:
         """Multiply each row."""
         y = matmul(x, self.weight[...], self.outputs)
+        if self.sums:
+            y = lax.psum(y, TENSOR_AXIS)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -102,10 +126,16 @@ class Attention(nnx.Module):
         self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
         self.scale, self.soft_cap = config.attention_scale, config.attention_soft_cap
-        all_heads = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = Linear(config.hidden_size, all_heads, ("embed", "heads"), bias=config.qkv_bias)
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.qkv = Linear(
+            config.hidden_size, (queries, keys, keys), ("embed", "heads"), bias=config.qkv_bias
+        )
         self.o = Linear(
-            self.heads * self.head_dim, config.hidden_size, ("heads", "embed"), bias=config.o_bias
+            queries,
+            config.hidden_size,
+            ("heads", "embed"),
+            bias=config.o_bias,
+            tensor=config.tensor,
         )
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
@@ -140,8 +170,8 @@ class GatedMlp(nnx.Module):
     def __init__(self, config: ModelConfig) -> None:
         D, F = config.hidden_size, config.mlp_width
         self.activation = config.activation
-        self.gate_up = Linear(D, 2 * F, ("embed", "mlp"), bias=config.mlp_bias)
-        self.down = Linear(F, D, ("mlp", "embed"), bias=config.mlp_bias)
+        self.gate_up = Linear(D, (F, F), ("embed", "mlp"), bias=config.mlp_bias)
+        self.down = Linear(F, D, ("mlp", "embed"), bias=config.mlp_bias, tensor=config.tensor)
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         """Run the MLP on each row."""
@@ -156,7 +186,7 @@ class Mlp(nnx.Module):
         D, F = config.hidden_size, config.mlp_width
         self.activation = config.activation
         self.up = Linear(D, F, ("embed", "mlp"), bias=config.mlp_bias)
-        self.down = Linear(F, D, ("mlp", "embed"), bias=config.mlp_bias)
+        self.down = Linear(F, D, ("mlp", "embed"), bias=config.mlp_bias, tensor=config.tensor)
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         """Run the MLP on each row."""
@@ -169,11 +199,23 @@ class TokenEmbed(nnx.Module):
     def __init__(self, config: ModelConfig) -> None:
         self.tokens = param((config.vocab_size, config.hidden_size), ("vocab", "embed"))
         self.scale = config.embed_scale
+        self.tensor = config.tensor
 
     def __call__(self, tokens: Int32[Array, " T"], rows: RaggedRows) -> Float[Array, "T D"]:
         """Look up each row's token."""
-        x = self.tokens[...][tokens].astype(jnp.float32)
+        x = self._look_up(tokens).astype(jnp.float32)
         return x if self.scale == 1.0 else x * self.scale
+
+    def _look_up(self, tokens: Int32[Array, " T"]) -> Array:
+        table = self.tokens[...]
+        if self.tensor == 1:
+            return table[tokens]
+        # Each device has some of the vocabulary; the others add zeros to its rows.
+        mine = tokens - lax.axis_index(TENSOR_AXIS) * len(table)
+        found = (mine >= 0) & (mine < len(table))
+        x = jnp.where(found[:, None], table[jnp.where(found, mine, 0)], 0)
+        summed: Array = lax.psum(x.astype(jnp.float32), TENSOR_AXIS)
+        return summed
 
 
 class Head(nnx.Module):
@@ -183,10 +225,13 @@ class Head(nnx.Module):
         self.norm = norm(config.hidden_size, config.norm_eps)
         self.unembed = Linear(config.hidden_size, config.vocab_size, ("embed", "vocab"))
         self.soft_cap = config.logit_soft_cap
+        self.tensor = config.tensor
 
     def __call__(self, x: Float[Array, "S D"]) -> Float[Array, "S V"]:
-        """Logits of each row."""
+        """Logits of each row, over the whole vocabulary on each device."""
         logits = self.unembed(self.norm(x))
+        if self.tensor > 1:
+            logits = lax.all_gather(logits, TENSOR_AXIS, axis=1, tiled=True)
         if self.soft_cap is not None:
             logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
         return logits

@@ -12,7 +12,7 @@ from fjx.engine.scheduler import ScheduledRows
 from fjx.kernels.token_rule import LogitEdits, SamplingRows
 from fjx.pipeline.batch import Batch, StepLayout
 from fjx.pipeline.buckets import bucket_for
-from fjx.pipeline.executor import Limits
+from fjx.pipeline.limits import Limits
 from fjx.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 
 MAX_END_TOKENS = 64
@@ -55,7 +55,7 @@ class BatchBuilder:
         self._layouts = {T: limits.layout(T) for T in self._row_buckets}
         layout = self._layouts[self._row_buckets[-1]]
         N = layout.slots
-        self._arrangement: _Arrangement | None = None
+        self._arrangements: dict[int, _Arrangement] = {}
         self._page_table = np.zeros((N, layout.pages), np.int32)
         # The list object itself tells whether a slot's row is still that of its request: every
         # admission makes a new list, growth extends it in place.
@@ -70,8 +70,11 @@ class BatchBuilder:
         self._edits_logits = np.zeros(N + 1, bool)
         self._wants_logprobs = np.zeros(N + 1, bool)
 
-    def build(self, scheduled: list[ScheduledRows]) -> Batch:
-        """Lay the scheduled rows out side by side, padded to the next bucket."""
+    def build(self, scheduled: list[ScheduledRows], part: int = 0) -> Batch:
+        """Lay the scheduled rows out side by side, padded to the next bucket.
+
+        ``part``: which of the plan's microbatches they are.
+        """
         requests: tuple[Request, ...]
         requests, starts, counts, samples = zip(*scheduled, strict=True)
         self._refresh_slots(requests)
@@ -79,9 +82,9 @@ class BatchBuilder:
         # A pending row's token was chosen by the step before and is known to the device alone.
         pending = [start + n > len(request.tokens) for request, start, n, _ in scheduled]
         key = slots, counts, samples, pending
-        if self._arrangement is None or self._arrangement.key != key:
-            self._arrangement = self._arrange(*key)
-        each = self._arrangement
+        known = self._arrangements.get(part)
+        each = known if known is not None and known.key == key else self._arrange(*key)
+        self._arrangements[part] = each
         packed = each.packed.copy()
         step = each.layout.split(packed)
         for i, first, end in each.read:

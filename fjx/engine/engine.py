@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fjx.cache.page_pool import PagePool
 from fjx.config import EngineConfig
-from fjx.engine.batch_builder import MAX_END_TOKENS, BatchBuilder
+from fjx.engine.batch_builder import MAX_END_TOKENS
+from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.engine.scheduler import Scheduler
 from fjx.engine.text import RequestText, WholeTokens
 from fjx.errors import QueueFullError, RequestError
 from fjx.models.tokenizer import Tokenizer
@@ -34,50 +33,54 @@ class Progress(NamedTuple):
     """Why the request ended with this step; None: it goes on."""
 
 
-@dataclass(frozen=True)
-class _InFlight:
-    scheduled: list[ScheduledRows]
-    output: StepOutput
-
-
 class Engine:
     """Runs requests on an executor. Not thread-safe: one thread owns it."""
 
-    def __init__(self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer) -> None:
-        limits = executor.limits
+    def __init__(
+        self, config: EngineConfig, executors: Sequence[Executor], tokenizer: Tokenizer
+    ) -> None:
+        """``executors``: one for each replica."""
+        limits = executors[0].limits
         self.config = config
         self.tokenizer = tokenizer
-        self.executor = executor
         self.max_model_len = limits.max_model_len
-        self.scheduler = Scheduler(
-            PagePool(limits.num_pages, limits.page_size, config.enable_prefix_caching),
-            limits.max_num_seqs,
-            limits.max_num_batched_tokens,
-        )
-        self._builder = BatchBuilder(limits, tokenizer.eos_token_ids)
+        self.replicas = [self._new_replica(executor) for executor in executors]
         self._end_tokens = frozenset(tokenizer.eos_token_ids)
         self._seeds = np.random.default_rng(config.seed)
         self._requests: dict[str, list[Request]] = {}
+        self._replica_of: dict[Request, Replica] = {}
         self._texts: dict[Request, RequestText] = {}
         self._whole_tokens = {skip: WholeTokens(tokenizer, skip) for skip in (False, True)}
-        self._in_flight: _InFlight | None = None
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._step_seconds = self._wait_seconds = 0.0
 
+    def _new_replica(self, executor: Executor) -> Replica:
+        return Replica(executor, self.config.enable_prefix_caching, self.tokenizer.eos_token_ids)
+
+    @property
+    def executor(self) -> Executor:
+        """The first replica's; model, limits and programs are the same in all."""
+        return self.replicas[0].executor
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The first replica's."""
+        return self.replicas[0].scheduler
+
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return self.scheduler.has_work or self._in_flight is not None
+        return any(replica.has_work for replica in self.replicas)
 
     def step(self) -> list[Progress]:
         """Run one step; the host reads the step before while the device runs this one."""
         started, waited = time.perf_counter(), self._wait_seconds
-        before, self._in_flight = self._in_flight, None
-        self._in_flight = self._dispatch(self.scheduler.schedule())
-        if not self.config.overlap and self._in_flight is not None:
-            before, self._in_flight = self._in_flight, None
-        progress = self._collect(before)
+        before = self._take_in_flight()
+        self._dispatch()
+        if not self.config.overlap:
+            before += self._take_in_flight()
+        progress = [each for microbatch in before for each in self._collect(microbatch)]
         self._step_seconds += time.perf_counter() - started
         self._counts["host_us"] += int(
             1e6 * (time.perf_counter() - started - self._wait_seconds + waited)
@@ -105,7 +108,7 @@ class Engine:
             raise RequestError(f"request id {request_id!r} is in use")
         if params.n > self.queue_room:
             raise QueueFullError(
-                f"{self.scheduler.num_waiting} requests are waiting, the limit is "
+                f"{self._num_waiting} requests are waiting, the limit is "
                 f"{self.config.max_waiting_requests}; retry later",
                 retry_after=1.0,
             )
@@ -135,7 +138,9 @@ class Engine:
             self._texts[request] = RequestText(
                 self.tokenizer, params, self._whole_tokens[params.skip_special_tokens]
             )
-            self.scheduler.add(request)
+            replica = min(self.replicas, key=lambda replica: replica.load)
+            self._replica_of[request] = replica
+            replica.scheduler.add(request)
         return requests
 
     def check_request(self, prompt: list[int], params: SamplingParams) -> None:
@@ -172,7 +177,11 @@ class Engine:
     @property
     def queue_room(self) -> int:
         """Completions that may still be added now."""
-        return self.config.max_waiting_requests - self.scheduler.num_waiting
+        return self.config.max_waiting_requests - self._num_waiting
+
+    @property
+    def _num_waiting(self) -> int:
+        return sum(replica.scheduler.num_waiting for replica in self.replicas)
 
     def abort(self, request_id: str) -> list[Progress]:
         """End a request now; unknown ids are ignored (it may have just finished)."""
@@ -194,16 +203,16 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics."""
-        scheduler = self.scheduler
+        schedulers = [replica.scheduler for replica in self.replicas]
         return EngineStats(
-            num_requests_running=len(scheduler.running),
-            num_requests_waiting=scheduler.num_waiting,
-            kv_cache_usage=scheduler.pool.usage,
-            prefix_cache_queries=scheduler.prefix_queries,
-            prefix_cache_hits=scheduler.prefix_hits,
+            num_requests_running=sum(len(each.running) for each in schedulers),
+            num_requests_waiting=sum(each.num_waiting for each in schedulers),
+            kv_cache_usage=sum(each.pool.usage for each in schedulers) / len(schedulers),
+            prefix_cache_queries=sum(each.prefix_queries for each in schedulers),
+            prefix_cache_hits=sum(each.prefix_hits for each in schedulers),
             prompt_tokens=self._counts["prompt_tokens"],
             generation_tokens=self._counts["generation_tokens"],
-            num_preemptions=scheduler.num_preemptions,
+            num_preemptions=sum(each.num_preemptions for each in schedulers),
             num_steps=self._counts["steps"],
             step_seconds=self._step_seconds,
             host_seconds=self._counts["host_us"] * 1e-6,
@@ -213,32 +222,35 @@ class Engine:
 
     def check_idle(self) -> None:
         """Audit pages and slots while nothing runs; see `Scheduler.check`."""
-        self.scheduler.check()
+        for replica in self.replicas:
+            replica.scheduler.check()
         assert not self._requests, "a finished request is still known"
         assert not self._texts, "a finished request still has text"
+        assert not self._replica_of, "a finished request still has a replica"
 
-    def _dispatch(self, scheduled: list[ScheduledRows]) -> _InFlight | None:
-        if not scheduled:
-            return None
+    def _take_in_flight(self) -> list[Microbatch]:
+        return [microbatch for replica in self.replicas for microbatch in replica.take_in_flight()]
+
+    def _dispatch(self) -> None:
+        """Send each replica's next step."""
         now = time.monotonic()
-        self._counts["steps"] += 1
-        for granted in scheduled:
-            request = granted.request
-            if request.scheduled is None:
-                request.scheduled = now
-                self._counts["prompt_tokens"] += request.prompt_len
-        return _InFlight(scheduled, self.executor.dispatch(self._builder.build(scheduled)))
+        for replica in self.replicas:
+            scheduled = replica.dispatch()
+            self._counts["steps"] += bool(scheduled)
+            for granted in scheduled:
+                request = granted.request
+                if request.scheduled is None:
+                    request.scheduled = now
+                    self._counts["prompt_tokens"] += request.prompt_len
 
-    def _collect(self, step: _InFlight | None) -> list[Progress]:
-        """Read a step's tokens: extend, stop, stream and free."""
-        if step is None:
-            return []
+    def _collect(self, microbatch: Microbatch) -> list[Progress]:
+        """Read the tokens that were chosen: extend, stop, stream and free."""
         started = time.perf_counter()
-        tokens = step.output.read_tokens()
+        tokens = microbatch.output.read_tokens()
         self._wait_seconds += time.perf_counter() - started
         now = time.monotonic()
         progress = []
-        chosen = (granted.request for granted in step.scheduled if granted.samples)
+        chosen = (granted.request for granted in microbatch.scheduled if granted.samples)
         for row, (request, token) in enumerate(zip(chosen, tokens, strict=True)):
             request.unread -= 1
             if request.finished:
@@ -248,7 +260,7 @@ class Engine:
                 request.first_token = now
             logprobs = None
             if request.params.logprobs is not None:
-                logprobs = [_logprobs_of(step.output, row, token, request.params.logprobs)]
+                logprobs = [_logprobs_of(microbatch.output, row, token, request.params.logprobs)]
             progress.append(self._advance(request, token, logprobs))
         self._counts["generation_tokens"] += len(progress)
         return progress
@@ -281,8 +293,9 @@ class Engine:
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason
         request.ended = time.monotonic()
-        self.scheduler.share_full_pages(request)
-        self.scheduler.finish(request)
+        scheduler = self._replica_of.pop(request).scheduler
+        scheduler.share_full_pages(request)
+        scheduler.finish(request)
         self._finished[reason] += 1
         if reason != "abort":
             self._texts.pop(request)

@@ -17,13 +17,20 @@ from fjx.engine.engine import Engine
 from fjx.errors import UserError
 from fjx.kernels.matmul import multiplies_bfloat16
 from fjx.models.config import ModelConfig
+from fjx.models.costs import model_graph
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_model_config, load_params
 from fjx.models.loading.source import cache_root, resolve, resolve_tokenizer
 from fjx.models.tensors import random_tensors
 from fjx.models.tokenizer import load_tokenizer
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.executor import Executor, Limits
+from fjx.pipeline.executor import Executor
+from fjx.pipeline.limits import Limits
+from fjx.pipeline.pieces import Loader, register_stages
+from fjx.pipeline.placement import live_devices
+from fjx.pipeline.plan_target import Planner, live_planner, make_cpu_devices
+from fjx.pipeline.programs import Programs
+from fjx.sharding.figures import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +41,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     Raises:
         UserError: the model cannot be had, or the configuration does not fit it.
     """
+    make_cpu_devices(config.mesh)
     source = resolve(config.model, config.revision, config.cache_dir)
     model_config = load_model_config(source)
     tokenizer = load_tokenizer(
@@ -43,18 +51,39 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     )
     dtype = _dtype(config)
     limits = _limits(config, model_config, dtype)
+    programs = Programs(Model(model_config, config.granule_layers), limits, dtype)
+    planner = _planner(config, programs)
+    deployment, devices = planner.plan(config.mesh), live_devices()
     compiler = Compiler(cache_root(config.cache_dir) / "programs")
-    executor = Executor(Model(model_config, config.granule_layers), limits, dtype, compiler)
+    register_stages(programs, deployment, devices, compiler)
+    loaders = [Loader(programs, plan, devices) for plan in deployment.replicas]
+
+    def take(name: str, values: np.ndarray) -> None:
+        for loader in loaders:
+            loader.take(name, values)
+
     if config.load_random_weights:
         read = partial(_place_random, model_config)
     else:
         read = partial(load_params, source, model_config, progress=progress)
     with ThreadPoolExecutor(1, thread_name_prefix="fjx-load") as pool:
-        loading = pool.submit(executor.load, read)
+        loading = pool.submit(read, take)
         if config.warmup:
             compiler.compile_all(progress=progress)
         loading.result()
-    return Engine(replace(config, max_model_len=limits.max_model_len), executor, tokenizer)
+    executors = [Executor(programs, compiler) for _ in loaders]
+    for executor, loader in zip(executors, loaders, strict=True):
+        executor.use(loader.pieces())
+    config = replace(config, max_model_len=limits.max_model_len)
+    return Engine(config, executors, tokenizer, planner)
+
+
+def _planner(config: EngineConfig, programs: Programs) -> Planner:
+    """For plans that hold all of the KV memory; a stage's time is that of a full decode step."""
+    limits, model = programs.limits, programs.model
+    graph = model_graph(model.config, programs.dtype, config.granule_layers, limits.row_buckets)
+    kv_tokens = limits.num_pages * limits.page_size
+    return live_planner(graph, Workload(rows=limits.max_num_seqs, kv_tokens=kv_tokens))
 
 
 def _place_random(model_config: ModelConfig, place: Callable[[str, np.ndarray], None]) -> None:

@@ -3,9 +3,12 @@ path."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ logger = logging.getLogger(__name__)
 Place = Literal["warmup", "background", "hot_path"]
 
 _STACK_BYTES = 64 << 20  # XLA's compiler recurses deeply
+_BACKGROUND_NICENESS = 15
 
 
 @dataclass(frozen=True)
@@ -41,22 +45,49 @@ class ProgramSpec:
     """Whether it is called with the flat list of its arrays, see `flat_call`."""
     background: bool = False
     """Whether the engine can do without it: it is compiled while the engine serves."""
+    result: Any = None
+    """Sharding of the result, for a program without arguments, which would tell it."""
+
+
+class CompileJob:
+    """Programs that are being compiled in the background."""
+
+    def __init__(self, specs: Iterable[ProgramSpec]) -> None:
+        self._left = deque(specs)
+        self.total = len(self._left)
+        self.done = 0
+        self.error: Exception | None = None
+        """Why the job has ended early."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all programs are there."""
+        return self.done == self.total
+
+    def cancel(self) -> None:
+        """Begin no further program."""
+        self._left.clear()
+
+    def take(self) -> ProgramSpec | None:
+        """The next program to compile; None: there is none, or one has failed."""
+        return self._left.popleft() if self._left and self.error is None else None
 
 
 class Compiler:
     """Compiles program specs, and counts where it did.
 
     Tracing holds the interpreter's lock and is done in one place; compiling releases it and runs in
-    threads.
+    threads. While the engine serves, one thread of low priority does both.
     """
 
     def __init__(self, cache_dir: Path | None, threads: int = 2) -> None:
         self.counts: Counter[str] = Counter()
         self._specs: dict[Hashable, ProgramSpec] = {}
-        self._background: threading.Thread | None = None
         self._programs: dict[Hashable, Any] = {}
         self._lock = threading.Lock()
         self._threads = threads
+        self._jobs: list[CompileJob] = []
+        self._worker: threading.Thread | None = None
         if cache_dir is not None:
             _use_persistent_cache(cache_dir)
 
@@ -76,34 +107,61 @@ class Compiler:
         return self._programs.get(key)
 
     def compile_background(self) -> None:
-        """Begin to compile the programs that the engine can do without; once."""
-        if self._background is None:
+        """Begin to compile the programs that the engine can do without."""
+        self._begin(CompileJob([spec for spec in self._specs.values() if spec.background]))
+
+    def compile_later(self, specs: Iterable[ProgramSpec]) -> CompileJob:
+        """Begin to compile programs that the engine will need, before all others."""
+        job = CompileJob(specs)
+        self._begin(job, first=True)
+        return job
+
+    def wait_background(self) -> None:
+        """Wait until nothing is being compiled in the background."""
+        worker = self._worker
+        if worker is not None:
+            worker.join()
+
+    def _begin(self, job: CompileJob, first: bool = False) -> None:
+        with self._lock:
+            self._jobs.insert(0 if first else len(self._jobs), job)
+            if self._worker is not None:
+                return
             # Not a daemon, whichever thread begins it: the interpreter must wait for XLA's
             # compiler, which aborts if JAX is torn down around it.
-            self._background = threading.Thread(
-                target=self._compile_in_turn, name="fjx-compile-background", daemon=False
+            self._worker = threading.Thread(
+                target=self._work, name="fjx-compile-background", daemon=False
             )
             old_stack = threading.stack_size(_STACK_BYTES)
             try:
-                self._background.start()
+                self._worker.start()
             finally:
                 threading.stack_size(old_stack)
 
-    def wait_background(self) -> None:
-        """Wait until `compile_background` has done its work."""
-        if self._background is not None:
-            self._background.join()
-
-    def _compile_in_turn(self) -> None:
-        for key, spec in self._specs.items():
-            if not threading.main_thread().is_alive():
-                return  # the interpreter ends, and waits for this thread
-            if spec.background and key not in self._programs:
-                try:
+    def _work(self) -> None:
+        _lower_priority()
+        while (next_up := self._next()) is not None:
+            job, spec = next_up
+            try:
+                if spec.key not in self._programs:
+                    self.register([spec])
                     self._keep(spec, _compile(spec, _lower(spec)), "background")
-                except Exception:
-                    logger.exception("could not compile %s; serving goes on without it", key)
-                    return
+                job.done += 1
+            except Exception as error:
+                logger.exception("could not compile %s; serving goes on without it", spec.key)
+                job.error = error
+
+    def _next(self) -> tuple[CompileJob, ProgramSpec] | None:
+        """What to compile next; None: nothing is left, or the interpreter ends, and so must the
+        thread."""
+        with self._lock:
+            while self._jobs and threading.main_thread().is_alive():
+                spec = self._jobs[0].take()
+                if spec is not None:
+                    return self._jobs[0], spec
+                self._jobs.pop(0)
+            self._worker = None
+            return None
 
     def compile_all(self, place: Place = "warmup", progress: bool = True) -> None:
         """Compile every program that the engine needs and that is not there yet, with a progress
@@ -145,12 +203,20 @@ class Compiler:
 
 
 def _lower(spec: ProgramSpec) -> Any:
-    return jax.jit(spec.function, donate_argnums=spec.donate).lower(*spec.arguments)
+    more = {} if spec.result is None else {"out_shardings": spec.result}
+    return jax.jit(spec.function, donate_argnums=spec.donate, **more).lower(*spec.arguments)
 
 
 def _compile(spec: ProgramSpec, lowered: Any) -> Any:
     compiled = lowered.compile(dict(spec.options) or None)
     return flat_call(compiled) if spec.flat else compiled
+
+
+def _lower_priority() -> None:
+    """Let the engine's threads run first; threads that XLA starts from this one inherit it."""
+    if sys.platform == "linux":  # elsewhere, priority belongs to the process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICENESS)
 
 
 def _use_persistent_cache(cache_dir: Path) -> None:

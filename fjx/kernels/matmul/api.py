@@ -8,7 +8,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from fjx.kernels.matmul.packed import PACKED_RANK, can_pack, pack, packed_matmul, packed_shape
+from fjx.kernels.matmul.packed import (
+    PACKED_RANK,
+    can_pack,
+    pack,
+    packed_matmul,
+    packed_shape,
+    unpack,
+)
 from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS
 
 
@@ -28,6 +35,17 @@ def stored_values(matrix: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
     if _packs(dtype):
         return pack(matrix, dtype)
     return matrix.astype(dtype, copy=False)
+
+
+def restored_values(stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The (in, out) matrix of this shape that `stored_values` stored, in the stored type."""
+    return unpack(stored, shape) if stored.ndim == PACKED_RANK else stored
+
+
+def stored_axis(axis: int, dtype: jnp.dtype) -> int:
+    """Along which axis of the stored array the shards of a matrix lie that is split along ``axis``,
+    each of them stored by itself."""
+    return 1 - axis if _packs(dtype) else axis
 
 
 def matmul(x: Float[Array, "T I"], weights: Array, outputs: int) -> Float[Array, "T O"]:

@@ -53,6 +53,13 @@ def pack(matrix: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
     return packed
 
 
+def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The (in, out) matrix of this shape that `pack` packed, in the packed type."""
+    panels, terms, columns, values = packed.shape
+    matrix = packed.transpose(1, 3, 0, 2).reshape(terms * values, panels * columns)
+    return np.ascontiguousarray(matrix[: shape[0], : shape[1]])
+
+
 def packed_matmul(x: Float[Array, "T I"], packed: Array, outputs: int) -> Float[Array, "T O"]:
     """``x @ w`` in float32, for the packed ``w`` of so many output columns."""
     panels, terms, columns, values = packed.shape

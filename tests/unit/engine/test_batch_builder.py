@@ -8,7 +8,7 @@ from fjx.engine.batch_builder import BIAS_ENTRIES, BatchBuilder
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.pipeline.batch import Batch, StepRows
-from fjx.pipeline.executor import Limits
+from fjx.pipeline.limits import Limits
 from fjx.sampling_params import SamplingParams
 
 SEQS, LONGEST, SIZE, END = 4, 32, 8, 99

@@ -14,8 +14,13 @@ from fjx.models.config import ModelConfig
 from fjx.models.granules import Model
 from fjx.models.tensors import random_tensors
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.executor import Executor, Limits
+from fjx.pipeline.executor import Executor
+from fjx.pipeline.limits import Limits
+from fjx.pipeline.pieces import Loader, register_stages
+from fjx.pipeline.placement import live_devices
+from fjx.pipeline.programs import Programs
 from fjx.sampling_params import SamplingParams
+from fjx.sharding.plan import Deployment, Device, Mesh, Plan, Stage
 
 VOCABULARY = 384
 END = VOCABULARY - 1
@@ -56,6 +61,26 @@ class LetterTokenizer:
         return ""
 
 
+def cpus(*indices: int) -> Mesh:
+    """A mesh of these virtual devices."""
+    devices = tuple(Device("localhost", "cpu", index) for index in indices)
+    return Mesh(devices, (("tensor", len(indices)),))
+
+
+def one_stage(granules: int) -> Deployment:
+    """The whole model on the first device."""
+    return Deployment((Plan((Stage(range(granules), cpus(0)),)),))
+
+
+def staged(*stages: tuple[int, tuple[int, ...]], microbatches: int = 1) -> Plan:
+    """A plan of stages with so many granules each, on these virtual devices."""
+    begin, made = 0, []
+    for count, indices in stages:
+        made.append(Stage(range(begin, begin + count), cpus(*indices)))
+        begin += count
+    return Plan(tuple(made), microbatches)
+
+
 @cache
 def tiny_engine(
     dtype: str = "float32",
@@ -68,6 +93,8 @@ def tiny_engine(
     one_bucket: bool = False,
     granule_layers: int = 2,
     fused: bool = False,
+    layers: int = 4,
+    deployment: Deployment | None = None,
 ) -> Engine:
     """An engine of this shape; made once and idle again after each use.
 
@@ -82,14 +109,21 @@ def tiny_engine(
         bias_entries=BIAS_ENTRIES,
         one_bucket=one_bucket,
     )
-    config = ModelConfig.from_hf(HF_CONFIG)
-    executor = Executor(
-        Model(config, granule_layers), limits, jnp.dtype(dtype), Compiler(cache_dir=None)
-    )
+    config = ModelConfig.from_hf({**HF_CONFIG, "num_hidden_layers": layers})
+    programs = Programs(Model(config, granule_layers), limits, jnp.dtype(dtype))
+    deployment = deployment or one_stage(-(-layers // granule_layers))
+    compiler, devices = Compiler(cache_dir=None), live_devices()
+    register_stages(programs, deployment, devices, compiler)
     if fused:
-        executor.compiler.compile_background()
-        executor.compiler.wait_background()
-    executor.load(lambda place: [place(*t) for t in random_tensors(config, seed=3, scale=0.3)])
+        compiler.compile_background()
+        compiler.wait_background()
+    executors = []
+    for plan in deployment.replicas:
+        loader = Loader(programs, plan, devices)
+        for name, values in random_tensors(config, seed=3, scale=0.3):
+            loader.take(name, values)
+        executors.append(Executor(programs, compiler))
+        executors[-1].use(loader.pieces())
     engine_config = EngineConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -98,7 +132,7 @@ def tiny_engine(
         enable_prefix_caching=enable_prefix_caching,
         seed=0,
     )
-    return Engine(engine_config, executor, LetterTokenizer())  # type: ignore[arg-type]
+    return Engine(engine_config, executors, LetterTokenizer())  # type: ignore[arg-type]
 
 
 def run(engine: Engine) -> None:

@@ -112,7 +112,7 @@ def test_in_one_bucket_the_tokens_are_the_same(temperature: float) -> None:
     engine = tiny_engine(one_bucket=True)
     assert tokens_alone(engine, PROMPT, params) == tokens_alone(tiny_engine(), PROMPT, params)
     compiled = [key for key in engine.executor.compiler._programs if key[0] in ("embed", "head")]
-    assert sorted(compiled) == [("embed", 32), ("head", 8)]
+    assert sorted(compiled) == [("embed", 32, (0,)), ("head", 8, (0,))]
 
 
 def test_the_layout_splits_into_arrays_that_do_not_overlap(executor: Executor) -> None:

@@ -1,0 +1,78 @@
+"""One pipeline with its requests: their pages, their batches and the steps in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fjx.cache.page_pool import PagePool
+from fjx.engine.batch_builder import BatchBuilder
+from fjx.engine.request import Request
+from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.pipeline.executor import Executor, StepOutput
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Some rows of a step, and what they will bring."""
+
+    scheduled: list[ScheduledRows]
+    output: StepOutput
+
+
+class Replica:
+    """Schedules and sends the steps of the requests that were given to it."""
+
+    def __init__(
+        self, executor: Executor, share_prefixes: bool, end_tokens: tuple[int, ...]
+    ) -> None:
+        limits = executor.limits
+        self.executor = executor
+        self.scheduler = Scheduler(
+            PagePool(limits.num_pages, limits.page_size, share_prefixes),
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+        )
+        self._builder = BatchBuilder(limits, end_tokens)
+        self._in_flight: list[Microbatch] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work or bool(self._in_flight)
+
+    @property
+    def load(self) -> int:
+        """Unfinished requests."""
+        return len(self.scheduler.running) + self.scheduler.num_waiting
+
+    def dispatch(self) -> list[ScheduledRows]:
+        """Send the next step to the devices."""
+        scheduled = self.scheduler.schedule()
+        for part, rows in enumerate(self._parts(scheduled)):
+            if rows:
+                batch = self._builder.build(rows, part)
+                self._in_flight.append(Microbatch(rows, self.executor.dispatch(batch, part)))
+        return scheduled
+
+    def take_in_flight(self) -> list[Microbatch]:
+        """The steps that were sent and not read yet; the caller reads them."""
+        taken, self._in_flight = self._in_flight, []
+        return taken
+
+    def requests(self) -> Iterator[Request]:
+        """The unfinished requests, first come first."""
+        yield from sorted(
+            [*self.scheduler.running, *self.scheduler.waiting],
+            key=lambda request: (request.priority, request.arrival, request.order),
+        )
+
+    def _parts(self, scheduled: list[ScheduledRows]) -> list[list[ScheduledRows]]:
+        """A slot is always in the same part: what it samples stays with that part on the device."""
+        count = self.executor.plan.microbatches
+        if count == 1:
+            return [scheduled]
+        parts: list[list[ScheduledRows]] = [[] for _ in range(count)]
+        for rows in scheduled:
+            parts[rows.request.slot % count].append(rows)
+        return parts

@@ -1,0 +1,76 @@
+"""Taking pages out of a granule's KV memory, and putting them into another one's.
+
+On a CPU these are Numba functions: XLA would copy the whole KV memory to write some pages of it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+from jaxtyping import Array, Int32
+from numba import types
+
+from fjx.kernels.xla_ffi import argument, dims, only_asks_version, register, result
+
+memcpy = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
+
+
+def take_pages(kv_pages: Array, pages: Int32[Array, " N"]) -> Array:
+    """The contents of some pages, (layers, N, 2, kv_heads, page_size, head_dim)."""
+    if jax.default_backend() != "cpu":
+        return kv_pages[:, pages]
+    register("fjx_take_pages", _take_kernel)
+    shape = (kv_pages.shape[0], pages.shape[0], *kv_pages.shape[2:])
+    call = jax.ffi.ffi_call("fjx_take_pages", jax.ShapeDtypeStruct(shape, kv_pages.dtype))
+    taken: Array = call(kv_pages, pages, _item_bytes(kv_pages))
+    return taken
+
+
+def put_pages(kv_pages: Array, pages: Int32[Array, " N"], contents: Array) -> Array:
+    """Write what `take_pages` took; the caller's program donates ``kv_pages``."""
+    if jax.default_backend() != "cpu":
+        return kv_pages.at[:, pages].set(contents)
+    register("fjx_put_pages", _put_kernel)
+    call = jax.ffi.ffi_call(
+        "fjx_put_pages",
+        jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),
+        input_output_aliases={0: 0},
+    )
+    put: Array = call(kv_pages, pages, _item_bytes(kv_pages), contents)
+    return put
+
+
+def _item_bytes(kv_pages: Array) -> Array:
+    return jnp.array([kv_pages.dtype.itemsize], jnp.int32)
+
+
+@numba.njit(inline="always")
+def _page_bytes(frame):
+    shape = dims(frame, 0)
+    return shape[2] * shape[3] * shape[4] * shape[5] * argument(frame, 2, np.int32)[0]
+
+
+def _take_kernel(frame: int) -> int:
+    if not only_asks_version(frame):
+        shape, pages, size = dims(frame, 0), argument(frame, 1, np.int32), _page_bytes(frame)
+        memory = argument(frame, 0, np.uint8).ctypes.data
+        taken = result(frame, 0, np.uint8).ctypes.data
+        for layer in range(shape[0]):
+            for i in range(len(pages)):
+                page = memory + (layer * shape[1] + pages[i]) * size
+                memcpy(taken + (layer * len(pages) + i) * size, page, size)
+    return 0
+
+
+def _put_kernel(frame: int) -> int:
+    if not only_asks_version(frame):
+        shape, pages, size = dims(frame, 0), argument(frame, 1, np.int32), _page_bytes(frame)
+        memory = result(frame, 0, np.uint8).ctypes.data
+        contents = argument(frame, 3, np.uint8).ctypes.data
+        for layer in range(shape[0]):
+            for i in range(len(pages)):
+                page = memory + (layer * shape[1] + pages[i]) * size
+                memcpy(page, contents + (layer * len(pages) + i) * size, size)
+    return 0

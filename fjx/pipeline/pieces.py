@@ -1,0 +1,164 @@
+"""A model's pieces as they lie by a plan, and how they get there from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fjx.models.granules import Params
+from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.placement import Placement, bind
+from fjx.pipeline.programs import KV_PARTITION, Programs, StageShape
+from fjx.pipeline.stage import End, Granule
+from fjx.sharding.plan import Deployment, Device, Plan
+
+Read = Callable[[Callable[[str, np.ndarray], None]], None]
+"""Reads a checkpoint: calls back with the name and values of each canonical tensor."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The arrays of a whole model, where a plan wants them."""
+
+    plan: Plan
+    shapes: tuple[StageShape, ...]
+    """For each stage."""
+    embed: End
+    granules: tuple[Granule, ...]
+    head: End
+
+    def arrays(self) -> list[Any]:
+        """Every array, KV pages included."""
+        kv_pages = [granule.kv_pages for granule in self.granules]
+        return [
+            *jax.tree.leaves((self.embed.params, self.head.params, kv_pages)),
+            *(array for granule in self.granules for array in granule.arrays),
+        ]
+
+
+def stage_shapes(plan: Plan, devices: Mapping[Device, jax.Device]) -> tuple[StageShape, ...]:
+    """A plan's stages on live devices.
+
+    Raises:
+        MeshError: the plan has a device that is not there.
+    """
+    last = len(plan.stages) - 1
+    return tuple(
+        StageShape(bind(stage.mesh, devices), stage.granules, first=i == 0, last=i == last)
+        for i, stage in enumerate(plan.stages)
+    )
+
+
+def register_stages(
+    programs: Programs,
+    deployment: Deployment,
+    devices: Mapping[Device, jax.Device],
+    compiler: Compiler,
+) -> None:
+    """Make known every program that the steps of a deployment can need.
+
+    Raises:
+        MeshError: it has a device that is not there.
+    """
+    for plan in deployment.replicas:
+        for shape in stage_shapes(plan, devices):
+            compiler.register(programs.stage(shape))
+
+
+def granule_places(shapes: Sequence[StageShape]) -> tuple[Placement, ...]:
+    """The place of each granule."""
+    return tuple(shape.placement for shape in shapes for _ in shape.granules)
+
+
+def new_kv_pages(programs: Programs, depth: int, at: Placement) -> Any:
+    """KV memory of a granule, all zeros."""
+    pages = programs.kv_struct(depth)
+    return jnp.zeros(pages.shape, pages.dtype, device=at.sharding(KV_PARTITION))
+
+
+class Loader:
+    """Takes a model's canonical tensors as they come, and puts each piece where a plan wants it as
+    soon as it is whole."""
+
+    def __init__(
+        self, programs: Programs, plan: Plan, devices: Mapping[Device, jax.Device]
+    ) -> None:
+        model = programs.model
+        self._programs = programs
+        self._plan = plan
+        self._shapes = stage_shapes(plan, devices)
+        self._places = granule_places(self._shapes)
+        self._kv_pages = [
+            new_kv_pages(programs, len(layers), at)
+            for layers, at in zip(model.granules, self._places, strict=True)
+        ]
+        of_piece = {"embed": model.embed_tensors(), "head": model.head_tensors()}
+        of_piece |= {f"{i}": model.granule_tensors(i) for i in range(len(model.granules))}
+        self._specs = of_piece
+        self._piece_of = {name: piece for piece, specs in of_piece.items() for name in specs}
+        self._shards: dict[str, dict[str, list[np.ndarray]]] = {piece: {} for piece in of_piece}
+        self._params: dict[str, Params] = {}
+
+    def take(self, name: str, values: np.ndarray) -> None:
+        """Take one tensor."""
+        piece = self._piece_of[name]
+        at, shards = self._place_of(piece), self._shards[piece]
+        shards[name] = self._specs[piece][name].shards(values, self._programs.dtype, at.degree)
+        if len(shards) == len(self._specs[piece]):
+            self._params[piece] = place_piece(self._programs, piece, shards, at)
+            shards.clear()
+
+    def pieces(self) -> Pieces:
+        """The whole model, after all its tensors were taken."""
+        granules = tuple(
+            Granule(at, len(layers), self._params[f"{i}"], kv_pages)
+            for i, (at, layers, kv_pages) in enumerate(
+                zip(self._places, self._programs.model.granules, self._kv_pages, strict=True)
+            )
+        )
+        embed, head = (
+            End(self._place_of(piece), self._params[piece]) for piece in ("embed", "head")
+        )
+        return Pieces(self._plan, self._shapes, embed, granules, head)
+
+    def _place_of(self, piece: str) -> Placement:
+        if piece in ("embed", "head"):
+            return self._shapes[0 if piece == "embed" else -1].placement
+        return self._places[int(piece)]
+
+
+def place_piece(
+    programs: Programs, piece: str, shards: Mapping[str, Sequence[np.ndarray]], at: Placement
+) -> Params:
+    """Put a piece's parameters on a mesh.
+
+    Args:
+        programs: says how they are stored.
+        piece: ``embed``, ``head``, or the index of a granule.
+        shards: for each canonical tensor of the piece, what each device stores; one array where all
+            store the same.
+        at: the mesh.
+    """
+    model, dtype, stacked = programs.model, programs.dtype, programs.stacked
+    on_device = [
+        {name: of[min(i, len(of) - 1)] for name, of in shards.items()} for i in range(at.degree)
+    ]
+    if piece == "embed":
+        return _placed(at, map(model.pack_embed, on_device), model.embed_shards(dtype))
+    if piece == "head":
+        return _placed(at, map(model.pack_head, on_device), model.head_shards(dtype))
+    index = int(piece)
+    packed = (
+        model.pack_granule(index, tensors, stacked=stacked, stack=np.stack) for tensors in on_device
+    )
+    return _placed(at, packed, model.granule_shards(index, dtype, stacked=stacked))
+
+
+def _placed(at: Placement, shards: Iterable[Params], partitions: Any) -> Params:
+    params: Params = at.place(list(shards), partitions)
+    return params

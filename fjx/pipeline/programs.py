@@ -1,0 +1,300 @@
+"""The table of programs: which ones a stage needs, described by shapes alone.
+
+A program is bound to the devices of its stage, and otherwise depends on sizes only: granules of equal
+depth share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
+from fjx.kernels.kv_pages import put_pages, take_pages
+from fjx.kernels.token_rule import (
+    LogitEdits,
+    SamplingRows,
+    choose_tokens,
+    edit_logits,
+    largest_token,
+    top_logprobs,
+)
+from fjx.models.granules import Model
+from fjx.models.split import TENSOR_AXIS
+from fjx.pipeline.compiler import ProgramSpec
+from fjx.pipeline.limits import Limits
+from fjx.pipeline.placement import WHOLE, Placement
+from fjx.sampling_params import MAX_LOGPROBS
+
+KV_PARTITION = PartitionSpec(None, None, None, TENSOR_AXIS)  # type: ignore[no-untyped-call]
+"""KV pages are split over their heads."""
+
+PAGE_COUNTS = (64, 16, 4, 1)
+"""Pages that one program takes or puts; other numbers are made of these."""
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """What the programs of a stage depend on."""
+
+    placement: Placement
+    granules: range
+    first: bool
+    last: bool
+
+
+class Programs:
+    """The program specs of a model, for any stage."""
+
+    def __init__(self, model: Model, limits: Limits, dtype: jnp.dtype) -> None:
+        self.model = model
+        self.limits = limits
+        self.dtype = dtype
+        self.stacked = jax.default_backend() != "cpu"
+        """Whether the layers of a granule are one array each, and scanned."""
+
+    def stage(self, stage: StageShape) -> Iterator[ProgramSpec]:
+        """Every program that the steps of a stage can need, those of the smallest steps first; then
+        those that it can do without."""
+        at = stage.placement
+        for T in self.limits.row_buckets:
+            yield self._embed(T, at) if stage.first else self._step(T, at)
+            yield from self._granules(T, stage)
+            if stage.last:
+                yield self._select(T, at)
+        if stage.last:
+            for S in self.limits.sample_buckets:
+                yield from self._heads(S, at)
+            for S in self.limits.coarse_sample_buckets:
+                yield from self._samplers(S, at)
+        for T in self.limits.row_buckets:
+            if stage.first:
+                yield self._step(T, at, background=True)
+            yield self._fused(T, stage)
+
+    def pages(self, stage: StageShape, *, target: bool) -> Iterator[ProgramSpec]:
+        """What it takes to move KV pages from a stage, or to it."""
+        at = stage.placement
+        for depth in sorted(self._depths(stage)):
+            kv_pages = self.kv_struct(depth)
+            memory = at.struct(kv_pages, KV_PARTITION)
+            if target:
+                zeros = partial(jnp.zeros, kv_pages.shape, kv_pages.dtype)
+                yield ProgramSpec(
+                    ("zeros", depth, at.key), zeros, (), result=at.sharding(KV_PARTITION)
+                )
+            for count in PAGE_COUNTS:
+                ids = at.struct(_ints(count))
+                if not target:
+                    take = self._on(at, take_pages, (KV_PARTITION, WHOLE), KV_PARTITION)
+                    yield ProgramSpec(("take", depth, count, at.key), take, (memory, ids))
+                    continue
+                put = self._on(at, put_pages, (KV_PARTITION, WHOLE, KV_PARTITION), KV_PARTITION)
+                shape = (kv_pages.shape[0], count, *kv_pages.shape[2:])
+                contents = at.struct(_struct(shape, kv_pages.dtype), KV_PARTITION)
+                key = ("put", depth, count, at.key)
+                yield ProgramSpec(key, put, (memory, ids, contents), donate=(0,))
+
+    def kv_struct(self, depth: int) -> Any:
+        """The KV memory of a granule of so many layers."""
+        config, limits = self.model.config, self.limits
+        shape = kv_pages_shape(
+            depth, limits.num_pages, limits.page_size, config.num_kv_heads, config.head_dim
+        )
+        return _struct(shape, kv_storage_dtype(self.dtype))
+
+    def granule_params(self, index: int, at: Placement) -> tuple[Any, Any]:
+        """Shapes and partitions of a granule's parameters."""
+        shapes = self.model.abstract_granule(
+            index, self.dtype, stacked=self.stacked, degree=at.degree
+        )
+        return shapes, self.model.granule_shards(index, self.dtype, stacked=self.stacked)
+
+    # One program each.
+
+    def _depths(self, stage: StageShape) -> dict[int, int]:
+        """Depths of the granules of a stage, each with a granule that has it."""
+        return {len(self.model.granules[i]): i for i in stage.granules}
+
+    def _on(self, at: Placement, function: Callable[..., Any], given: Any, back: Any) -> Any:
+        """The function as it runs on each device of a mesh."""
+        if at.degree == 1:
+            return function
+        return jax.shard_map(
+            function, mesh=at.jax_mesh, in_specs=given, out_specs=back, check_vma=False
+        )
+
+    def _hidden(self, rows: int) -> Any:
+        return _struct((rows, self.model.config.hidden_size), jnp.float32)
+
+    def _last_token(self) -> Any:
+        return _ints(self.limits.max_num_seqs + 1)
+
+    def _step(self, T: int, at: Placement, background: bool = False) -> ProgramSpec:
+        """Takes a step's integers to the devices; `jax.device_put` needs five times as long."""
+        step = at.struct(_ints(self.limits.layout(T).size))
+        copy = self._on(at, lambda step: step + 0, (WHOLE,), WHOLE)
+        return ProgramSpec(("step", T, at.key), copy, (step,), background=background)
+
+    def _embed(self, T: int, at: Placement) -> ProgramSpec:
+        layout, model = self.limits.layout(T), self.model.shard(at.degree)
+
+        def embed(params, last_token, step):  # type: ignore[no-untyped-def]
+            split = layout.split(step)
+            return model.embed(params, layout.tokens(split, last_token), split.rows), step
+
+        shards = self.model.embed_shards(self.dtype)
+        params = at.structs(self.model.abstract_embed(self.dtype, at.degree), shards)
+        others = at.struct(self._last_token()), at.struct(_ints(layout.size))
+        function = self._on(at, embed, (shards, WHOLE, WHOLE), (WHOLE, WHOLE))
+        return ProgramSpec(("embed", T, at.key), function, (params, *others))
+
+    def _granules(self, T: int, stage: StageShape) -> Iterator[ProgramSpec]:
+        at, layout = stage.placement, self.limits.layout(T)
+        model = self.model.shard(at.degree)
+
+        def granule(params, x, kv_pages, step):  # type: ignore[no-untyped-def]
+            return model.granule(params, x, kv_pages, layout.split(step).rows)
+
+        for depth, index in sorted(self._depths(stage).items()):
+            params, shards = self.granule_params(index, at)
+            arguments = (
+                at.structs(params, shards),
+                at.struct(self._hidden(T)),
+                at.struct(self.kv_struct(depth), KV_PARTITION),
+                at.struct(_ints(layout.size)),
+            )
+            function = self._on(
+                at, granule, (shards, WHOLE, KV_PARTITION, WHOLE), (WHOLE, KV_PARTITION)
+            )
+            key = ("granule", depth, T, at.key)
+            yield ProgramSpec(key, function, arguments, donate=(1, 2), flat=True)
+
+    def _select(self, T: int, at: Placement) -> ProgramSpec:
+        layout = self.limits.layout(T)
+
+        def select(x, step):  # type: ignore[no-untyped-def]
+            split = layout.split(step)
+            return x[split.sample_rows], split.sample_slots
+
+        function = self._on(at, select, (WHOLE, WHOLE), (WHOLE, WHOLE))
+        arguments = at.struct(self._hidden(T)), at.struct(_ints(layout.size))
+        return ProgramSpec(("select", T, at.key), function, arguments)
+
+    def _fused(self, T: int, stage: StageShape) -> ProgramSpec:
+        """All of a stage but the head as one program: one call instead of one for each piece."""
+        at, layout = stage.placement, self.limits.layout(T)
+        model = self.model.shard(at.degree)
+
+        def run(params, source, step, kv_pages):  # type: ignore[no-untyped-def]
+            embed_params, granules = params
+            split, x = layout.split(step), source
+            if stage.first:
+                x = model.embed(embed_params, layout.tokens(split, source), split.rows)
+            after = []
+            for granule, pages in zip(granules, kv_pages, strict=True):
+                # Between granules nothing is fused, so that the numbers are those of the chain.
+                x = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
+                x, pages = model.granule(granule, x, pages, split.rows)
+                after.append(pages)
+            chosen = (x[split.sample_rows], split.sample_slots) if stage.last else (x,)
+            return *chosen, *after
+
+        granules = [self.granule_params(index, at) for index in stage.granules]
+        embed_shards = self.model.embed_shards(self.dtype) if stage.first else {}
+        embed = self.model.abstract_embed(self.dtype, at.degree) if stage.first else {}
+        shards = (embed_shards, tuple(partitions for _, partitions in granules))
+        params = (embed, tuple(shapes for shapes, _ in granules))
+        depths = tuple(len(self.model.granules[i]) for i in stage.granules)
+        source = self._last_token() if stage.first else self._hidden(T)
+        kv_pages = tuple(at.struct(self.kv_struct(depth), KV_PARTITION) for depth in depths)
+        pages = (KV_PARTITION,) * len(depths)
+        results = (WHOLE,) * (2 if stage.last else 1)
+        return ProgramSpec(
+            ("stage", T, depths, stage.first, stage.last, at.key),
+            self._on(at, run, (shards, WHOLE, WHOLE, pages), (*results, *pages)),
+            (at.structs(params, shards), *map(at.struct, (source, _ints(layout.size))), kv_pages),
+            donate=(3,),
+            flat=True,
+            background=True,
+        )
+
+    def _heads(self, S: int, at: Placement) -> Iterator[ProgramSpec]:
+        model = self.model.shard(at.degree)
+
+        def greedy(logits, last_token, slots):  # type: ignore[no-untyped-def]
+            tokens = largest_token(logits)
+            return tokens, last_token.at[slots[:S]].set(tokens)
+
+        shards = self.model.head_shards(self.dtype)
+        params = at.structs(self.model.abstract_head(self.dtype, at.degree), shards)
+        hidden = at.struct(self._hidden(self.limits.sample_buckets[-1]))
+        head = self._on(at, lambda params, x: model.head(params, x[:S]), (shards, WHOLE), WHOLE)
+        yield ProgramSpec(("head", S, at.key), head, (params, hidden))
+        yield self._sampler(("greedy", S), greedy, self._choice(S), at, donate=(1,))
+
+    def _samplers(self, S: int, at: Placement) -> Iterator[ProgramSpec]:
+        floats, seed = _struct((S,), jnp.float32), _struct((S, 2), jnp.uint32)
+        sampling = SamplingRows(floats, _ints(S), floats, floats, seed, _ints(S))
+        edits = LogitEdits(
+            history=_ints(S, self.limits.max_model_len),
+            prompt_len=_ints(S),
+            repetition=floats,
+            presence=floats,
+            frequency=floats,
+            bias_ids=_ints(S, self.limits.bias_entries),
+            bias=_struct((S, self.limits.bias_entries), jnp.float32),
+        )
+
+        def choose(logits, last_token, slots, sampling):  # type: ignore[no-untyped-def]
+            tokens = choose_tokens(logits, sampling)
+            return tokens, last_token.at[slots[:S]].set(tokens)
+
+        def edit(logits, last_token, edits, pending):  # type: ignore[no-untyped-def]
+            return edit_logits(logits, _with_pending(edits, pending, last_token))
+
+        def score(logits, tokens):  # type: ignore[no-untyped-def]
+            return top_logprobs(logits, tokens, MAX_LOGPROBS)
+
+        logits, last_token, slots = self._choice(S)
+        yield self._sampler(
+            ("choose", S), choose, (logits, last_token, slots, sampling), at, donate=(1,)
+        )
+        yield self._sampler(("edit", S), edit, (logits, last_token, edits, _ints(S)), at)
+        yield self._sampler(("score", S), score, (logits, _ints(S)), at)
+
+    def _choice(self, S: int) -> tuple[Any, Any, Any]:
+        logits = _struct((S, self.model.config.vocab_size), jnp.float32)
+        return logits, self._last_token(), _ints(self.limits.sample_buckets[-1])
+
+    def _sampler(
+        self,
+        key: tuple[str, int],
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        at: Placement,
+        donate: tuple[int, ...] = (),
+    ) -> ProgramSpec:
+        """A program that every device of a mesh runs on the same values."""
+        given = jax.tree.map(at.struct, arguments)
+        return ProgramSpec((*key, at.key), self._on(at, function, WHOLE, WHOLE), given, donate)
+
+
+def _with_pending(edits: LogitEdits, pending: Any, last_token: Any) -> LogitEdits:
+    """Append to each history the token that the host has not read yet."""
+    token = jnp.where(pending >= 0, last_token[pending], -1)
+    return edits._replace(history=jnp.concatenate([edits.history, token[:, None]], axis=1))
+
+
+def _struct(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
+def _ints(*shape: int) -> Any:
+    return _struct(shape, jnp.int32)

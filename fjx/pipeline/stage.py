@@ -1,0 +1,97 @@
+"""A stage at work: its granules' arrays, and the programs that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from fjx.models.granules import Params
+from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.placement import Placement
+from fjx.pipeline.programs import StageShape
+
+
+@dataclass
+class Granule:
+    """The arrays of a granule, where they lie. Plans share the granules that stay where they are."""
+
+    placement: Placement
+    depth: int
+    """Its layers."""
+    params: Params
+    kv_pages: Any
+
+    def __post_init__(self) -> None:
+        self.arrays = jax.tree.leaves(self.params)
+        """The parameters, in the order in which the granule's program takes them."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The arrays of ``embed`` or ``head``, where they lie."""
+
+    placement: Placement
+    params: Params
+
+
+class Stage:
+    """Runs one stage's part of a step. Dispatch returns before the devices are done."""
+
+    def __init__(
+        self, shape: StageShape, embed: End | None, granules: Sequence[Granule], compiler: Compiler
+    ) -> None:
+        self.shape = shape
+        self.placement = shape.placement
+        self.granules = tuple(granules)
+        self._embed = embed
+        self._compiler = compiler
+        self._key = shape.placement.key
+        depths = tuple(granule.depth for granule in granules)
+        self._fused_key = (depths, shape.first, shape.last, self._key)
+        embed_params = {} if embed is None else embed.params
+        self._arrays = jax.tree.leaves((embed_params, tuple(g.params for g in granules)))
+
+    def run(self, T: int, source: Any, packed: np.ndarray) -> tuple[Any, Any]:
+        """Dispatch the stage's part of a step of T rows.
+
+        Args:
+            T: rows of the step, padding included.
+            source: the residual stream from the stage before; for the first stage, the last token of
+                each slot. It must lie on this stage's mesh.
+            packed: the step's integers, see `StepLayout`.
+
+        Returns:
+            The residual stream, and None; for the last stage, the rows that choose a token, and
+            their slots.
+        """
+        fused = self._compiler.find(("stage", T, *self._fused_key))
+        if fused is None:
+            return self._run_chained(T, source, packed)
+        step = self._compiler.get(("step", T, self._key))(packed)
+        kv_pages = [granule.kv_pages for granule in self.granules]
+        x, *rest = fused([*self._arrays, source, step, *kv_pages])
+        slots = rest.pop(0) if self.shape.last else None
+        for granule, pages in zip(self.granules, rest, strict=True):
+            granule.kv_pages = pages
+        return x, slots
+
+    def _run_chained(self, T: int, source: Any, packed: np.ndarray) -> tuple[Any, Any]:
+        """Piece by piece: the same arithmetic as the fused program, which takes longer to
+        compile."""
+        get, key = self._compiler.get, self._key
+        # The first program takes the step to the device and hands it on to the others.
+        if self._embed is not None:
+            x, step = get(("embed", T, key))(self._embed.params, source, packed)
+        else:
+            x, step = source, get(("step", T, key))(packed)
+        for granule in self.granules:
+            program = get(("granule", granule.depth, T, key))
+            x, granule.kv_pages = program([*granule.arrays, x, granule.kv_pages, step])
+        if not self.shape.last:
+            return x, None
+        x, slots = get(("select", T, key))(x, step)
+        return x, slots
