@@ -5,9 +5,8 @@ traced once, layer by layer and from shapes alone, with a marker (`mark`) at eac
 `live_across` reads from the jaxpr what crosses each marker. The order is that of the trace: a value
 crosses the boundaries between the piece that made it and those that use it. What does not cross:
 
-- The step's own inputs (tokens, rows): every stage is given them.
-- What is computed from those and from constants alone, such as RoPE tables: each stage computes it
-  again for itself.
+- The step's own inputs (tokens, rows), which every stage is given, and what follows from them and
+  constants alone, such as RoPE tables, which each stage computes for itself.
 - Results that no other piece reads, such as updated KV pages.
 
 Parameters and KV pages lie with one piece. Those that another piece uses would be needed on both
@@ -72,11 +71,11 @@ class Boundary(NamedTuple):
 
 def mark(x: Any, boundary: int) -> Any:
     """``x`` itself, marked as what may cross a boundary; these count from 0, in traced order."""
-    return checkpoint_name(x, f"{MARKER}{boundary}")
+    return checkpoint_name(x, f"{MARKER}{boundary}")  # type: ignore[no-untyped-call]
 
 
 def live_across(traced: ClosedJaxpr, inputs: Sequence[Input]) -> dict[int, Boundary]:
-    """What crosses each marker of a function, traced by `jax.make_jaxpr`, with these inputs."""
+    """What crosses each marker of a function with these inputs, traced by `jax.make_jaxpr`."""
     values: dict[Var, Value] = {}  # without those that every stage has or computes for itself
     marked: dict[int, list[Value]] = {}
     for var, given in zip(traced.jaxpr.invars, inputs, strict=True):
@@ -94,7 +93,7 @@ def live_across(traced: ClosedJaxpr, inputs: Sequence[Input]) -> dict[int, Bound
         for operand in operands:
             operand.users.add(piece)
         for var in equation.outvars:
-            # What is no array is a mutable reference, into which anything may be written later.
+            # What is no array is a mutable reference, which anything may be written into.
             if operands or not isinstance(var.aval, jax.core.ShapedArray):
                 values[var] = Value(equation, var.aval, piece)
     distinct = dict.fromkeys(values.values())
@@ -112,22 +111,22 @@ def _boundary(equation: JaxprEqn) -> int | None:
 def trace_layers(model: Model, dtype: jnp.dtype) -> tuple[ClosedJaxpr, list[Input]]:
     """Trace a model stored in ``dtype``, marker i before layer i and the last before the head.
 
-    Each layer is traced as a granule of its own. Nothing runs, and no array of a model's size is
-    made.
+    Each layer is traced as a granule of its own. Nothing runs, and no weight is made.
     """
     config, layerwise = model.config, Model(model.config, granule_layers=1)
+    struct: Any = jax.ShapeDtypeStruct
     pages = kv_pages_shape(1, PAGES, PAGE_SIZE, config.num_kv_heads, config.head_dim)
     layer = layerwise.abstract_granule(0, dtype, stacked=False)  # the same for all, see `Model`
-    layer["kv_pages"] = _struct(pages, kv_storage_dtype(jnp.dtype(dtype)))
+    layer["KV pages"] = struct(pages, kv_storage_dtype(jnp.dtype(dtype)))
     pieces = [model.abstract_embed(dtype), *[layer] * config.num_layers, model.abstract_head(dtype)]
     shapes = [(ROWS,), (ROWS,), (REQUESTS + 1,), (REQUESTS,), (REQUESTS, PAGES)]
-    rows = RaggedRows(*(_struct(shape, jnp.dtype(jnp.int32)) for shape in shapes))
+    rows = RaggedRows._make(struct(shape, jnp.int32) for shape in shapes)
 
     def whole(pieces: list[Any], tokens: Any, rows: RaggedRows) -> Any:
         embed, *layers, head = pieces
         x, pages = layerwise.embed(embed, tokens, rows), []
         for boundary, layer in enumerate(layers):
-            x, after = layerwise.granule(layer, mark(x, boundary), layer["kv_pages"], rows)
+            x, after = layerwise.granule(layer, mark(x, boundary), layer["KV pages"], rows)
             pages.append(after)
         return layerwise.head(head, mark(x, len(layers))), pages
 
@@ -145,21 +144,22 @@ def illegal_cuts(model: Model, dtype: jnp.dtype) -> dict[int, str]:
 
     All layers are checked, whatever the model's granules; ``num_layers`` stands for the head.
     """
-    layers, expected = model.config.num_layers, (ROWS, model.config.hidden_size)
+    layers = model.config.num_layers
+    expected: Any = jax.core.ShapedArray((ROWS, model.config.hidden_size), jnp.dtype(jnp.float32))
     pieces = ["the embedding", *(f"layer {layer}" for layer in range(layers)), "the head"]
     illegal = {}
     for boundary, (marked, live) in live_across(*trace_layers(model, dtype)).items():
         stream = [value.aval for value in marked if value in live]
         others = [_described(value, pieces) for value in live if value not in marked]
         reasons = []
-        if [(aval.shape, aval.dtype) for aval in stream] != [(expected, jnp.float32)]:
+        if [(aval.shape, aval.dtype) for aval in stream] != [(expected.shape, expected.dtype)]:
             found = listed(aval.str_short() for aval in stream)
-            reasons.append(f"the residual stream is {found}, not float32{list(expected)}")
+            reasons.append(f"the residual stream is {found}, not {expected.str_short()}")
         if others:
-            reasons.append(f"{counted(len(others), 'other value')}: {'; '.join(others[:3])}")
-        if reasons:
-            illegal[boundary] = "; ".join(reasons)
-    return illegal
+            count, shown = counted(len(others), "value"), "; ".join(others[:3])
+            reasons.append(f"beside the residual stream, {count} would cross ({shown})")
+        illegal[boundary] = "; ".join(reasons)
+    return {boundary: why for boundary, why in illegal.items() if why}
 
 
 def check_cuts(model: Model, dtype: jnp.dtype) -> None:
@@ -168,12 +168,12 @@ def check_cuts(model: Model, dtype: jnp.dtype) -> None:
     Raises:
         ModelError: something else crosses; the message names it, and granules that avoid it.
     """
-    config, illegal = model.config, illegal_cuts(model, dtype)
-    depth = len(model.granules[0])
+    config, depth = model.config, len(model.granules[0])
+    illegal = illegal_cuts(model, dtype)
 
     def wrong(granules: Sequence[range]) -> list[int]:
-        boundaries = [*(granule.start for granule in granules), config.num_layers]
-        return [boundary for boundary in boundaries if boundary in illegal]
+        starts = [*(granule.start for granule in granules), config.num_layers]
+        return [start for start in starts if start in illegal]
 
     if not (found := wrong(model.granules)):
         return
@@ -185,7 +185,7 @@ def check_cuts(model: Model, dtype: jnp.dtype) -> None:
         remedy = f"give granules of {counted(nearest, 'layer')} (granule_layers={nearest})"
     raise ModelError(
         f"the {config.family} model in granules of {counted(depth, 'layer')} cannot be cut before "
-        f"{before}, which only the residual stream may cross: {illegal[found[0]]}; {remedy}"
+        f"{before}: {illegal[found[0]]}; {remedy}"
     )
 
 
@@ -196,7 +196,3 @@ def _described(value: Value, pieces: Sequence[str]) -> str:
         return f"{what}, the {value.origin.name} of {home}, used in {users}"
     where = source_info_util.summarize(value.origin.source_info)
     return f"{what}, made in {home} by {value.origin.primitive.name} at {where}, used in {users}"
-
-
-def _struct(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
