@@ -147,19 +147,21 @@ def illegal_cuts(model: Model, dtype: jnp.dtype) -> dict[int, str]:
     layers = model.config.num_layers
     expected: Any = jax.core.ShapedArray((ROWS, model.config.hidden_size), jnp.dtype(jnp.float32))
     pieces = ["the embedding", *(f"layer {layer}" for layer in range(layers)), "the head"]
-    illegal = {}
-    for boundary, (marked, live) in live_across(*trace_layers(model, dtype)).items():
+    illegal: dict[int, str] = {}
+    boundaries = live_across(*trace_layers(model, dtype))
+    for boundary in range(layers + 1):
+        marked, live = boundaries[boundary]  # a lost marker must not pass for a legal cut
         stream = [value.aval for value in marked if value in live]
         others = [_described(value, pieces) for value in live if value not in marked]
         reasons = []
         if [(aval.shape, aval.dtype) for aval in stream] != [(expected.shape, expected.dtype)]:
-            found = listed(aval.str_short() for aval in stream)
-            reasons.append(f"the residual stream is {found}, not {expected.str_short()}")
+            given = listed(aval.str_short() for aval in stream)
+            reasons.append(f"the residual stream is {given}, not {expected.str_short()}")
         if others:
             count, shown = counted(len(others), "value"), "; ".join(others[:3])
             reasons.append(f"beside the residual stream, {count} would cross ({shown})")
-        illegal[boundary] = "; ".join(reasons)
-    return {boundary: why for boundary, why in illegal.items() if why}
+        illegal |= {boundary: "; ".join(reasons)} if reasons else {}
+    return illegal
 
 
 def check_cuts(model: Model, dtype: jnp.dtype) -> None:
