@@ -170,8 +170,7 @@ def check_cuts(model: Model, dtype: jnp.dtype) -> None:
     Raises:
         ModelError: something else crosses; the message names it, and granules that avoid it.
     """
-    config, depth = model.config, len(model.granules[0])
-    illegal = illegal_cuts(model, dtype)
+    config, depth, illegal = model.config, len(model.granules[0]), illegal_cuts(model, dtype)
 
     def wrong(granules: Sequence[range]) -> list[int]:
         starts = [*(granule.start for granule in granules), config.num_layers]
