@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -14,7 +13,6 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from fjx import EngineStats, PlanStats, RequestOutput
 
@@ -171,10 +169,8 @@ class _Families:
     ) -> Metric:
         """A histogram of all values since the start."""
         family = HistogramMetricFamily(f"fjx:{name}", text, labels=_LABELS)
-        buckets = [
-            (floatToGoString(bound), float(sum(value <= bound for value in values)))
-            for bound in (*bounds, math.inf)
-        ]
+        buckets = [(str(bound), float(sum(v <= bound for v in values))) for bound in bounds]
+        buckets.append(("+Inf", float(len(values))))
         family.add_metric([self._model_name], buckets, sum(values))
         return family
 

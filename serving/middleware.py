@@ -47,10 +47,12 @@ class RequireKey:
             return None
         # By its beginning: the router also takes a path with a line break at its end.
         changes_plan = scope["path"].startswith(PLAN_PATH) and scope["method"] not in _READING
+        keys = [self._admin_key]
         if changes_plan and self._admin_key is not None:
-            name, code, keys = "admin", "invalid_admin_key", [self._admin_key]
+            name, code = "admin", "invalid_admin_key"
         elif self._api_key is not None:
-            name, code, keys = "API", "invalid_api_key", [self._api_key, self._admin_key]
+            name, code = "API", "invalid_api_key"
+            keys.append(self._api_key)
         else:
             return None
         given = dict(scope["headers"]).get(b"authorization", b"")

@@ -158,7 +158,7 @@ def _target(fields: Fields, state: ServerState) -> PlanTarget:
     """
     fields.only([*_PLAN_KEYS, "mesh", "wait"])
     plan = {key: value for key, value in fields.values.items() if key in _PLAN_KEYS}
-    stages = plan.get("stages")
+    stages: Any = plan.get("stages")
     if "mesh" in fields:
         if plan:
             raise fields.error(None, f"mesh says all; leave out {listed(plan)}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -80,6 +81,24 @@ def test_a_real_model_is_planned_by_its_own_bytes_without_its_weights(
         *parameters.split(),
         *pages.split(),
     ]
+
+
+def test_the_weights_of_a_hub_model_are_not_downloaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[str] = []
+
+    def download(repo: str, *, allow_patterns: list[str], **options: object) -> str:
+        wanted.extend(allow_patterns)
+        (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
+        (tmp_path / "tokenizer.json").write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert main(["plan", "--model", "owner/name"]) == 0
+    assert capsys.readouterr().out.startswith("owner/name, 1 stage\n")
+    assert wanted
+    assert not any("safetensors" in pattern for pattern in wanted)
 
 
 def test_pictures_are_written(plan: Plan, tmp_path: Path) -> None:
