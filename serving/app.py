@@ -14,7 +14,8 @@ from fjx.serving.config import ServerConfig
 from fjx.serving.errors import ApiError, as_api_error
 from fjx.serving.info import model_routes, status_routes
 from fjx.serving.metrics import Metrics
-from fjx.serving.middleware import RequestLifetime, RequireApiKey
+from fjx.serving.middleware import RequestLifetime, RequireKey
+from fjx.serving.plan import plan_routes
 from fjx.serving.state import AsyncEngine, ServerState
 from fjx.serving.tokens import token_routes
 
@@ -50,6 +51,7 @@ def create_app(llm: AsyncEngine, server_config: ServerConfig) -> FastAPI:
         chat_routes(state),
         model_routes(state),
         token_routes(state),
+        plan_routes(state),
         status_routes(state),
     ):
         app.include_router(router)
@@ -61,8 +63,10 @@ def create_app(llm: AsyncEngine, server_config: ServerConfig) -> FastAPI:
         max_body_bytes=server_config.max_body_bytes,
         in_flight=state.in_flight,
     )
-    if server_config.api_key is not None:
-        app.add_middleware(RequireApiKey, api_key=server_config.api_key)
+    if server_config.api_key is not None or server_config.admin_key is not None:
+        app.add_middleware(
+            RequireKey, api_key=server_config.api_key, admin_key=server_config.admin_key
+        )
     if server_config.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -21,6 +21,9 @@ class ServerConfig:
     """TCP port; 0 picks a free one, which the log names."""
     api_key: str | None = None
     """Requests must carry it as "Authorization: Bearer KEY"; by default none is asked for."""
+    admin_key: str | None = None
+    """Changes of the plan must carry it, as they would the API key, which it replaces everywhere;
+    by default they need what other requests need."""
     served_model_name: str | None = None
     """Name under which clients ask for the model; by default the model as it was given."""
     shutdown_timeout: float = 30.0
@@ -38,7 +41,10 @@ class ServerConfig:
                 raise UserError(message)
 
         check(0 <= self.port <= 65535, f"port must be in [0, 65535], got {self.port}")
-        check(self.api_key != "", "api_key must not be empty; leave it out to ask for none")
+        for key in ("api_key", "admin_key"):
+            check(
+                getattr(self, key) != "", f"{key} must not be empty; leave it out to ask for none"
+            )
         check(
             self.shutdown_timeout >= 0,
             f"shutdown_timeout must be at least 0 seconds, got {self.shutdown_timeout}",

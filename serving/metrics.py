@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
-from fjx import EngineStats, RequestOutput
+from fjx import EngineStats, PlanStats, RequestOutput
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1,
                  0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 40.0)  # fmt: skip
@@ -20,9 +25,14 @@ REQUEST_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 
 TOKEN_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000,
                 100_000, 200_000)  # fmt: skip
 """Bucket bounds of prompt and output lengths, in tokens."""
+PAUSE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Bucket bounds of the pause of a change of plan: a token's time is the aim, seconds a failure."""
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
 COMPILE_PLACES = ("warmup", "background", "hot_path")
+SWITCH_OUTCOMES = ("done", "aborted")
+SWITCH_STATES = ("planned", "compiling", "copying", "switching")
+MOVED_KINDS = ("parameters", "kv", "dirty")
 
 _LABELS = ["model_name"]
 
@@ -122,57 +132,132 @@ class RequestMeter:
         metrics.inference_time.observe(timing.finished - timing.scheduled)
 
 
+class _Families:
+    """Makes metric families of one sample, or of one for each value of a second label."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+
+    def gauge(self, name: str, text: str, value: float) -> Metric:
+        """A number that rises and falls."""
+        family = GaugeMetricFamily(f"fjx:{name}", text, labels=_LABELS)
+        family.add_metric([self._model_name], value)
+        return family
+
+    def counter(self, name: str, text: str, value: float) -> Metric:
+        """A number that only rises."""
+        family = CounterMetricFamily(f"fjx:{name}", text, labels=_LABELS)
+        family.add_metric([self._model_name], value)
+        return family
+
+    def counters(
+        self,
+        name: str,
+        text: str,
+        label: str,
+        known: Iterable[str],
+        values: Mapping[str, float],
+    ) -> Metric:
+        """A counter for each value of ``label``; the known ones are there from the beginning."""
+        family = CounterMetricFamily(f"fjx:{name}", text, labels=[*_LABELS, label])
+        for key, value in {**dict.fromkeys(known, 0), **values}.items():
+            family.add_metric([self._model_name, key], value)
+        return family
+
+    def histogram(
+        self, name: str, text: str, bounds: Sequence[float], values: Sequence[float]
+    ) -> Metric:
+        """A histogram of all values since the start."""
+        family = HistogramMetricFamily(f"fjx:{name}", text, labels=_LABELS)
+        buckets = [(str(bound), float(sum(v <= bound for v in values))) for bound in bounds]
+        buckets.append(("+Inf", float(len(values))))
+        family.add_metric([self._model_name], buckets, sum(values))
+        return family
+
+
 class _EngineCollector(Collector):
-    """Turns a snapshot of the engine into gauges and counters."""
+    """Turns a snapshot of the engine into metrics."""
 
     def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
-        self._model_name = model_name
+        self._families = _Families(model_name)
         self._stats = stats
 
     def collect(self) -> Iterable[Metric]:
+        """The metrics, from a fresh snapshot."""
         stats = self._stats()
+        yield from _request_metrics(self._families, stats)
+        yield from _plan_metrics(self._families, stats.plan)
 
-        def gauge(name: str, text: str, value: float) -> Metric:
-            family = GaugeMetricFamily(f"fjx:{name}", text, labels=_LABELS)
-            family.add_metric([self._model_name], value)
-            return family
 
-        def counter(name: str, text: str, value: float) -> Metric:
-            family = CounterMetricFamily(f"fjx:{name}", text, labels=_LABELS)
-            family.add_metric([self._model_name], value)
-            return family
+def _request_metrics(make: _Families, stats: EngineStats) -> Iterable[Metric]:
+    yield make.gauge("num_requests_running", "Requests in the batch.", stats.num_requests_running)
+    yield make.gauge("num_requests_waiting", "Requests in the queue.", stats.num_requests_waiting)
+    yield make.gauge(
+        "kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", stats.kv_cache_usage
+    )
+    yield make.counter(
+        "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries
+    )
+    yield make.counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
+    yield make.counter("prompt_tokens", "Prompt tokens computed or found.", stats.prompt_tokens)
+    yield make.counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+    yield make.counter("num_preemptions", "Requests put back to waiting.", stats.num_preemptions)
+    yield make.counters(
+        "request_success",
+        "Finished requests.",
+        "finished_reason",
+        FINISH_REASONS,
+        stats.requests_finished,
+    )
+    yield make.counters(
+        "compile",
+        "Compiled programs; on the hot path there must be none.",
+        "where",
+        COMPILE_PLACES,
+        stats.compiles,
+    )
 
-        def counters(
-            name: str, text: str, label: str, known: tuple[str, ...], values: dict[str, int]
-        ) -> Metric:
-            family = CounterMetricFamily(f"fjx:{name}", text, labels=[*_LABELS, label])
-            for key, value in {**dict.fromkeys(known, 0), **values}.items():
-                family.add_metric([self._model_name, key], value)
-            return family
 
-        yield gauge("num_requests_running", "Requests in the batch.", stats.num_requests_running)
-        yield gauge("num_requests_waiting", "Requests in the queue.", stats.num_requests_waiting)
-        yield gauge(
-            "kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", stats.kv_cache_usage
-        )
-        yield counter(
-            "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries
-        )
-        yield counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
-        yield counter("prompt_tokens", "Prompt tokens computed or found.", stats.prompt_tokens)
-        yield counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
-        yield counter("num_preemptions", "Requests put back to waiting.", stats.num_preemptions)
-        yield counters(
-            "request_success",
-            "Finished requests.",
-            "finished_reason",
-            FINISH_REASONS,
-            stats.requests_finished,
-        )
-        yield counters(
-            "compile",
-            "Compiled programs; on the hot path there must be none.",
-            "where",
-            COMPILE_PLACES,
-            stats.compiles,
-        )
+def _plan_metrics(make: _Families, plan: PlanStats) -> Iterable[Metric]:
+    yield make.gauge("plan_stages", "Stages of the first replica.", plan.stages)
+    yield make.gauge("plan_devices", "Devices in use.", plan.devices)
+    yield make.gauge("plan_replicas", "Replicas of the model.", plan.replicas)
+    yield make.counters(
+        "regranularizations",
+        "Changes of the plan that ended.",
+        "outcome",
+        SWITCH_OUTCOMES,
+        plan.switches,
+    )
+    yield make.counters(
+        "regranularization_seconds",
+        "Time that changes of the plan spent in each state.",
+        "state",
+        SWITCH_STATES,
+        plan.switch_seconds,
+    )
+    yield make.counters(
+        "regranularization_bytes",
+        "Bytes that crossed between devices.",
+        "kind",
+        MOVED_KINDS,
+        plan.moved_bytes,
+    )
+    yield make.gauge(
+        "regranularization_dirty_pages",
+        "KV pages that wait to be copied again.",
+        plan.dirty_pages,
+    )
+    yield make.histogram(
+        "regranularization_pause_seconds",
+        "From the last step of a plan to the first of the next.",
+        PAUSE_SECONDS,
+        plan.pauses,
+    )
+    yield make.counters(
+        "granularity_decisions",
+        "Decisions of the granularity policy.",
+        "reason",
+        (),
+        plan.decisions,
+    )

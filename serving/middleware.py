@@ -1,4 +1,4 @@
-"""ASGI middleware around the routes: API key, body size, and what happens when a client leaves."""
+"""ASGI middleware around the routes: keys, body size, and what happens when a client leaves."""
 
 from __future__ import annotations
 
@@ -17,30 +17,57 @@ from fjx.serving.state import InFlight
 OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
 """What orchestrators and monitoring read without the API key."""
 
+PLAN_PATH = "/v1/plan"
+"""What only the admin key changes, where there is one."""
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _DISCARD_SECONDS = 5.0
 
 
-class RequireApiKey:
-    """Answers 401 to requests without the key, before their body is read."""
+class RequireKey:
+    """Answers 401 to requests without the key that they need, before their body is read.
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    The admin key opens everything; the API key opens all but what changes the plan, and that, too,
+    where there is no admin key.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None, admin_key: str | None) -> None:
         self._app = app
-        self._expected = f"Bearer {api_key}".encode()
+        self._api_key, self._admin_key = _header(api_key), _header(admin_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the key, then go on."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                error = ApiError(
-                    HTTPStatus.UNAUTHORIZED,
-                    "incorrect or missing API key; send it as 'Authorization: Bearer KEY'",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-                await error.response()(scope, receive, send)
-                return
+        if scope["type"] == "http" and (error := self._refusal(scope)) is not None:
+            await error.response()(scope, receive, send)
+            return
         await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        if scope["path"] in OPEN_PATHS:
+            return None
+        # By its beginning: the router also takes a path with a line break at its end.
+        changes_plan = scope["path"].startswith(PLAN_PATH) and scope["method"] not in _READING
+        keys = [self._admin_key]
+        if changes_plan and self._admin_key is not None:
+            name, code = "admin", "invalid_admin_key"
+        elif self._api_key is not None:
+            name, code = "API", "invalid_api_key"
+            keys.append(self._api_key)
+        else:
+            return None
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if any(hmac.compare_digest(given, key) for key in keys if key is not None):
+            return None
+        return ApiError(
+            HTTPStatus.UNAUTHORIZED,
+            f"incorrect or missing {name} key; send it as 'Authorization: Bearer KEY'",
+            code=code,
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _header(key: str | None) -> bytes | None:
+    return None if key is None else f"Bearer {key}".encode()
 
 
 class RequestLifetime:

@@ -100,7 +100,7 @@ class _Server(uvicorn.Server):
 
 async def _drain(state: ServerState) -> None:
     timeout = state.config.shutdown_timeout
-    state.draining = True
+    state.stopping.set()
     logger.info("finishing running requests, for up to %g s; signal again to stop at once", timeout)
     try:
         async with asyncio.timeout(timeout):

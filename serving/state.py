@@ -10,10 +10,20 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from fjx import EngineConfig, EngineStats, RequestOutput, SamplingParams
+from fjx import (
+    EngineConfig,
+    EngineStats,
+    PlanStatus,
+    RequestOutput,
+    SamplingParams,
+    SwitchRecord,
+)
 from fjx.serving.config import ServerConfig
 from fjx.serving.errors import ApiError, unavailable
 from fjx.serving.metrics import Metrics
+
+PlanTarget = int | str | Mapping[str, Any]
+"""A number of stages; the name of a mesh or the path of a mesh file; or a plan as JSON values."""
 
 
 class TextStream(Protocol):
@@ -85,6 +95,15 @@ class AsyncEngine(Protocol):
     def stats(self) -> EngineStats:
         """Return a snapshot of the engine."""
 
+    def plan_status(self) -> PlanStatus:
+        """Return which plan serves, and what becomes of it, once ready."""
+
+    async def regranularize(self, target: PlanTarget, *, wait: bool = True) -> SwitchRecord:
+        """Change to another plan; without ``wait``, return once the change is accepted."""
+
+    async def abort_regranularization(self) -> bool:
+        """Abort a change of plan; return whether one was under way."""
+
     async def shutdown(self, drain: float | None) -> None:
         """Stop the engine, giving running requests ``drain`` seconds."""
 
@@ -122,9 +141,14 @@ class ServerState:
     config: ServerConfig
     metrics: Metrics
     in_flight: InFlight = field(default_factory=InFlight)
-    draining: bool = False
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by the first signal: running requests finish, new ones are refused."""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is stopping."""
+        return self.stopping.is_set()
 
     @property
     def model_name(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from fjx.cli import bench, convert, generate, serve
+from fjx.cli import bench, convert, generate, plan, serve
 from fjx.cli.config_file import nearest
 from fjx.cli.options import CommandParser
 from fjx.errors import UserError
@@ -39,6 +39,13 @@ COMMANDS = (
         "Convert a model to a checkpoint that loads by itself.",
         convert.add_options,
         convert.run,
+        config_file=False,
+    ),
+    Command(
+        "plan",
+        "Show how a model would be cut into stages, without loading it.",
+        plan.add_options,
+        plan.run,
         config_file=False,
     ),
 )

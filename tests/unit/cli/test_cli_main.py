@@ -105,7 +105,16 @@ def test_a_closed_stdout_is_quiet(unbuffered: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["generate"], ["serve"], ["convert"], ["bench"], ["bench", "serve"], ["bench", "latency"]],
+    [
+        [],
+        ["generate"],
+        ["serve"],
+        ["convert"],
+        ["plan"],
+        ["bench"],
+        ["bench", "serve"],
+        ["bench", "latency"],
+    ],
 )
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     with pytest.raises(SystemExit) as exit:
@@ -118,7 +127,9 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], words: list[
 def test_help_does_not_wait_for_heavy_imports() -> None:
     script = (
         "import sys\nfrom fjx.cli.main import main\n"
-        "try: main(['generate', '--help'])\nexcept SystemExit: pass\n"
+        "for command in ('generate', 'plan'):\n"
+        "    try: main([command, '--help'])\n"
+        "    except SystemExit: pass\n"
         "print(sorted({'jax', 'numpy', 'fastapi', 'httpx', 'tokenizers'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -1,4 +1,7 @@
-"""A stand-in for AsyncLLM: it says a scripted text, one byte a token, at a scripted pace."""
+"""A stand-in for AsyncLLM: it says a scripted text, one byte a token, at a scripted pace.
+
+Its changes of plan take scripted times and end as scripted; see ``FakePlans``.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,16 @@ from fjx import (
     EngineConfig,
     EngineDeadError,
     EngineStats,
+    PlanStatus,
     PositionLogprobs,
     RequestError,
     RequestOutput,
     RequestTiming,
     SamplingParams,
+    SwitchRecord,
     TokenLogprob,
 )
+from tests.unit.serving.fake_plans import FakePlans
 
 EOS, BOS = 256, 257
 
@@ -101,6 +107,18 @@ class FakeLLM:
         self.calls: list[Call] = []
         self.aborted: list[str] = []
         self.stopped = False
+        self.plans = FakePlans()
+
+    def plan_status(self) -> PlanStatus:
+        return self.plans.status
+
+    async def regranularize(
+        self, target: int | str | Mapping[str, Any], *, wait: bool = True
+    ) -> SwitchRecord:
+        return await self.plans.change(target, wait)
+
+    async def abort_regranularization(self) -> bool:
+        return self.plans.abort()
 
     async def start(self) -> None:
         self.is_ready = False

@@ -14,5 +14,6 @@ from tests.unit.serving.fake_llm import FakeLLM
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 llm = FakeLLM("x" * 50, token_seconds=0.02)
 llm.load_seconds = float(sys.argv[2])
+llm.plans.seconds = 60.0
 config = ServerConfig(port=0, shutdown_timeout=float(sys.argv[1]))
 asyncio.run(serve_engine(llm, config, socket.create_server(("127.0.0.1", 0))))

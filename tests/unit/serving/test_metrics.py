@@ -5,7 +5,7 @@ import asyncio
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from fjx import EngineStats
+from fjx import EngineStats, PlanStats
 from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
 
@@ -80,3 +80,45 @@ def test_latency_histograms_count_requests_and_tokens(llm):
 def test_nothing_is_observed_for_a_request_that_was_refused(llm):
     samples = scrape(llm, {"prompt": [65] * 200})
     assert samples["fjx:e2e_request_latency_seconds_count",] == 0
+
+
+def test_metrics_of_plans_and_their_changes(llm):
+    llm.engine_stats = EngineStats(
+        plan=PlanStats(
+            stages=4,
+            devices=8,
+            replicas=2,
+            switches={"done": 3},
+            switch_seconds={"copying": 1.5, "switching": 0.25},
+            pauses=(0.002, 0.002, 0.3),
+            moved_bytes={"parameters": 1000, "dirty": 5},
+            dirty_pages=7,
+            decisions={"burst": 2, "quiet": 1},
+        )
+    )
+    samples = scrape(llm)
+    pause = "fjx:regranularization_pause_seconds"
+    expected = {
+        ("fjx:plan_stages",): 4,
+        ("fjx:plan_devices",): 8,
+        ("fjx:plan_replicas",): 2,
+        ("fjx:regranularizations_total", "done"): 3,
+        ("fjx:regranularizations_total", "aborted"): 0,
+        ("fjx:regranularization_seconds_total", "planned"): 0,
+        ("fjx:regranularization_seconds_total", "copying"): 1.5,
+        ("fjx:regranularization_seconds_total", "switching"): 0.25,
+        ("fjx:regranularization_bytes_total", "parameters"): 1000,
+        ("fjx:regranularization_bytes_total", "kv"): 0,
+        ("fjx:regranularization_bytes_total", "dirty"): 5,
+        ("fjx:regranularization_dirty_pages",): 7,
+        ("fjx:granularity_decisions_total", "burst"): 2,
+        ("fjx:granularity_decisions_total", "quiet"): 1,
+        (f"{pause}_count",): 3,
+        (f"{pause}_bucket", "0.001"): 0,
+        (f"{pause}_bucket", "0.0025"): 2,
+        (f"{pause}_bucket", "0.25"): 2,
+        (f"{pause}_bucket", "0.5"): 3,
+        (f"{pause}_bucket", "+Inf"): 3,
+    }
+    assert {name: samples[name] for name in expected} == expected
+    assert round(samples[f"{pause}_sum",], 6) == 0.304

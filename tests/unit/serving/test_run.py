@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tests.unit.serving.fake_llm import FakeLLM
 
 
 class Running:
-    """A server process around a FakeLLM whose answers take a second."""
+    """A server process around a FakeLLM: answers take a second, changes of the plan a minute."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -87,6 +88,21 @@ def test_sigterm_finishes_running_requests_and_refuses_new_ones():
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
+        assert server.exit_code(5) == 0
+
+
+def test_change_of_the_plan_does_not_hold_up_the_end():
+    with running() as server:
+        server.read_until("ready")
+        with ThreadPoolExecutor() as pool:
+            url = f"{server.url}/v1/plan"
+            waiting = pool.submit(httpx.post, url, json={"stages": 2}, timeout=30)
+            while httpx.get(url).json()["state"] == "serving":
+                assert not waiting.done()
+            server.process.send_signal(signal.SIGTERM)
+            answer = waiting.result(5)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "shutting_down"
         assert server.exit_code(5) == 0
 
 

@@ -77,6 +77,7 @@ def test_browsers_are_kept_out_unless_their_origin_is_allowed(call):
         {"port": 70_000},
         {"port": -1},
         {"api_key": ""},
+        {"admin_key": ""},
         {"shutdown_timeout": -1},
         {"max_body_bytes": 0},
     ],

@@ -1,0 +1,196 @@
+"""``fjx plan``: how a model would be cut into stages, without loading it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fjx.cli.options import CommandParser
+from fjx.config import EngineConfig
+from fjx.errors import UserError
+
+EXAMPLES = """examples:
+  fjx plan --mesh pipeline-4 --output plan.svg
+  fjx plan --mesh pipeline-4 --from pipeline-2
+  fjx plan --mesh auto --model Qwen/Qwen3-8B --devices 4 --device-memory 16
+  fjx plan --mesh my.toml --cluster cluster.toml --profile profile.json
+"""
+
+PICTURES = (".svg", ".png")
+
+
+def add_options(parser: CommandParser) -> None:
+    """Add the options of this command."""
+    parser.epilog = EXAMPLES
+    _add_plan_options(parser)
+    _add_model_options(parser)
+    _add_machine_options(parser)
+    output = parser.add_argument_group("output")
+    parser.add_flag(
+        output,
+        "--output",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="Draw the plan into this .svg or .png file; may be given several times.",
+    )
+    parser.add_flag(
+        output,
+        "--json",
+        action="store_true",
+        help="Print the plan as POST /v1/plan takes it, instead of the table.",
+    )
+
+
+def _add_plan_options(parser: CommandParser) -> None:
+    group = parser.add_argument_group("plan")
+    parser.add_flag(
+        group,
+        "--mesh",
+        default=EngineConfig.mesh,
+        metavar="TEXT",
+        help="Devices and stages: the name of a ready-made mesh, a mesh file, or auto: as few "
+        f"stages as the devices' free memory allows. [{EngineConfig.mesh}]",
+    )
+    parser.add_flag(
+        group,
+        "--from",
+        dest="before",
+        metavar="MESH",
+        help="Show what going there from this mesh would move, with all token slots in use.",
+    )
+    parser.add_flag(
+        group,
+        "--rows",
+        type=_positive,
+        default=16,
+        metavar="N",
+        help="Rows of a microbatch, for which the slowest stage shall be fast. [16]",
+    )
+    parser.add_flag(
+        group,
+        "--kv-tokens",
+        type=_positive,
+        metavar="N",
+        help="Token slots of KV memory; by default what "
+        f"{EngineConfig.kv_cache_memory:g} GiB hold.",
+    )
+
+
+def _add_model_options(parser: CommandParser) -> None:
+    group = parser.add_argument_group("model")
+    parser.add_flag(
+        group,
+        "--model",
+        metavar="TEXT",
+        help="A local folder or .gguf file, a Hugging Face hub id, or the name of an embedded "
+        f"model. [{EngineConfig.model}]",
+    )
+    parser.add_flag(
+        group, "--revision", metavar="TEXT", help="Branch, tag or commit of a hub model."
+    )
+    parser.add_flag(
+        group,
+        "--cache-dir",
+        type=Path,
+        metavar="PATH",
+        help="Where downloaded models are kept; by default ~/.cache/fjx ($FJX_CACHE).",
+    )
+    parser.add_flag(
+        group,
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="Type of weights and KV pages; by default what the engine would choose.",
+    )
+    parser.add_flag(
+        group,
+        "--granule-layers",
+        type=_positive,
+        metavar="N",
+        help="Consecutive layers in one granule; by default about an eighth of the model.",
+    )
+    parser.add_flag(
+        group,
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="Measured costs of the model's granules; without it they are estimated from its "
+        "sizes.",
+    )
+
+
+def _add_machine_options(parser: CommandParser) -> None:
+    group = parser.add_argument_group("machine")
+    parser.add_flag(
+        group,
+        "--cluster",
+        type=Path,
+        metavar="FILE",
+        help="Plan for the devices of this cluster file instead of this machine's.",
+    )
+    parser.add_flag(
+        group,
+        "--devices",
+        type=_positive,
+        metavar="N",
+        help="Plan as if this machine had so many devices.",
+    )
+    parser.add_flag(
+        group,
+        "--device-memory",
+        type=_gibibytes,
+        metavar="GIB",
+        help="Plan as if so much memory were free on each device.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, print and draw.
+
+    Raises:
+        UserError: the options contradict each other, the model cannot be read, the mesh does not
+            suit it or the machine, or a picture cannot be written.
+    """
+    for path in arguments.output:
+        if path.suffix not in PICTURES:
+            raise UserError(f"output must end in {' or '.join(PICTURES)}, got {path}")
+
+    from fjx.cli.planning import Planning
+
+    planning = Planning(arguments)
+    before = None if arguments.before is None else planning.plan(arguments.before)
+    plan = planning.plan(arguments.mesh, before)
+    for path in arguments.output:
+        try:
+            path.write_bytes(planning.picture(plan, path.suffix))
+        except OSError as error:
+            raise UserError(f"output: cannot write {path}: {error.strerror}") from error
+        print(f"wrote {path}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(planning.as_json(plan)))
+        return 0
+    print(planning.table(plan))
+    if before is not None:
+        print(f"\nfrom {arguments.before} to {arguments.mesh}")
+        print(planning.difference(before, plan))
+    return 0
+
+
+def _positive(word: str) -> int:
+    number = int(word) if word.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {word!r}")
+    return number
+
+
+def _gibibytes(word: str) -> int:
+    try:
+        size = int(float(word) * 2**30)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected GiB above 0, got {word!r}")
+    return size
