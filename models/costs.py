@@ -19,9 +19,6 @@ from fjx.models.split import TensorSpec
 from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
 from fjx.sharding.graph import GranuleGraph, PieceCost
 
-SPLIT_AXES = frozenset({"heads", "mlp", "vocab"})
-"""Logical axes that tensor parallelism divides; a tensor without one lies whole on each device."""
-
 DEVICE_FIGURES: dict[str, DeviceFigures] = {
     # Measured with SmolLM2 in bfloat16 on two AVX-512 cores; docs/architecture.md, "CPU kernels".
     "cpu": DeviceFigures(flops_per_second=4.1e11, memory_bytes_per_second=3.4e10),
@@ -100,9 +97,7 @@ def _with_bytes(
 ) -> PieceCost:
     """The piece with the bytes of its arrays, which are more than its tensors where layers differ
     (windows, RoPE tables)."""
-    split = _bytes(
-        spec.struct(dtype) for spec in tensors.values() if SPLIT_AXES.intersection(spec.axes)
-    )
+    split = _bytes(spec.struct(dtype) for spec in tensors.values() if spec.split_axis is not None)
     every = _bytes(jax.tree.leaves(params))
     return replace(piece, split_parameter_bytes=split, whole_parameter_bytes=every - split)
 

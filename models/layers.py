@@ -54,8 +54,8 @@ def param(
 ) -> nnx.Param[Array]:
     """A parameter of this shape, with a logical name for each axis, and no array yet.
 
-    ``multiplied``: it is only used by `matmul`, which chooses how it is stored. ``parts``: widths of
-    what is fused in it along its last axis.
+    ``multiplied``: it is only used by `matmul`, which chooses how it is stored. ``parts``: widths
+    of what is fused in it along its last axis.
     """
     struct: Any = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
     return nnx.Param(

@@ -71,9 +71,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
         if config.warmup:
             compiler.compile_all(progress=progress)
         loading.result()
-    executors = [Executor(programs, compiler) for _ in loaders]
-    for executor, loader in zip(executors, loaders, strict=True):
-        executor.use(loader.pieces())
+    executors = [Executor(programs, compiler, loader.pieces()) for loader in loaders]
     config = replace(config, max_model_len=limits.max_model_len)
     return Engine(config, executors, tokenizer, planner)
 

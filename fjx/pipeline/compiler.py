@@ -106,9 +106,13 @@ class Compiler:
         """The compiled program, or None while it is not there."""
         return self._programs.get(key)
 
-    def compile_background(self) -> None:
-        """Begin to compile the programs that the engine can do without."""
-        self._begin(CompileJob([spec for spec in self._specs.values() if spec.background]))
+    def compile_background(self, specs: Iterable[ProgramSpec] | None = None) -> CompileJob:
+        """Begin to compile programs that the engine can do without; by default all of them."""
+        if specs is None:
+            specs = [spec for spec in self._specs.values() if spec.background]
+        job = CompileJob(specs)
+        self._begin(job)
+        return job
 
     def compile_later(self, specs: Iterable[ProgramSpec]) -> CompileJob:
         """Begin to compile programs that the engine will need, before all others."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from fjx.models.granules import Model
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.compiler import CompileJob, Compiler
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.pieces import Pieces
 from fjx.pipeline.programs import Programs
@@ -49,13 +49,33 @@ class StepOutput:
 class Executor:
     """Sends batches through the stages of a plan; owns the last sampled tokens.
 
-    Programs are looked up, never traced, on this path; dispatch returns before the devices are done.
+    Programs are looked up, never traced, on this path; dispatch returns before the devices are
+    done.
     """
 
-    def __init__(self, programs: Programs, compiler: Compiler) -> None:
+    def __init__(self, programs: Programs, compiler: Compiler, pieces: Pieces) -> None:
         self.programs = programs
         self.compiler = compiler
+        self.pieces = pieces
         self._steps = 0
+        self._fusing: CompileJob | None = None
+        self._stages = [
+            Stage(
+                shape,
+                pieces.embed if shape.first else None,
+                [pieces.granules[g] for g in shape.granules],
+                compiler,
+            )
+            for shape in pieces.shapes
+        ]
+        first, last = self._stages[0].placement, self._stages[-1].placement
+        zeros = np.zeros(self.limits.max_num_seqs + 1, np.int32)
+        parts = range(pieces.plan.microbatches)
+        self._last_token = [jax.device_put(zeros, last.whole) for _ in parts]
+        # Where the ends are on different meshes, the first stage gets a copy of each choice.
+        self._fed_back = None
+        if first != last:
+            self._fed_back = [jax.device_put(zeros, first.whole) for _ in parts]
 
     @property
     def limits(self) -> Limits:
@@ -69,34 +89,14 @@ class Executor:
 
     @property
     def plan(self) -> Plan:
-        """By which steps run now."""
+        """By which steps run."""
         return self.pieces.plan
 
-    def use(self, pieces: Pieces) -> None:
-        """Run the following steps with these arrays, by their plan.
-
-        What the steps before have sampled is forgotten: the host must have read it.
-        """
-        self.pieces = pieces
-        ends = {0: pieces.embed}
-        self._stages = [
-            Stage(
-                shape,
-                ends.get(i),
-                [pieces.granules[g] for g in shape.granules],
-                self.compiler,
-            )
-            for i, shape in enumerate(pieces.shapes)
-        ]
-        first, last = self._stages[0].placement, self._stages[-1].placement
-        zeros = np.zeros(self.limits.max_num_seqs + 1, np.int32)
-        parts = pieces.plan.microbatches
-        self._last_token = [jax.device_put(zeros, last.whole) for _ in range(parts)]
-        # Where the ends are on different meshes, the first stage gets a copy of each choice.
-        self._fed_back = None
-        if first != last:
-            self._fed_back = [jax.device_put(zeros, first.whole) for _ in range(parts)]
-        self._steps = min(self._steps, _STEPS_BEFORE_FUSING - 1)
+    def retire(self) -> None:
+        """Begin nothing more in the background; another executor takes over."""
+        self._steps = _STEPS_BEFORE_FUSING
+        if self._fusing is not None:
+            self._fusing.cancel()
 
     def dispatch(self, batch: Batch, part: int = 0) -> StepOutput:
         """Send a microbatch to the devices; its effects on pages and last tokens are ordered after
@@ -106,16 +106,46 @@ class Executor:
         """
         self._steps += 1
         if self._steps == _STEPS_BEFORE_FUSING:
-            self.compiler.compile_background()
+            self._fusing = self.compiler.compile_background(
+                spec
+                for shape in self.pieces.shapes
+                for spec in self.programs.stage(shape)
+                if spec.background
+            )
+        x, slots = self._run_stages(batch.num_rows, batch.packed, part)
+        if batch.num_samples == 0:
+            return StepOutput(None, None, 0)
+        return self._sample(batch, x, slots, part)
+
+    def probe(self) -> Any:
+        """Send a step of two tokens that belongs to no request; its logits, [1, V].
+
+        It writes page 0 alone, which is never handed out.
+        """
+        limits = self.limits
+        layout = limits.layout(limits.row_buckets[0])
+        packed = np.zeros(layout.size, np.int32)
+        step = layout.split(packed)
+        step.tokens[:2] = 0, 1
+        step.token_slot[:] = -1
+        step.rows.positions[:2] = 0, 1
+        step.rows.request_of[2:] = -1
+        step.rows.query_start[1:] = 2
+        step.rows.context_len[0] = 2
+        step.sample_rows[:] = 1
+        step.sample_slots[:] = layout.slots
+        x, _ = self._run_stages(layout.rows, packed, part=0)
+        head = self.compiler.get(("head", limits.sample_buckets[0], self._stages[-1].placement.key))
+        return head(self.pieces.head.params, x)
+
+    def _run_stages(self, rows: int, packed: np.ndarray, part: int) -> tuple[Any, Any]:
         source = (self._fed_back or self._last_token)[part]
         slots = None
         for stage in self._stages:
             if not stage.shape.first:
                 source = jax.device_put(source, stage.placement.whole)
-            source, slots = stage.run(batch.num_rows, source, batch.packed)
-        if batch.num_samples == 0:
-            return StepOutput(None, None, 0)
-        return self._sample(batch, source, slots, part)
+            source, slots = stage.run(rows, source, packed)
+        return source, slots
 
     def _sample(self, batch: Batch, x: Any, slots: Any, part: int) -> StepOutput:
         S, at = batch.sample_bucket, self._stages[-1].placement.key

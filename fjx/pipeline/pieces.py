@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +97,7 @@ class Loader:
             new_kv_pages(programs, len(layers), at)
             for layers, at in zip(model.granules, self._places, strict=True)
         ]
-        of_piece = {"embed": model.embed_tensors(), "head": model.head_tensors()}
-        of_piece |= {f"{i}": model.granule_tensors(i) for i in range(len(model.granules))}
+        of_piece = {piece: programs.tensors(piece) for piece in programs.pieces}
         self._specs = of_piece
         self._piece_of = {name: piece for piece, specs in of_piece.items() for name in specs}
         self._shards: dict[str, dict[str, list[np.ndarray]]] = {piece: {} for piece in of_piece}
@@ -144,21 +143,40 @@ def place_piece(
             store the same.
         at: the mesh.
     """
-    model, dtype, stacked = programs.model, programs.dtype, programs.stacked
-    on_device = [
+    on_device = (
         {name: of[min(i, len(of) - 1)] for name, of in shards.items()} for i in range(at.degree)
-    ]
-    if piece == "embed":
-        return _placed(at, map(model.pack_embed, on_device), model.embed_shards(dtype))
-    if piece == "head":
-        return _placed(at, map(model.pack_head, on_device), model.head_shards(dtype))
-    index = int(piece)
-    packed = (
-        model.pack_granule(index, tensors, stacked=stacked, stack=np.stack) for tensors in on_device
     )
-    return _placed(at, packed, model.granule_shards(index, dtype, stacked=stacked))
-
-
-def _placed(at: Placement, shards: Iterable[Params], partitions: Any) -> Params:
-    params: Params = at.place(list(shards), partitions)
+    packed = [_pack(programs, piece, tensors) for tensors in on_device]
+    params: Params = at.place(packed, piece_partitions(programs, piece))
     return params
+
+
+def piece_partitions(programs: Programs, piece: str) -> Any:
+    """How each of a piece's arrays is split over a mesh."""
+    model, dtype = programs.model, programs.dtype
+    if piece == "embed":
+        return model.embed_shards(dtype)
+    if piece == "head":
+        return model.head_shards(dtype)
+    return model.granule_shards(int(piece), dtype, stacked=programs.stacked)
+
+
+def piece_tensors(programs: Programs, piece: str, params: Params) -> dict[str, Any]:
+    """A piece's canonical tensors by name, from its parameters."""
+    if piece in ("embed", "head"):
+        return {f"{piece}.{name}": values for name, values in params.items()}
+    tensors = {}
+    for i, layer in enumerate(programs.model.granules[int(piece)]):
+        layers = params["layers"]
+        of_layer = {n: each[i] for n, each in layers.items()} if programs.stacked else layers[i]
+        tensors |= {f"layers.{layer}.{name}": values for name, values in of_layer.items()}
+    return tensors
+
+
+def _pack(programs: Programs, piece: str, tensors: Mapping[str, np.ndarray]) -> Params:
+    model = programs.model
+    if piece == "embed":
+        return model.pack_embed(tensors)
+    if piece == "head":
+        return model.pack_head(tensors)
+    return model.pack_granule(int(piece), tensors, stacked=programs.stacked, stack=np.stack)

@@ -1,7 +1,7 @@
 """The table of programs: which ones a stage needs, described by shapes alone.
 
-A program is bound to the devices of its stage, and otherwise depends on sizes only: granules of equal
-depth share it.
+A program is bound to the devices of its stage, and otherwise depends on sizes only: granules of
+equal depth share it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fjx.kernels.token_rule import (
     top_logprobs,
 )
 from fjx.models.granules import Model
-from fjx.models.split import TENSOR_AXIS
+from fjx.models.split import TENSOR_AXIS, TensorSpec
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.placement import WHOLE, Placement
@@ -58,6 +58,19 @@ class Programs:
         self.dtype = dtype
         self.stacked = jax.default_backend() != "cpu"
         """Whether the layers of a granule are one array each, and scanned."""
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The pieces by name: ``embed``, the index of each granule, ``head``."""
+        return ("embed", *(str(index) for index in range(len(self.model.granules))), "head")
+
+    def tensors(self, piece: str) -> dict[str, TensorSpec]:
+        """Canonical tensors of a piece, by full name."""
+        if piece == "embed":
+            return self.model.embed_tensors()
+        return (
+            self.model.head_tensors() if piece == "head" else self.model.granule_tensors(int(piece))
+        )
 
     def stage(self, stage: StageShape) -> Iterator[ProgramSpec]:
         """Every program that the steps of a stage can need, those of the smallest steps first; then

@@ -17,7 +17,7 @@ from fjx.pipeline.programs import StageShape
 
 @dataclass
 class Granule:
-    """The arrays of a granule, where they lie. Plans share the granules that stay where they are."""
+    """The arrays of a granule, where they lie. Plans share granules that stay where they are."""
 
     placement: Placement
     depth: int
@@ -60,8 +60,8 @@ class Stage:
 
         Args:
             T: rows of the step, padding included.
-            source: the residual stream from the stage before; for the first stage, the last token of
-                each slot. It must lie on this stage's mesh.
+            source: the residual stream from the stage before; for the first stage, the last token
+                of each slot. It must lie on this stage's mesh.
             packed: the step's integers, see `StepLayout`.
 
         Returns:

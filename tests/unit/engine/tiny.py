@@ -122,8 +122,7 @@ def tiny_engine(
         loader = Loader(programs, plan, devices)
         for name, values in random_tensors(config, seed=3, scale=0.3):
             loader.take(name, values)
-        executors.append(Executor(programs, compiler))
-        executors[-1].use(loader.pieces())
+        executors.append(Executor(programs, compiler, loader.pieces()))
     engine_config = EngineConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

@@ -1,0 +1,388 @@
+"""Going from one plan to another while requests are in flight.
+
+``planned -> compiling -> copying -> switching -> done``, or ``aborted`` from any state before
+``switching``. The old plan serves until the switch, and serves on after an abort: nothing of it is
+touched before.
+
+- *Compiling and copying parameters* happen in a thread of their own: programs and parameters do not
+  change while steps run.
+- *Copying KV pages* happens in the engine's thread, some pages between two steps, so that a copy
+  holds what the steps before it wrote. Pages written afterwards are dirty and copied again.
+- *Switching* happens between two steps, when no step is in flight: the last dirty pages, then the
+  new executors take the place of the old.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from fjx.errors import RegranularizationError
+from fjx.outputs import SwitchRecord, SwitchState
+from fjx.pipeline.compiler import Compiler, ProgramSpec
+from fjx.pipeline.dirty_pages import DirtyPages
+from fjx.pipeline.executor import Executor
+from fjx.pipeline.pieces import Pieces, granule_places, stage_shapes
+from fjx.pipeline.placement import Placement
+from fjx.pipeline.programs import Programs
+from fjx.pipeline.stage import End, Granule
+from fjx.pipeline.transfer import GranuleMove, PageMover, move_params
+from fjx.sharding.difference import missing_shares
+from fjx.sharding.plan import Deployment, Device, Plan
+
+logger = logging.getLogger(__name__)
+
+_SLICE_BYTES = 8 << 20
+"""KV pages that are copied between two steps, unless more are written in a step."""
+_PROBE_TOLERANCE = 0.02
+"""Largest difference of the two plans' logits of the probe, relative to the largest logit. Another
+tensor degree sums in another order."""
+_POLL_SECONDS = 0.002
+
+
+@dataclass
+class _Replica:
+    """What becomes of one replica."""
+
+    pieces: Pieces
+    executor: Executor
+    pages: PageMover
+    dirty: DirtyPages | None
+    """None: the replica is new and begins without pages."""
+    probe: Any = None
+    copied: frozenset[int] = frozenset()
+
+
+class Regranularization:
+    """One change of plan. The engine calls `advance` between steps until it may `switch`."""
+
+    def __init__(
+        self,
+        number: int,
+        reason: str,
+        before: Deployment,
+        after: Deployment,
+        executors: Sequence[Executor],
+        pages_in_use: Sequence[Callable[[], Sequence[int]]],
+        devices: Mapping[Device, jax.Device],
+    ) -> None:
+        """
+        Args:
+            number: counts changes from 1.
+            reason: who wanted it.
+            before: what serves.
+            after: what shall serve.
+            executors: those that serve, one for each replica.
+            pages_in_use: for each of them, gives the pages that hold something.
+            devices: this process's.
+        """
+        self._number, self._reason = number, reason
+        self._before, self._after = before, after
+        self._old = list(executors)
+        self._pages_in_use = pages_in_use
+        self._programs: Programs = executors[0].programs
+        self._compiler: Compiler = executors[0].compiler
+        self._shapes = [stage_shapes(plan, devices) for plan in after.replicas]
+        self._new: list[_Replica] = []
+        self._state: SwitchState = "planned"
+        self._entered = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._bytes = {"parameters": 0, "kv": 0, "dirty": 0}
+        self._planned_bytes = 0
+        self._rounds = 0
+        self._pause: float | None = None
+        self._error: str | None = None
+        self._abort: str | None = None
+        self._compiled = 0.0
+        self._pieces_moved = 0
+        self._old_probe: Any = None
+        self._verified = False
+        self._thread = threading.Thread(target=self._prepare, name="fjx-regranularize")
+
+    def start(self) -> None:
+        """Begin; raises nothing that `advance` would not show as an abort."""
+        self._thread.start()
+
+    def abort(self, reason: str) -> None:
+        """Ask for an end without a switch; `advance` says when it has come."""
+        self._abort = self._abort or reason
+
+    @property
+    def state(self) -> SwitchState:
+        """Where it stands."""
+        return self._state
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is done or aborted."""
+        return self._state in ("done", "aborted")
+
+    def record(self) -> SwitchRecord:
+        """All that there is to say of it now."""
+        seconds = dict(self._seconds)
+        if not self.ended:
+            seconds[self._state] = time.perf_counter() - self._entered
+        dirty = sum(len(new.dirty) for new in self._new if new.dirty is not None)
+        return SwitchRecord(
+            number=self._number,
+            reason=self._reason,
+            before=self._before,
+            after=self._after,
+            state=self._state,
+            progress=1.0 if self._state == "done" else self._progress(),
+            error=self._error,
+            seconds=seconds,
+            pause_seconds=self._pause,
+            planned_bytes=self._planned_bytes,
+            parameter_bytes=self._bytes["parameters"],
+            kv_bytes=self._bytes["kv"],
+            dirty_bytes=self._bytes["dirty"],
+            dirty_pages=dirty,
+            rounds=self._rounds,
+        )
+
+    # In the engine's thread, between two steps.
+
+    def wrote(self, replica: int, pages: Sequence[int]) -> None:
+        """A step that was just sent to an old replica writes these pages."""
+        if replica < len(self._new):
+            dirty = self._new[replica].dirty
+            if dirty is not None:
+                dirty.wrote(pages)
+
+    def advance(self) -> bool:
+        """Do a bounded piece of work; whether `switch` may be called now."""
+        if self.ended or self._thread.is_alive():
+            return False
+        try:
+            if self._error is None and self._abort is not None:
+                raise RegranularizationError(self._abort)
+            if self._error is not None:
+                raise RegranularizationError(self._error)
+            if not self._verified:
+                self._verify()
+                return False
+            return self._copy_slice()
+        except Exception as error:
+            self._give_up(error)
+            return False
+
+    def switch(self) -> list[Executor] | None:
+        """Copy what is left and give the new executors; no step may be in flight.
+
+        Returns:
+            For each replica of the new plan, its executor; None: it failed, the old ones serve on.
+        """
+        begun = time.perf_counter()
+        self._enter("switching")
+        try:
+            for new in self._new:
+                if new.dirty is not None:
+                    self._copy(new, new.dirty.take(len(new.dirty)))
+                new.pages.finish()
+            jax.block_until_ready(  # type: ignore[no-untyped-call]
+                [granule.kv_pages for new in self._new for granule in new.pieces.granules]
+            )
+        except Exception as error:
+            self._give_up(error)
+            return None
+        executors = [new.executor for new in self._new]
+        for old in self._old:
+            old.retire()
+        self._pause = time.perf_counter() - begun
+        self._enter("done")
+        self._forget()
+        return executors
+
+    def _verify(self) -> None:
+        """Run the same two tokens through both plans: first send them, then compare."""
+        if self._old_probe is None:
+            self._old_probe = self._old[0].probe()
+            for new in self._new:
+                new.probe = new.executor.probe()
+            return
+        expected = np.asarray(self._old_probe)
+        for number, new in enumerate(self._new, start=1):
+            _compare_probe(number, expected, np.asarray(new.probe))
+            new.probe = None
+        for new, in_use in zip(self._new, self._pages_in_use, strict=False):
+            new.dirty = DirtyPages(in_use())
+            self._planned_bytes += len(new.dirty) * new.pages.page_bytes
+            new.copied = frozenset()
+        self._verified = True
+
+    def _copy_slice(self) -> bool:
+        """Copy some pages of each replica; whether what is left is as little as it can be."""
+        ready = True
+        for new in self._new:
+            new.pages.finish()
+            dirty = new.dirty
+            if dirty is None or not new.pages.page_bytes:
+                continue
+            count = max(_SLICE_BYTES // new.pages.page_bytes, 1)
+            floor = max(count, dirty.written_last)
+            if len(dirty) > floor:
+                ready = False
+                self._copy(new, dirty.take(max(count, 2 * dirty.written_last)))
+            dirty.written_last = 0
+        self._rounds += 1
+        return ready
+
+    def _copy(self, new: _Replica, pages: Sequence[int]) -> None:
+        assert new.dirty is not None
+        if not new.pages.page_bytes:
+            return
+        new.pages.copy(pages)
+        first = sum(new.dirty.first_time(page) for page in pages)
+        self._bytes["kv"] += first * new.pages.page_bytes
+        self._bytes["dirty"] += (len(pages) - first) * new.pages.page_bytes
+
+    def _give_up(self, error: Exception) -> None:
+        self._error = str(error) or repr(error)
+        logger.warning(
+            "regranularization %d aborted while %s: %s; the old plan serves on",
+            self._number,
+            self._state,
+            self._error,
+        )
+        self._enter("aborted")
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of both plans' arrays."""
+        self._new, self._old, self._old_probe = [], [], None
+        self._pages_in_use = ()
+
+    def _enter(self, state: SwitchState) -> None:
+        now = time.perf_counter()
+        spent = self._seconds.get(self._state, 0.0) + now - self._entered
+        self._seconds[self._state] = spent
+        self._state, self._entered = state, now
+
+    def _progress(self) -> float:
+        """Programs, parameters and pages count a third each."""
+        pieces = len(self._after.replicas) * len(self._programs.pieces)
+        total = left = 0
+        for new in self._new:
+            if new.dirty is not None:
+                total, left = total + new.dirty.total, left + len(new.dirty)
+        pages = 1 - left / max(total, 1) if self._verified else 0.0
+        return (self._compiled + self._pieces_moved / pieces + pages) / 3
+
+    # In a thread of its own.
+
+    def _prepare(self) -> None:
+        try:
+            self._enter("compiling")
+            self._compile()
+            self._enter("copying")
+            new = [self._prepared(index) for index in range(len(self._shapes))]
+            self._new = new
+        except Exception as error:
+            logger.debug("preparing a regranularization failed", exc_info=True)
+            self._error = str(error) or repr(error)
+
+    def _check_wanted(self) -> None:
+        if self._abort is not None:
+            raise RegranularizationError(self._abort)
+
+    def _compile(self) -> None:
+        job = self._compiler.compile_later(self._needed_programs())
+        try:
+            while not job.finished:
+                self._check_wanted()
+                if job.error is not None:
+                    raise RegranularizationError(f"a program did not compile: {job.error}")
+                self._compiled = job.done / max(job.total, 1)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            job.cancel()
+        self._compiled = 1.0
+
+    def _needed_programs(self) -> list[ProgramSpec]:
+        specs: dict[Any, ProgramSpec] = {}
+        for old in self._old:
+            for shape in old.pieces.shapes:
+                specs |= {spec.key: spec for spec in self._programs.pages(shape, target=False)}
+        for shapes in self._shapes:
+            for shape in shapes:
+                specs |= {spec.key: spec for spec in self._programs.stage(shape)}
+                specs |= {spec.key: spec for spec in self._programs.pages(shape, target=True)}
+        return [
+            spec
+            for key, spec in specs.items()
+            if not spec.background and self._compiler.find(key) is None
+        ]
+
+    def _prepared(self, index: int) -> _Replica:
+        """Copy a replica's parameters to where the new plan wants them."""
+        plan, shapes = self._after.replicas[index], self._shapes[index]
+        inherits = index < len(self._old)
+        sources = [self._old[index].pieces] if inherits else [old.pieces for old in self._old]
+        places = [shapes[0].placement, *granule_places(shapes), shapes[-1].placement]
+        arrived: list[Any] = []
+        moves: list[GranuleMove] = []
+        for number, (piece, target) in enumerate(zip(self._programs.pieces, places, strict=True)):
+            self._check_wanted()
+            source = min(
+                (_held(pieces, number) for pieces in sources),
+                key=lambda held, to=target: _missing_bytes(held, to),
+            )
+            if inherits and source.placement == target:
+                arrived.append(source)
+            else:
+                params, crossed = move_params(
+                    self._programs, piece, source.params, source.placement, target
+                )
+                self._bytes["parameters"] += crossed
+                self._planned_bytes += crossed
+                if isinstance(source, Granule):
+                    zeros = self._compiler.get(("zeros", source.depth, target.key))
+                    granule = Granule(target, source.depth, params, zeros())
+                    arrived.append(granule)
+                    moves.append(GranuleMove(source, granule))
+                else:
+                    arrived.append(End(target, params))
+            self._pieces_moved += 1
+        pieces = Pieces(plan, shapes, arrived[0], tuple(arrived[1:-1]), arrived[-1])
+        return _Replica(
+            pieces,
+            Executor(self._programs, self._compiler, pieces),
+            PageMover(moves if inherits else [], self._compiler),
+            None,
+        )
+
+
+def _held(pieces: Pieces, number: int) -> End | Granule:
+    return [pieces.embed, *pieces.granules, pieces.head][number]
+
+
+def _missing_bytes(held: End | Granule, target: Placement) -> int:
+    """A measure of what the target lacks of a piece; the more, the farther."""
+    missing = missing_shares(held.placement.mesh, target.mesh)
+    return sum(missing.split)
+
+
+def _compare_probe(number: int, expected: np.ndarray, got: np.ndarray) -> None:
+    """
+    Raises:
+        RegranularizationError: the new plan does not compute what the old one does.
+    """
+    if not np.isfinite(got).all():
+        raise RegranularizationError(
+            f"replica {number} of the new plan gave logits that are not finite in its test step"
+        )
+    limit = _PROBE_TOLERANCE * float(np.abs(expected).max())
+    off = float(np.abs(got - expected).max())
+    if off > limit:
+        raise RegranularizationError(
+            f"replica {number} of the new plan gave other logits in its test step: off by {off:.3g}, "
+            f"at most {limit:.3g} is expected"
+        )

@@ -1,0 +1,145 @@
+"""Moving parameters and KV pages from one mesh to another, and counting the bytes that cross.
+
+Between meshes of equal tensor degree, each device's part goes to its successor. Where the degree
+changes, a piece goes through the host, which puts it together and splits it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from fjx.models.granules import Params
+from fjx.models.split import TensorSpec
+from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.pieces import piece_partitions, piece_tensors, place_piece
+from fjx.pipeline.placement import WHOLE, Placement
+from fjx.pipeline.programs import KV_PARTITION, PAGE_COUNTS, Programs
+from fjx.pipeline.stage import Granule
+from fjx.sharding.difference import missing_shares
+
+
+def move_params(
+    programs: Programs, piece: str, params: Params, source: Placement, target: Placement
+) -> tuple[Params, int]:
+    """Copy a piece's parameters to another mesh; returns when they are there.
+
+    Returns:
+        The parameters, and the bytes that crossed from one device to another.
+    """
+    partitions = piece_partitions(programs, piece)
+    if source.degree == target.degree:
+        moved = jax.tree.map(
+            lambda partition, leaf: _send(leaf, partition, source, target), partitions, params
+        )
+    else:
+        moved = place_piece(
+            programs, piece, _resplit(programs, piece, params, source, target), target
+        )
+    jax.block_until_ready(moved)  # type: ignore[no-untyped-call]
+    crossed = jax.tree.map(
+        lambda partition, leaf: _crossing(leaf.nbytes, partition != WHOLE, source, target),
+        partitions,
+        moved,
+    )
+    return moved, sum(jax.tree.leaves(crossed))
+
+
+def _send(leaf: Any, partition: Any, source: Placement, target: Placement) -> Any:
+    """An array on another mesh of the same degree; what a device has already is not sent."""
+    parts = source.parts(leaf)
+    if partition == WHOLE:
+        held = dict(zip(source.devices, parts, strict=True))
+        parts = [held.get(device, parts[0]) for device in target.devices]
+    sent = [jax.device_put(part, d) for part, d in zip(parts, target.devices, strict=True)]
+    return target.assemble(sent, partition)
+
+
+def _resplit(
+    programs: Programs, piece: str, params: Params, source: Placement, target: Placement
+) -> dict[str, list[np.ndarray]]:
+    """What each device of ``target`` stores of a piece's tensors, on the host."""
+    on_device = [
+        jax.tree.map(lambda leaf, i=i: np.asarray(source.parts(leaf)[i]), params)
+        for i in range(source.degree)
+    ]
+    tensors = [piece_tensors(programs, piece, each) for each in on_device]
+
+    def split(name: str, spec: TensorSpec) -> list[np.ndarray]:
+        whole = spec.whole([each[name] for each in tensors])
+        shards = spec.shards(whole, programs.dtype, target.degree)
+        # A view would keep the old array's memory alive.
+        return [shard if shard.base is None else shard.copy() for shard in shards]
+
+    return {name: split(name, spec) for name, spec in programs.tensors(piece).items()}
+
+
+def _crossing(size: int, is_split: bool, source: Placement, target: Placement) -> int:
+    """Bytes of an array that cross from one device to another; ``size`` is that of the array."""
+    missing = missing_shares(source.mesh, target.mesh)
+    if is_split:
+        return size * sum(missing.split) // missing.denominator
+    return size * sum(missing.whole)
+
+
+@dataclass(frozen=True)
+class GranuleMove:
+    """A granule that changes its mesh: what it was, and what it becomes."""
+
+    source: Granule
+    target: Granule
+
+
+class PageMover:
+    """Copies KV pages of moving granules, in the order of its calls and of the steps between them.
+
+    Only the thread that dispatches steps may use it: pages are read as the steps sent before leave
+    them.
+    """
+
+    def __init__(self, moves: Sequence[GranuleMove], compiler: Compiler) -> None:
+        self._moves = moves
+        self._compiler = compiler
+        self._taken: list[tuple[GranuleMove, np.ndarray, Any]] = []
+        self.page_bytes = sum(
+            _crossing(
+                move.source.kv_pages.nbytes // move.source.kv_pages.shape[1],
+                True,
+                move.source.placement,
+                move.target.placement,
+            )
+            for move in moves
+        )
+        """Bytes that cross between devices for one page."""
+
+    def copy(self, pages: Sequence[int]) -> None:
+        """Begin to copy pages. What needs the host arrives with `finish`."""
+        begin = 0
+        while begin < len(pages):
+            count = next(count for count in PAGE_COUNTS if count <= len(pages) - begin)
+            ids = np.array(pages[begin : begin + count], np.int32)
+            begin += count
+            for move in self._moves:
+                old = move.source
+                take = self._compiler.get(("take", old.depth, count, old.placement.key))
+                self._taken.append((move, ids, take(old.kv_pages, ids)))
+        if all(m.source.placement.degree == m.target.placement.degree for m in self._moves):
+            self.finish()  # the devices do it all, in their own time
+
+    def finish(self) -> None:
+        """Let all pages arrive; waits for those that go through the host."""
+        taken, self._taken = self._taken, []
+        for move, ids, contents in taken:
+            new, old = move.target, move.source.placement
+            if old.degree == new.placement.degree:
+                sent = _send(contents, KV_PARTITION, old, new.placement)
+            else:
+                heads = np.concatenate([np.asarray(p) for p in old.parts(contents)], axis=3)
+                split = np.split(heads, new.placement.degree, axis=3)
+                sent = new.placement.place([np.ascontiguousarray(s) for s in split], KV_PARTITION)
+            put = self._compiler.get(("put", new.depth, len(ids), new.placement.key))
+            new.kv_pages = put(new.kv_pages, ids, sent)
