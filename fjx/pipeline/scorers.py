@@ -124,6 +124,9 @@ class ServiceScorer:
     """Prompt and output, until requests have ended and the observation says it."""
     drain_seconds: float = 10.0
     """In how long the waiting requests shall be served beside the arriving ones."""
+    headroom: float = 1.25
+    """How many times the demand a rung of less throughput than the serving one must serve. So
+    what made the policy leave it does not come back with the next small rise; 1: none."""
     kv_target: float = 0.7
     """How much of the KV memory may be in use, 0 to 1."""
     device_weight: float = 0.1
@@ -135,6 +138,7 @@ class ServiceScorer:
     def __post_init__(self) -> None:
         above = ("ttft_objective_seconds", "itl_objective_seconds", "tokens_per_request")
         check_numbers("ServiceScorer", self, (*above, "drain_seconds"), above=True)
+        check_numbers("ServiceScorer", self, ("headroom",), least=1)
         check_numbers("ServiceScorer", self, ("kv_target",), most=1, above=True)
         check_numbers("ServiceScorer", self, ("device_weight", "latency_weight"), most=1)
 
@@ -161,6 +165,10 @@ class ServiceScorer:
     def terms(self, rung: Rung, observation: Observation, ladder: Ladder) -> dict[str, float]:
         """The factors of the score."""
         demand, held = self.demand(observation, ladder), self._kv_tokens(observation, ladder)
+        if observation.serving is not None:
+            serving = ladder.rung(observation.serving)
+            if rung.tokens_per_second < serving.tokens_per_second:
+                demand *= self.headroom
         fewest = min(each.devices for each in ladder.rungs)
         shortest = min(each.latency_seconds for each in ladder.rungs)
         return {
