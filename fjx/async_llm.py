@@ -14,15 +14,24 @@ from typing import Any
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine, Progress
 from fjx.engine.start import start_engine
-from fjx.errors import EngineDeadError, UserError
+from fjx.errors import EngineDeadError, RegranularizationError, UserError
 from fjx.llm import timing_of
 from fjx.models.tokenizer import Tokenizer
-from fjx.outputs import CompletionOutput, EngineStats, RequestOutput
+from fjx.outputs import (
+    CompletionOutput,
+    EngineStats,
+    PlanStatus,
+    RequestOutput,
+    SwitchRecord,
+)
+from fjx.pipeline.plan_target import PlanTarget
 from fjx.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
 _Queue = asyncio.Queue[Progress | Exception]
+_CHANGE_POLL_SECONDS = 0.005
+"""How often an idle engine looks after a change of plan."""
 
 
 class AsyncLLM:
@@ -45,6 +54,8 @@ class AsyncLLM:
         self._streams: dict[str, _Queue] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stats = EngineStats()
+        self._plan_status: PlanStatus | None = None
+        self._awaited: dict[int, asyncio.Future[SwitchRecord]] = {}
 
     async def start(self) -> None:
         """Load and compile in the engine's thread; return when ready.
@@ -132,6 +143,59 @@ class AsyncLLM:
         """Counters and gauges as of the last step."""
         return self._stats
 
+    def plan_status(self) -> PlanStatus:
+        """Which plan serves, and what becomes of it, as of the last step.
+
+        Raises:
+            EngineDeadError: the engine is not running.
+        """
+        self._ready_engine()
+        assert self._plan_status is not None
+        return self._plan_status
+
+    async def regranularize(
+        self, target: PlanTarget, *, wait: bool = True, reason: str = "request"
+    ) -> SwitchRecord:
+        """Change to another plan while requests are served; none of their tokens changes.
+
+        Args:
+            target: a number of stages, the name or path of a mesh file, or a plan (as JSON values,
+                or a value of `fjx.sharding.plan`).
+            wait: return when the change is done; otherwise when it has begun.
+            reason: who wants it, for the log.
+
+        Raises:
+            MeshError: the target does not suit the machine or the model, or both plans do not fit
+                into memory.
+            RegranularizationBusyError: another change is under way.
+            RegranularizationError: the change was aborted; the old plan serves on.
+            EngineDeadError: the engine has stopped.
+        """
+        self._ready_engine()
+        ended: asyncio.Future[SwitchRecord] = asyncio.get_running_loop().create_future()
+
+        def begin(engine: Engine) -> SwitchRecord:
+            record = engine.regranularize(target, reason)
+            if wait:
+                self._awaited[record.number] = ended
+            return record
+
+        record: SwitchRecord = await asyncio.wrap_future(self._call(begin))
+        if wait:
+            record = await ended
+            if record.state == "aborted":
+                raise RegranularizationError(
+                    f"the change of plan was aborted: {record.error}; the old plan serves on"
+                )
+        return record
+
+    async def abort_regranularization(self) -> bool:
+        """Abort the change of plan that is under way; False: there is none."""
+        aborted: bool = await asyncio.wrap_future(
+            self._call(lambda engine: engine.plans.abort("it was aborted on request"))
+        )
+        return aborted
+
     async def shutdown(self, drain: float | None = None) -> None:
         """Admit nothing more, finish running requests for up to ``drain`` seconds, then stop."""
         with self._wake:
@@ -181,14 +245,14 @@ class AsyncLLM:
             started.set_exception(error)
             return
         self._engine, self.config = engine, engine.config
-        self._stats = engine.stats()
+        self._report(engine)
         started.set_result(None)
         try:
             while self._may_go_on(engine):
                 self._take_calls(engine)
-                if engine.has_work:
+                if engine.has_work or engine.plans.active:
                     self._deliver(engine.step())
-                self._stats = engine.stats()
+                self._report(engine)
         except BaseException as error:
             logger.exception("the engine died")
             self.error = f"the engine died: {error!r}"
@@ -198,12 +262,24 @@ class AsyncLLM:
         """Wait for work; False when it is time to stop."""
         with self._wake:
             if not self._calls and not engine.has_work and not self._stopping:
-                engine.check_idle()
-                self._wake.wait()
+                if engine.plans.active:
+                    self._wake.wait(_CHANGE_POLL_SECONDS)
+                else:
+                    engine.check_idle()
+                    self._wake.wait()
             if not self._stopping:
                 return True
             late = self._deadline is not None and time.monotonic() >= self._deadline
             return bool(self._calls or engine.has_work) and not late
+
+    def _report(self, engine: Engine) -> None:
+        """Let others see how the engine stands; tell who waits for a change of plan."""
+        self._stats = engine.stats()
+        status = self._plan_status = engine.plans.status()
+        if status.last is not None and status.last.number in self._awaited:
+            ended = self._awaited.pop(status.last.number)
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(_settle, ended, status.last)
 
     def _take_calls(self, engine: Engine) -> None:
         with self._wake:
@@ -247,7 +323,21 @@ class AsyncLLM:
                 (queue, error) for queue in self._streams.values()
             ]
             self._loop.call_soon_threadsafe(_put_all, items)
+            for ended in self._awaited.values():
+                self._loop.call_soon_threadsafe(_settle, ended, error)
         self._streams.clear()
+        self._awaited.clear()
+        if self._engine is not None:
+            self._engine.plans.abort("the engine ended")
+
+
+def _settle(ended: asyncio.Future[SwitchRecord], outcome: SwitchRecord | Exception) -> None:
+    if ended.done():
+        return  # nobody waits any more
+    if isinstance(outcome, Exception):
+        ended.set_exception(outcome)
+    else:
+        ended.set_result(outcome)
 
 
 def _put_all(items: list[tuple[_Queue, Progress | Exception]]) -> None:

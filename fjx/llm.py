@@ -13,14 +13,24 @@ from fjx.config import EngineConfig
 from fjx.engine.engine import Engine, Progress
 from fjx.engine.request import Request
 from fjx.engine.start import start_engine
+from fjx.errors import RegranularizationError
 from fjx.models.tokenizer import Tokenizer
-from fjx.outputs import CompletionOutput, EngineStats, RequestOutput, RequestTiming
+from fjx.outputs import (
+    CompletionOutput,
+    EngineStats,
+    PlanStatus,
+    RequestOutput,
+    RequestTiming,
+    SwitchRecord,
+)
+from fjx.pipeline.plan_target import PlanTarget
 from fjx.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
 Message = Mapping[str, Any]
 """A chat message with ``role`` and ``content``."""
+_CHANGE_POLL_SECONDS = 0.005
 
 
 class LLM:
@@ -104,9 +114,43 @@ class LLM:
         """Counters since the start."""
         return self.engine.stats()
 
+    def plan_status(self) -> PlanStatus:
+        """Which plan serves, and what becomes of it."""
+        return self.engine.plans.status()
+
+    def regranularize(self, target: PlanTarget, *, wait: bool = True) -> SwitchRecord:
+        """Change to another plan; no token of any request changes.
+
+        Args:
+            target: a number of stages, the name or path of a mesh file, or a plan (as JSON values,
+                or a value of `fjx.sharding.plan`).
+            wait: return when the change is done; otherwise it goes on during the next calls of
+                `generate`.
+
+        Raises:
+            MeshError: the target does not suit the machine or the model, or both plans do not fit
+                into memory.
+            RegranularizationBusyError: another change is under way.
+            RegranularizationError: the change was aborted; the old plan serves on.
+        """
+        record = self.engine.regranularize(target)
+        if not wait:
+            return record
+        while self.engine.plans.active:
+            self.engine.step()
+            self.engine.plans.wait(_CHANGE_POLL_SECONDS)
+        last = self.engine.plans.status().last
+        assert last is not None
+        if last.state == "aborted":
+            raise RegranularizationError(
+                f"the change of plan was aborted: {last.error}; the old plan serves on"
+            )
+        return last
+
     def shutdown(self) -> None:
-        """Give up all unfinished requests."""
+        """Give up all unfinished requests, and a change of plan that is under way."""
         self.engine.abort_all()
+        self.engine.plans.abort("the engine was shut down")
 
     def _run(
         self, prompts: list[tuple[str, Prompt, SamplingParams]], use_tqdm: bool

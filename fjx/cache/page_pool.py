@@ -51,6 +51,10 @@ class PagePool:
         usable = self.num_pages - 1
         return (usable - self.num_available) / usable
 
+    def pages_in_use(self) -> list[int]:
+        """Pages that hold something: held by requests, or cached."""
+        return [page for page, s in enumerate(self._pages) if s.holders or s.digest is not None]
+
     def take(self, count: int) -> list[int]:
         """Take pages with undefined contents.
 

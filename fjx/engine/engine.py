@@ -11,15 +11,24 @@ import numpy as np
 
 from fjx.config import EngineConfig
 from fjx.engine.batch_builder import MAX_END_TOKENS
+from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
-from fjx.engine.scheduler import Scheduler
+from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.engine.text import RequestText, WholeTokens
 from fjx.errors import QueueFullError, RequestError
 from fjx.models.tokenizer import Tokenizer
-from fjx.outputs import EngineStats, FinishReason, PositionLogprobs, TokenLogprob
+from fjx.outputs import (
+    EngineStats,
+    FinishReason,
+    PositionLogprobs,
+    SwitchRecord,
+    TokenLogprob,
+)
 from fjx.pipeline.executor import Executor, StepOutput
+from fjx.pipeline.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams
+from fjx.sharding.plan import Deployment
 
 
 class Progress(NamedTuple):
@@ -37,7 +46,11 @@ class Engine:
     """Runs requests on an executor. Not thread-safe: one thread owns it."""
 
     def __init__(
-        self, config: EngineConfig, executors: Sequence[Executor], tokenizer: Tokenizer
+        self,
+        config: EngineConfig,
+        executors: Sequence[Executor],
+        tokenizer: Tokenizer,
+        planner: Planner,
     ) -> None:
         """``executors``: one for each replica."""
         limits = executors[0].limits
@@ -45,6 +58,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_model_len = limits.max_model_len
         self.replicas = [self._new_replica(executor) for executor in executors]
+        self.plans = PlanChanges(Deployment(tuple(each.plan for each in executors)), planner)
         self._end_tokens = frozenset(tokenizer.eos_token_ids)
         self._seeds = np.random.default_rng(config.seed)
         self._requests: dict[str, list[Request]] = {}
@@ -76,11 +90,14 @@ class Engine:
     def step(self) -> list[Progress]:
         """Run one step; the host reads the step before while the device runs this one."""
         started, waited = time.perf_counter(), self._wait_seconds
-        before = self._take_in_flight()
+        before, progress = self._take_in_flight(), []
+        if self.plans.advance():
+            progress, before = self._collect_all(before), []
+            self._adopt(self.plans.switch())
         self._dispatch()
         if not self.config.overlap:
             before += self._take_in_flight()
-        progress = [each for microbatch in before for each in self._collect(microbatch)]
+        progress += self._collect_all(before)
         self._step_seconds += time.perf_counter() - started
         self._counts["host_us"] += int(
             1e6 * (time.perf_counter() - started - self._wait_seconds + waited)
@@ -138,9 +155,7 @@ class Engine:
             self._texts[request] = RequestText(
                 self.tokenizer, params, self._whole_tokens[params.skip_special_tokens]
             )
-            replica = min(self.replicas, key=lambda replica: replica.load)
-            self._replica_of[request] = replica
-            replica.scheduler.add(request)
+            self._give_to_replica(request)
         return requests
 
     def check_request(self, prompt: list[int], params: SamplingParams) -> None:
@@ -208,16 +223,23 @@ class Engine:
             num_requests_running=sum(len(each.running) for each in schedulers),
             num_requests_waiting=sum(each.num_waiting for each in schedulers),
             kv_cache_usage=sum(each.pool.usage for each in schedulers) / len(schedulers),
-            prefix_cache_queries=sum(each.prefix_queries for each in schedulers),
-            prefix_cache_hits=sum(each.prefix_hits for each in schedulers),
+            prefix_cache_queries=sum(
+                (each.prefix_queries for each in schedulers), self._counts["prefix_queries"]
+            ),
+            prefix_cache_hits=sum(
+                (each.prefix_hits for each in schedulers), self._counts["prefix_hits"]
+            ),
             prompt_tokens=self._counts["prompt_tokens"],
             generation_tokens=self._counts["generation_tokens"],
-            num_preemptions=sum(each.num_preemptions for each in schedulers),
+            num_preemptions=sum(
+                (each.num_preemptions for each in schedulers), self._counts["preemptions"]
+            ),
             num_steps=self._counts["steps"],
             step_seconds=self._step_seconds,
             host_seconds=self._counts["host_us"] * 1e-6,
             compiles=dict(self.executor.compiler.counts),
             requests_finished=dict(self._finished),
+            plan=self.plans.stats(),
         )
 
     def check_idle(self) -> None:
@@ -228,20 +250,66 @@ class Engine:
         assert not self._texts, "a finished request still has text"
         assert not self._replica_of, "a finished request still has a replica"
 
+    def regranularize(self, target: PlanTarget, reason: str = "request") -> SwitchRecord:
+        """Begin to change to another plan; steps go on meanwhile, and do the work.
+
+        Raises:
+            RegranularizationBusyError: another change is under way.
+            MeshError: the target does not suit the machine or the model, or both plans do not fit
+                into memory.
+        """
+        return self.plans.begin(
+            target,
+            reason,
+            [replica.executor for replica in self.replicas],
+            [replica.scheduler.pool.pages_in_use for replica in self.replicas],
+        )
+
+    def _adopt(self, executors: list[Executor] | None) -> None:
+        """Go on with the executors of a new plan; None: with the old ones."""
+        if executors is None:
+            return
+        dropped = self.replicas[len(executors) :]
+        for replica, executor in zip(self.replicas, executors, strict=False):
+            replica.executor = executor
+        begun = [self._new_replica(executor) for executor in executors[len(self.replicas) :]]
+        self.replicas = [*self.replicas[: len(executors)], *begun]
+        for replica in dropped:
+            self._count_scheduler(replica.scheduler)
+            for request in replica.scheduler.take_all():
+                self._give_to_replica(request)
+
+    def _give_to_replica(self, request: Request) -> None:
+        """To the one with the fewest unfinished requests."""
+        replica = min(self.replicas, key=lambda replica: replica.load)
+        self._replica_of[request] = replica
+        replica.scheduler.add(request)
+
+    def _count_scheduler(self, scheduler: Scheduler) -> None:
+        """Keep the counts of a scheduler that ends."""
+        self._counts["preemptions"] += scheduler.num_preemptions
+        self._counts["prefix_queries"] += scheduler.prefix_queries
+        self._counts["prefix_hits"] += scheduler.prefix_hits
+
     def _take_in_flight(self) -> list[Microbatch]:
         return [microbatch for replica in self.replicas for microbatch in replica.take_in_flight()]
 
     def _dispatch(self) -> None:
         """Send each replica's next step."""
         now = time.monotonic()
-        for replica in self.replicas:
+        for index, replica in enumerate(self.replicas):
             scheduled = replica.dispatch()
             self._counts["steps"] += bool(scheduled)
+            if self.plans.active:
+                self.plans.wrote(index, _written_pages(scheduled, replica.scheduler.pool.page_size))
             for granted in scheduled:
                 request = granted.request
                 if request.scheduled is None:
                     request.scheduled = now
                     self._counts["prompt_tokens"] += request.prompt_len
+
+    def _collect_all(self, microbatches: list[Microbatch]) -> list[Progress]:
+        return [progress for each in microbatches for progress in self._collect(each)]
 
     def _collect(self, microbatch: Microbatch) -> list[Progress]:
         """Read the tokens that were chosen: extend, stop, stream and free."""
@@ -301,6 +369,14 @@ class Engine:
             self._texts.pop(request)
         if all(sibling.finished for sibling in self._requests[request.id]):
             del self._requests[request.id]
+
+
+def _written_pages(scheduled: list[ScheduledRows], page_size: int) -> list[int]:
+    return [
+        page
+        for request, start, count, _ in scheduled
+        for page in request.pages[start // page_size : (start + count - 1) // page_size + 1]
+    ]
 
 
 def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:

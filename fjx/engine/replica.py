@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fjx.cache.page_pool import PagePool
 from fjx.engine.batch_builder import BatchBuilder
-from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.pipeline.executor import Executor, StepOutput
 
@@ -59,13 +57,6 @@ class Replica:
         """The steps that were sent and not read yet; the caller reads them."""
         taken, self._in_flight = self._in_flight, []
         return taken
-
-    def requests(self) -> Iterator[Request]:
-        """The unfinished requests, first come first."""
-        yield from sorted(
-            [*self.scheduler.running, *self.scheduler.waiting],
-            key=lambda request: (request.priority, request.arrival, request.order),
-        )
 
     def _parts(self, scheduled: list[ScheduledRows]) -> list[list[ScheduledRows]]:
         """A slot is always in the same part: what it samples stays with that part on the device."""

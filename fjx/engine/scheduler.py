@@ -117,6 +117,19 @@ class Scheduler:
             self._waiting = [entry for entry in self._waiting if entry[-1] is not request]
             heapq.heapify(self._waiting)
 
+    def take_all(self) -> list[Request]:
+        """Give up all requests and their pages, first come first; another scheduler will compute
+        them again, with the same tokens."""
+        for request in self.running:
+            self._release(request)
+        requests = sorted(
+            [*self.running, *self.waiting], key=lambda r: (r.priority, r.arrival, r.order)
+        )
+        self.running, self._waiting = [], []
+        for request in requests:
+            request.order = -1
+        return requests
+
     def share_full_pages(self, request: Request) -> None:
         """Make the request's pages of known, computed tokens known to the prefix cache."""
         full = min(request.computed, len(request.tokens)) // self.pool.page_size

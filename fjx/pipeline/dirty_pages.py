@@ -39,7 +39,7 @@ class DirtyPages:
         return taken
 
     def first_time(self, page: int) -> bool:
-        """Whether a page of the beginning is copied for the first time; asked once for each copy."""
+        """Whether a page of the beginning is copied for the first time; ask once for each copy."""
         if page not in self._first:
             return False
         self._first.discard(page)

@@ -12,7 +12,7 @@ import numpy as np
 
 from fjx.models.granules import Params
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.placement import Placement, bind
+from fjx.pipeline.placement import WHOLE, Placement, bind
 from fjx.pipeline.programs import KV_PARTITION, Programs, StageShape
 from fjx.pipeline.stage import End, Granule
 from fjx.sharding.plan import Deployment, Device, Plan
@@ -147,18 +147,22 @@ def place_piece(
         {name: of[min(i, len(of) - 1)] for name, of in shards.items()} for i in range(at.degree)
     )
     packed = [_pack(programs, piece, tensors) for tensors in on_device]
-    params: Params = at.place(packed, piece_partitions(programs, piece))
+    params: Params = at.place(packed, programs.partitions(piece))
     return params
 
 
-def piece_partitions(programs: Programs, piece: str) -> Any:
-    """How each of a piece's arrays is split over a mesh."""
-    model, dtype = programs.model, programs.dtype
-    if piece == "embed":
-        return model.embed_shards(dtype)
-    if piece == "head":
-        return model.head_shards(dtype)
-    return model.granule_shards(int(piece), dtype, stacked=programs.stacked)
+def piece_bytes(programs: Programs, piece: str, at: Placement) -> int:
+    """Bytes of a piece on each device of a mesh, KV pages included."""
+    shapes, kv_pages = programs.params(piece, at.degree), ()
+    if piece not in ("embed", "head"):
+        kv_pages = (programs.kv_struct(len(programs.model.granules[int(piece)])),)
+    partitions = programs.partitions(piece), (KV_PARTITION,) * len(kv_pages)
+    sizes = jax.tree.map(
+        lambda partition, s: s.size * s.dtype.itemsize // (1 if partition == WHOLE else at.degree),
+        partitions,
+        (shapes, kv_pages),
+    )
+    return sum(jax.tree.leaves(sizes))
 
 
 def piece_tensors(programs: Programs, piece: str, params: Params) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fjx.kernels.token_rule import (
     largest_token,
     top_logprobs,
 )
-from fjx.models.granules import Model
+from fjx.models.granules import Model, Params
 from fjx.models.split import TENSOR_AXIS, TensorSpec
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
@@ -122,12 +122,23 @@ class Programs:
         )
         return _struct(shape, kv_storage_dtype(self.dtype))
 
-    def granule_params(self, index: int, at: Placement) -> tuple[Any, Any]:
-        """Shapes and partitions of a granule's parameters."""
-        shapes = self.model.abstract_granule(
-            index, self.dtype, stacked=self.stacked, degree=at.degree
-        )
-        return shapes, self.model.granule_shards(index, self.dtype, stacked=self.stacked)
+    def params(self, piece: str, degree: int) -> Params:
+        """Shapes of a piece's parameters on a mesh of this tensor degree."""
+        model, dtype = self.model, self.dtype
+        if piece == "embed":
+            return model.abstract_embed(dtype, degree)
+        if piece == "head":
+            return model.abstract_head(dtype, degree)
+        return model.abstract_granule(int(piece), dtype, stacked=self.stacked, degree=degree)
+
+    def partitions(self, piece: str) -> Any:
+        """How each of a piece's arrays is split over a mesh."""
+        model, dtype = self.model, self.dtype
+        if piece == "embed":
+            return model.embed_shards(dtype)
+        if piece == "head":
+            return model.head_shards(dtype)
+        return model.granule_shards(int(piece), dtype, stacked=self.stacked)
 
     # One program each.
 
@@ -162,8 +173,8 @@ class Programs:
             split = layout.split(step)
             return model.embed(params, layout.tokens(split, last_token), split.rows), step
 
-        shards = self.model.embed_shards(self.dtype)
-        params = at.structs(self.model.abstract_embed(self.dtype, at.degree), shards)
+        shards = self.partitions("embed")
+        params = at.structs(self.params("embed", at.degree), shards)
         others = at.struct(self._last_token()), at.struct(_ints(layout.size))
         function = self._on(at, embed, (shards, WHOLE, WHOLE), (WHOLE, WHOLE))
         return ProgramSpec(("embed", T, at.key), function, (params, *others))
@@ -176,7 +187,7 @@ class Programs:
             return model.granule(params, x, kv_pages, layout.split(step).rows)
 
         for depth, index in sorted(self._depths(stage).items()):
-            params, shards = self.granule_params(index, at)
+            params, shards = self.params(f"{index}", at.degree), self.partitions(f"{index}")
             arguments = (
                 at.structs(params, shards),
                 at.struct(self._hidden(T)),
@@ -219,11 +230,11 @@ class Programs:
             chosen = (x[split.sample_rows], split.sample_slots) if stage.last else (x,)
             return *chosen, *after
 
-        granules = [self.granule_params(index, at) for index in stage.granules]
-        embed_shards = self.model.embed_shards(self.dtype) if stage.first else {}
-        embed = self.model.abstract_embed(self.dtype, at.degree) if stage.first else {}
-        shards = (embed_shards, tuple(partitions for _, partitions in granules))
-        params = (embed, tuple(shapes for shapes, _ in granules))
+        granules = [f"{index}" for index in stage.granules]
+        embed_shards = self.partitions("embed") if stage.first else {}
+        embed = self.params("embed", at.degree) if stage.first else {}
+        shards = (embed_shards, tuple(map(self.partitions, granules)))
+        params = (embed, tuple(self.params(granule, at.degree) for granule in granules))
         depths = tuple(len(self.model.granules[i]) for i in stage.granules)
         source = self._last_token() if stage.first else self._hidden(T)
         kv_pages = tuple(at.struct(self.kv_struct(depth), KV_PARTITION) for depth in depths)
@@ -245,8 +256,8 @@ class Programs:
             tokens = largest_token(logits)
             return tokens, last_token.at[slots[:S]].set(tokens)
 
-        shards = self.model.head_shards(self.dtype)
-        params = at.structs(self.model.abstract_head(self.dtype, at.degree), shards)
+        shards = self.partitions("head")
+        params = at.structs(self.params("head", at.degree), shards)
         hidden = at.struct(self._hidden(self.limits.sample_buckets[-1]))
         head = self._on(at, lambda params, x: model.head(params, x[:S]), (shards, WHOLE), WHOLE)
         yield ProgramSpec(("head", S, at.key), head, (params, hidden))

@@ -31,11 +31,11 @@ from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.pieces import Pieces, granule_places, stage_shapes
 from fjx.pipeline.placement import Placement
-from fjx.pipeline.programs import Programs
+from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
 from fjx.pipeline.transfer import GranuleMove, PageMover, move_params
 from fjx.sharding.difference import missing_shares
-from fjx.sharding.plan import Deployment, Device, Plan
+from fjx.sharding.plan import Deployment, Device
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,9 @@ class _Replica:
     pieces: Pieces
     executor: Executor
     pages: PageMover
-    dirty: DirtyPages | None
-    """None: the replica is new and begins without pages."""
+    dirty: DirtyPages | None = None
+    """None: not counted yet, or the replica is new and begins without pages."""
     probe: Any = None
-    copied: frozenset[int] = frozenset()
 
 
 class Regranularization:
@@ -107,8 +106,12 @@ class Regranularization:
         self._thread = threading.Thread(target=self._prepare, name="fjx-regranularize")
 
     def start(self) -> None:
-        """Begin; raises nothing that `advance` would not show as an abort."""
+        """Begin; what fails from here on ends in the state ``aborted``."""
         self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait a while for the thread that compiles and copies parameters; for an idle engine."""
+        self._thread.join(seconds)
 
     def abort(self, reason: str) -> None:
         """Ask for an end without a switch; `advance` says when it has come."""
@@ -186,10 +189,7 @@ class Regranularization:
             for new in self._new:
                 if new.dirty is not None:
                     self._copy(new, new.dirty.take(len(new.dirty)))
-                new.pages.finish()
-            jax.block_until_ready(  # type: ignore[no-untyped-call]
-                [granule.kv_pages for new in self._new for granule in new.pieces.granules]
-            )
+                new.pages.wait()
         except Exception as error:
             self._give_up(error)
             return None
@@ -215,7 +215,6 @@ class Regranularization:
         for new, in_use in zip(self._new, self._pages_in_use, strict=False):
             new.dirty = DirtyPages(in_use())
             self._planned_bytes += len(new.dirty) * new.pages.page_bytes
-            new.copied = frozenset()
         self._verified = True
 
     def _copy_slice(self) -> bool:
@@ -233,7 +232,7 @@ class Regranularization:
                 self._copy(new, dirty.take(max(count, 2 * dirty.written_last)))
             dirty.written_last = 0
         self._rounds += 1
-        return ready
+        return ready and all(new.pages.arrived for new in self._new)
 
     def _copy(self, new: _Replica, pages: Sequence[int]) -> None:
         assert new.dirty is not None
@@ -308,12 +307,14 @@ class Regranularization:
 
     def _needed_programs(self) -> list[ProgramSpec]:
         specs: dict[Any, ProgramSpec] = {}
-        for old in self._old:
-            for shape in old.pieces.shapes:
-                specs |= {spec.key: spec for spec in self._programs.pages(shape, target=False)}
         for shapes in self._shapes:
             for shape in shapes:
                 specs |= {spec.key: spec for spec in self._programs.stage(shape)}
+        for index, shapes in enumerate(self._shapes):
+            old = self._old[index].pieces.shapes if index < len(self._old) else ()
+            for shape in _without_stayers(old, shapes):
+                specs |= {spec.key: spec for spec in self._programs.pages(shape, target=False)}
+            for shape in _without_stayers(shapes, old):
                 specs |= {spec.key: spec for spec in self._programs.pages(shape, target=True)}
         return [
             spec
@@ -356,8 +357,17 @@ class Regranularization:
             pieces,
             Executor(self._programs, self._compiler, pieces),
             PageMover(moves if inherits else [], self._compiler),
-            None,
         )
+
+
+def _without_stayers(
+    shapes: Sequence[StageShape], others: Sequence[StageShape]
+) -> Iterator[StageShape]:
+    """The stages with a granule that lies elsewhere in another plan."""
+    places = granule_places(others)
+    for shape in shapes:
+        if not places or any(places[granule] != shape.placement for granule in shape.granules):
+            yield shape
 
 
 def _held(pieces: Pieces, number: int) -> End | Granule:
@@ -383,6 +393,6 @@ def _compare_probe(number: int, expected: np.ndarray, got: np.ndarray) -> None:
     off = float(np.abs(got - expected).max())
     if off > limit:
         raise RegranularizationError(
-            f"replica {number} of the new plan gave other logits in its test step: off by {off:.3g}, "
-            f"at most {limit:.3g} is expected"
+            f"replica {number} of the new plan gave other logits in its test step: off by "
+            f"{off:.3g}, at most {limit:.3g} is expected"
         )

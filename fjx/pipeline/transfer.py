@@ -16,7 +16,7 @@ import numpy as np
 from fjx.models.granules import Params
 from fjx.models.split import TensorSpec
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.pieces import piece_partitions, piece_tensors, place_piece
+from fjx.pipeline.pieces import piece_tensors, place_piece
 from fjx.pipeline.placement import WHOLE, Placement
 from fjx.pipeline.programs import KV_PARTITION, PAGE_COUNTS, Programs
 from fjx.pipeline.stage import Granule
@@ -31,7 +31,7 @@ def move_params(
     Returns:
         The parameters, and the bytes that crossed from one device to another.
     """
-    partitions = piece_partitions(programs, piece)
+    partitions = programs.partitions(piece)
     if source.degree == target.degree:
         moved = jax.tree.map(
             lambda partition, leaf: _send(leaf, partition, source, target), partitions, params
@@ -129,6 +129,18 @@ class PageMover:
                 self._taken.append((move, ids, take(old.kv_pages, ids)))
         if all(m.source.placement.degree == m.target.placement.degree for m in self._moves):
             self.finish()  # the devices do it all, in their own time
+
+    @property
+    def arrived(self) -> bool:
+        """Whether all copies that were begun are done."""
+        return not self._taken and all(move.target.kv_pages.is_ready() for move in self._moves)
+
+    def wait(self) -> None:
+        """Return when all copies that were begun are done."""
+        self.finish()
+        jax.block_until_ready(  # type: ignore[no-untyped-call]
+            [move.target.kv_pages for move in self._moves]
+        )
 
     def finish(self) -> None:
         """Let all pages arrive; waits for those that go through the host."""

@@ -11,6 +11,7 @@ from fjx.config import EngineConfig
 from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.engine.engine import Engine
 from fjx.models.config import ModelConfig
+from fjx.models.costs import model_graph
 from fjx.models.granules import Model
 from fjx.models.tensors import random_tensors
 from fjx.pipeline.compiler import Compiler
@@ -18,8 +19,10 @@ from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.pieces import Loader, register_stages
 from fjx.pipeline.placement import live_devices
+from fjx.pipeline.plan_target import live_planner
 from fjx.pipeline.programs import Programs
 from fjx.sampling_params import SamplingParams
+from fjx.sharding.figures import Workload
 from fjx.sharding.plan import Deployment, Device, Mesh, Plan, Stage
 
 VOCABULARY = 384
@@ -131,7 +134,9 @@ def tiny_engine(
         enable_prefix_caching=enable_prefix_caching,
         seed=0,
     )
-    return Engine(engine_config, executors, LetterTokenizer())  # type: ignore[arg-type]
+    graph = model_graph(config, jnp.dtype(dtype), granule_layers, limits.row_buckets)
+    planner = live_planner(graph, Workload(rows=max_num_seqs, kv_tokens=16 * num_pages))
+    return Engine(engine_config, executors, LetterTokenizer(), planner)  # type: ignore[arg-type]
 
 
 def run(engine: Engine) -> None:
