@@ -252,6 +252,8 @@ class AsyncLLM:
                 self._take_calls(engine)
                 if engine.has_work or engine.plans.active:
                     self._deliver(engine.step())
+                else:
+                    engine.look()
                 self._report(engine)
         except BaseException as error:
             logger.exception("the engine died")
@@ -266,7 +268,8 @@ class AsyncLLM:
                     self._wake.wait(_CHANGE_POLL_SECONDS)
                 else:
                     engine.check_idle()
-                    self._wake.wait()
+                    pilot = engine.autopilot
+                    self._wake.wait(None if pilot is None else pilot.interval)
             if not self._stopping:
                 return True
             late = self._deadline is not None and time.monotonic() >= self._deadline

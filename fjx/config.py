@@ -56,6 +56,18 @@ class EngineConfig:
     mesh: str = "single"
     """Devices and stages: the name of a ready-made mesh, a mesh file, or auto: as few stages as
     the free memory of the machine's devices allows."""
+    plan_ladder: tuple[str, ...] = ()
+    """Meshes among which the engine chooses by the load, see docs/granularity.md; by default it
+    keeps its plan until it is told to change it."""
+    granularity_scorer: Literal["service", "flexpipe"] = "service"
+    """What makes a plan of the ladder good: service in time with few devices, or FlexPipe's
+    equation 4."""
+    ttft_objective: float = 2.0
+    """How long a request may wait for its first token, in seconds; a rule for plan_ladder."""
+    itl_objective: float = 0.2
+    """Longest time from token to token, in seconds; likewise."""
+    decision_log: Path | None = None
+    """Where the decisions about the plan are logged, so that they can be replayed."""
     granule_layers: int | None = None
     """Consecutive layers in one granule; by default about an eighth of the model."""
     warmup: bool = True
@@ -86,6 +98,8 @@ class EngineConfig:
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype must be auto, float32 or bfloat16, got {self.dtype!r}",
         )
+        for name in ("ttft_objective", "itl_objective"):
+            check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         check(
             self.kv_cache_memory > 0,
             f"kv_cache_memory must be positive, got {self.kv_cache_memory}",

@@ -25,6 +25,9 @@ from fjx.models.layers import BlockInputs
 from fjx.models.registry import FAMILIES
 from fjx.models.split import TENSOR_AXIS, SplitModule, TensorSpec
 
+WHOLE = PartitionSpec()  # type: ignore[no-untyped-call]
+"""Each device of a mesh has the whole array."""
+
 Params = dict[str, Any]
 """Arrays of one piece. Embed and head: by name. A granule: ``layers`` (a tuple of dictionaries, or
 one dictionary of stacked arrays) and, where layers differ, ``window`` and ``rope``, int32 [L]."""
@@ -146,7 +149,7 @@ class Model:
             name: _partition(spec, dtype, before=int(stacked))
             for name, spec in self._block.tensors.items()
         }
-        constants = dict.fromkeys(self._varying(), PartitionSpec())
+        constants = dict.fromkeys(self._varying(), WHOLE)
         layers = of_layer if stacked else (of_layer,) * len(self.granules[index])
         return {"layers": layers, **constants}
 
@@ -246,5 +249,5 @@ def _partition(spec: TensorSpec, dtype: jnp.dtype, before: int = 0) -> Partition
     """How a tensor's stored array is split, behind so many axes more."""
     axis = spec.stored_axis(dtype)
     if axis is None:
-        return PartitionSpec()  # type: ignore[no-untyped-call]
+        return WHOLE
     return PartitionSpec(*[None] * (before + axis), TENSOR_AXIS)  # type: ignore[no-untyped-call]

@@ -115,7 +115,7 @@ class Linear(nnx.Module):
         """Multiply each row."""
         y = matmul(x, self.weight[...], self.outputs)
         if self.sums:
-            y = lax.psum(y, TENSOR_AXIS)
+            y = lax.psum(y, TENSOR_AXIS)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -214,7 +214,9 @@ class TokenEmbed(nnx.Module):
         mine = tokens - lax.axis_index(TENSOR_AXIS) * len(table)
         found = (mine >= 0) & (mine < len(table))
         x = jnp.where(found[:, None], table[jnp.where(found, mine, 0)], 0)
-        summed: Array = lax.psum(x.astype(jnp.float32), TENSOR_AXIS)
+        summed: Array = lax.psum(  # type: ignore[no-untyped-call]
+            x.astype(jnp.float32), TENSOR_AXIS
+        )
         return summed
 
 

@@ -43,7 +43,15 @@ ENGINE = Section(
             "max_model_len",
             "load_random_weights",
         ),
-        "devices": ("mesh", "granule_layers"),
+        "devices": (
+            "mesh",
+            "granule_layers",
+            "plan_ladder",
+            "granularity_scorer",
+            "ttft_objective",
+            "itl_objective",
+            "decision_log",
+        ),
         "batching": (
             "max_num_seqs",
             "max_num_batched_tokens",

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fjx.config import EngineConfig
-from fjx.engine.batch_builder import MAX_END_TOKENS
+from fjx.engine.autopilot import Autopilot
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
+from fjx.engine.request_check import check_request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.engine.text import RequestText, WholeTokens
-from fjx.errors import QueueFullError, RequestError
+from fjx.errors import MeshError, QueueFullError, RegranularizationError, RequestError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import (
     EngineStats,
@@ -29,6 +31,8 @@ from fjx.pipeline.executor import Executor, StepOutput
 from fjx.pipeline.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams
 from fjx.sharding.plan import Deployment
+
+logger = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
@@ -51,13 +55,22 @@ class Engine:
         executors: Sequence[Executor],
         tokenizer: Tokenizer,
         planner: Planner,
+        autopilot: Autopilot | None = None,
     ) -> None:
-        """``executors``: one for each replica."""
+        """
+        Args:
+            config: how it serves.
+            executors: one for each replica.
+            tokenizer: the model's.
+            planner: finds the plans that `regranularize` is asked for.
+            autopilot: changes plans by itself.
+        """
         limits = executors[0].limits
         self.config = config
         self.tokenizer = tokenizer
         self.max_model_len = limits.max_model_len
         self.replicas = [self._new_replica(executor) for executor in executors]
+        self.autopilot = autopilot
         self.plans = PlanChanges(Deployment(tuple(each.plan for each in executors)), planner)
         self._end_tokens = frozenset(tokenizer.eos_token_ids)
         self._seeds = np.random.default_rng(config.seed)
@@ -68,6 +81,7 @@ class Engine:
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._step_seconds = self._wait_seconds = 0.0
+        self._last_collected: float | None = None
 
     def _new_replica(self, executor: Executor) -> Replica:
         return Replica(executor, self.config.enable_prefix_caching, self.tokenizer.eos_token_ids)
@@ -90,6 +104,7 @@ class Engine:
     def step(self) -> list[Progress]:
         """Run one step; the host reads the step before while the device runs this one."""
         started, waited = time.perf_counter(), self._wait_seconds
+        self.look()
         before, progress = self._take_in_flight(), []
         if self.plans.advance():
             progress, before = self._collect_all(before), []
@@ -152,6 +167,8 @@ class Engine:
         ]
         self._requests[request_id] = requests
         for request in requests:
+            if self.autopilot is not None:
+                self.autopilot.arrived(time.monotonic())
             self._texts[request] = RequestText(
                 self.tokenizer, params, self._whole_tokens[params.skip_special_tokens]
             )
@@ -165,29 +182,14 @@ class Engine:
             RequestError: the prompt is empty, too long, or not of this vocabulary; a number is too
             large.
         """
-        vocabulary = self.executor.model.config.vocab_size
-        if not prompt:
-            raise RequestError("the prompt is empty; give at least one token")
-        if len(prompt) >= self.max_model_len:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens, but the context is {self.max_model_len} "
-                "tokens including at least one of output; shorten the prompt or raise max_model_len"
-            )
-        for name, ids in (
-            ("prompt", prompt),
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", params.logit_bias),
-        ):
-            _check_ids(name, ids, vocabulary)
-        if len(params.stop_token_ids) + len(self._end_tokens) > MAX_END_TOKENS:
-            raise RequestError(
-                f"stop_token_ids has {len(params.stop_token_ids)} ids, more than "
-                f"{MAX_END_TOKENS - len(self._end_tokens)}"
-            )
-        if params.n > self.config.max_waiting_requests:
-            raise RequestError(
-                f"n is {params.n}, more than the {self.config.max_waiting_requests} that may wait"
-            )
+        check_request(
+            prompt,
+            params,
+            max_model_len=self.max_model_len,
+            vocabulary=self.executor.model.config.vocab_size,
+            end_tokens=len(self._end_tokens),
+            max_waiting=self.config.max_waiting_requests,
+        )
 
     @property
     def queue_room(self) -> int:
@@ -239,7 +241,7 @@ class Engine:
             host_seconds=self._counts["host_us"] * 1e-6,
             compiles=dict(self.executor.compiler.counts),
             requests_finished=dict(self._finished),
-            plan=self.plans.stats(),
+            plan=self.plans.stats(None if self.autopilot is None else self.autopilot.decisions),
         )
 
     def check_idle(self) -> None:
@@ -264,6 +266,28 @@ class Engine:
             [replica.executor for replica in self.replicas],
             [replica.scheduler.pool.pages_in_use for replica in self.replicas],
         )
+
+    def look(self) -> None:
+        """Let the policy look at the engine and change the plan, if there is one and it is time."""
+        pilot, now = self.autopilot, time.monotonic()
+        if pilot is None or not pilot.due(now):
+            return
+        stats = self.stats()
+        decision = pilot.look(
+            now,
+            serving=self.plans.deployment,
+            switching=self.plans.active,
+            running=stats.num_requests_running,
+            waiting=stats.num_requests_waiting,
+            kv_usage=stats.kv_cache_usage,
+            preemptions=stats.num_preemptions,
+        )
+        if decision.target is None:
+            return
+        try:
+            self.regranularize(pilot.ladder.rung(decision.target).deployment, decision.reason)
+        except (MeshError, RegranularizationError) as error:
+            logger.warning("the policy's change to %s was refused: %s", decision.target, error)
 
     def _adopt(self, executors: list[Executor] | None) -> None:
         """Go on with the executors of a new plan; None: with the old ones."""
@@ -326,11 +350,17 @@ class Engine:
             request.tokens.append(token)
             if request.first_token is None:
                 request.first_token = now
+                if self.autopilot is not None:
+                    self.autopilot.first_token(now, now - request.arrival)
             logprobs = None
             if request.params.logprobs is not None:
                 logprobs = [_logprobs_of(microbatch.output, row, token, request.params.logprobs)]
             progress.append(self._advance(request, token, logprobs))
         self._counts["generation_tokens"] += len(progress)
+        if self.autopilot is not None:
+            if self._last_collected is not None and tokens:
+                self.autopilot.step(now, now - self._last_collected)
+            self._last_collected = now if self.has_work else None
         return progress
 
     def _advance(
@@ -365,6 +395,8 @@ class Engine:
         scheduler.share_full_pages(request)
         scheduler.finish(request)
         self._finished[reason] += 1
+        if self.autopilot is not None:
+            self.autopilot.ended(request.ended, len(request.tokens))
         if reason != "abort":
             self._texts.pop(request)
         if all(sibling.finished for sibling in self._requests[request.id]):
@@ -377,14 +409,6 @@ def _written_pages(scheduled: list[ScheduledRows], page_size: int) -> list[int]:
         for request, start, count, _ in scheduled
         for page in request.pages[start // page_size : (start + count - 1) // page_size + 1]
     ]
-
-
-def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
-    for token in ids:
-        if not 0 <= token < vocabulary:
-            raise RequestError(
-                f"{name} has token id {token}, but the vocabulary ends at {vocabulary - 1}"
-            )
 
 
 def _logprobs_of(output: StepOutput, row: int, token: int, k: int) -> PositionLogprobs:

@@ -109,8 +109,8 @@ class PlanChanges:
         running = None if self._running is None else self._running.record()
         return PlanStatus(self.deployment, running, self._last)
 
-    def stats(self) -> PlanStats:
-        """Counters since the start."""
+    def stats(self, decisions: Mapping[str, int] | None = None) -> PlanStats:
+        """Counters since the start, with those of the policy's decisions."""
         running = None if self._running is None else self._running.record()
         return PlanStats(
             stages=self.deployment.replicas[0].granularity,
@@ -121,6 +121,7 @@ class PlanChanges:
             pauses=tuple(self._pauses),
             moved_bytes=dict(self._moved),
             dirty_pages=0 if running is None else running.dirty_pages,
+            decisions=dict(decisions or {}),
         )
 
     def _close_ended(self) -> None:

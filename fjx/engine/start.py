@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.config import EngineConfig
+from fjx.engine.autopilot import start_autopilot
 from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.engine.engine import Engine
 from fjx.errors import UserError
 from fjx.kernels.matmul import multiplies_bfloat16
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
+from fjx.models.cuts import check_cuts
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_model_config, load_params
 from fjx.models.loading.source import cache_root, resolve, resolve_tokenizer
@@ -41,7 +44,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     Raises:
         UserError: the model cannot be had, or the configuration does not fit it.
     """
-    make_cpu_devices(config.mesh)
+    make_cpu_devices(config.mesh, *config.plan_ladder)
     source = resolve(config.model, config.revision, config.cache_dir)
     model_config = load_model_config(source)
     tokenizer = load_tokenizer(
@@ -51,7 +54,9 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     )
     dtype = _dtype(config)
     limits = _limits(config, model_config, dtype)
-    programs = Programs(Model(model_config, config.granule_layers), limits, dtype)
+    model = Model(model_config, config.granule_layers)
+    check_cuts(model, dtype)
+    programs = Programs(model, limits, dtype)
     planner = _planner(config, programs)
     deployment, devices = planner.plan(config.mesh), live_devices()
     compiler = Compiler(cache_root(config.cache_dir) / "programs")
@@ -73,7 +78,8 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
         loading.result()
     executors = [Executor(programs, compiler, loader.pieces()) for loader in loaders]
     config = replace(config, max_model_len=limits.max_model_len)
-    return Engine(config, executors, tokenizer, planner)
+    autopilot = start_autopilot(config, planner, time.monotonic())
+    return Engine(config, executors, tokenizer, planner, autopilot)
 
 
 def _planner(config: EngineConfig, programs: Programs) -> Planner:

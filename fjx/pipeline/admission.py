@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from fjx.pipeline.executor import Executor
-from fjx.pipeline.pieces import granule_places, piece_bytes, stage_shapes
-from fjx.pipeline.placement import Placement
+from fjx.pipeline.pieces import piece_bytes, piece_places, stage_shapes
 from fjx.sharding.errors import MemoryFitError
 from fjx.sharding.fields import format_bytes
 from fjx.sharding.plan import Deployment, Device
@@ -30,9 +30,10 @@ def check_fits(
     needed: Counter[jax.Device] = Counter()
     programs = executors[0].programs
     for index, plan in enumerate(after.replicas):
-        shapes = stage_shapes(plan, devices)
-        places = [shapes[0].placement, *granule_places(shapes), shapes[-1].placement]
-        held = _places_of(executors[index]) if index < len(executors) else [None] * len(places)
+        places = piece_places(stage_shapes(plan, devices))
+        held: tuple[Any, ...] = (None,) * len(places)
+        if index < len(executors):
+            held = piece_places(executors[index].pieces.shapes)
         for piece, at, before in zip(programs.pieces, places, held, strict=True):
             if at != before:
                 size = piece_bytes(programs, piece, at)
@@ -46,11 +47,6 @@ def check_fits(
         stats = device.memory_stats() or {}
         if "bytes_limit" in stats and size > stats["bytes_limit"] - stats["bytes_in_use"]:
             raise _error(str(device), size, stats["bytes_limit"] - stats["bytes_in_use"])
-
-
-def _places_of(executor: Executor) -> list[Placement | None]:
-    pieces = executor.pieces
-    return [each.placement for each in (pieces.embed, *pieces.granules, pieces.head)]
 
 
 def _error(where: str, needed: int, free: int) -> MemoryFitError:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fjx.models.granules import Params
+from fjx.models.granules import WHOLE, Params
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.placement import WHOLE, Placement, bind
+from fjx.pipeline.placement import Placement, bind
 from fjx.pipeline.programs import KV_PARTITION, Programs, StageShape
 from fjx.pipeline.stage import End, Granule
 from fjx.sharding.plan import Deployment, Device, Plan
@@ -31,6 +31,11 @@ class Pieces:
     embed: End
     granules: tuple[Granule, ...]
     head: End
+
+    @property
+    def all(self) -> tuple[End | Granule, ...]:
+        """Every piece, in the order of `Programs.pieces`."""
+        return (self.embed, *self.granules, self.head)
 
     def arrays(self) -> list[Any]:
         """Every array, KV pages included."""
@@ -73,6 +78,11 @@ def register_stages(
 def granule_places(shapes: Sequence[StageShape]) -> tuple[Placement, ...]:
     """The place of each granule."""
     return tuple(shape.placement for shape in shapes for _ in shape.granules)
+
+
+def piece_places(shapes: Sequence[StageShape]) -> tuple[Placement, ...]:
+    """The place of each piece, in the order of `Programs.pieces`."""
+    return (shapes[0].placement, *granule_places(shapes), shapes[-1].placement)
 
 
 def new_kv_pages(programs: Programs, depth: int, at: Placement) -> Any:
@@ -153,7 +163,8 @@ def place_piece(
 
 def piece_bytes(programs: Programs, piece: str, at: Placement) -> int:
     """Bytes of a piece on each device of a mesh, KV pages included."""
-    shapes, kv_pages = programs.params(piece, at.degree), ()
+    shapes = programs.params(piece, at.degree)
+    kv_pages: tuple[Any, ...] = ()
     if piece not in ("embed", "head"):
         kv_pages = (programs.kv_struct(len(programs.model.granules[int(piece)])),)
     partitions = programs.partitions(piece), (KV_PARTITION,) * len(kv_pages)
@@ -169,7 +180,7 @@ def piece_tensors(programs: Programs, piece: str, params: Params) -> dict[str, A
     """A piece's canonical tensors by name, from its parameters."""
     if piece in ("embed", "head"):
         return {f"{piece}.{name}": values for name, values in params.items()}
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for i, layer in enumerate(programs.model.granules[int(piece)]):
         layers = params["layers"]
         of_layer = {n: each[i] for n, each in layers.items()} if programs.stacked else layers[i]

@@ -11,13 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from fjx.models.granules import WHOLE
 from fjx.models.split import TENSOR_AXIS
 from fjx.sharding.errors import MeshError, listed
 from fjx.sharding.plan import Device, Mesh
 from fjx.sharding.topology import key_of
-
-WHOLE = PartitionSpec()  # type: ignore[no-untyped-call]
-"""Each device has the whole array."""
 
 
 @dataclass(frozen=True)

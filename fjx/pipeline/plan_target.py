@@ -73,16 +73,14 @@ def live_planner(graph: GranuleGraph, workload: Workload) -> Planner:
     return Planner(graph, live_topology(jax.local_devices()), workload)
 
 
-def make_cpu_devices(mesh: str) -> None:
-    """Give the platform ``cpu`` as many virtual devices as a mesh needs, before JAX starts.
+def make_cpu_devices(*meshes: str) -> None:
+    """Give the platform ``cpu`` as many virtual devices as meshes need, before JAX starts.
 
     Raises:
         MeshError: there is no such mesh, or its file is wrong.
     """
-    needed = ELASTIC_CPU_DEVICES
-    if mesh != "auto":
-        needed = max(needed, load_mesh(mesh).devices_needed("cpu"))
-    wanted = max(needed, getattr(jax.config, "jax_num_cpu_devices", -1))
+    needed = [load_mesh(mesh).devices_needed("cpu") for mesh in meshes if mesh != "auto"]
+    wanted = max(ELASTIC_CPU_DEVICES, getattr(jax.config, "jax_num_cpu_devices", -1), *needed)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)  # type: ignore[no-untyped-call]
     except RuntimeError:

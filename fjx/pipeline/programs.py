@@ -25,11 +25,11 @@ from fjx.kernels.token_rule import (
     largest_token,
     top_logprobs,
 )
-from fjx.models.granules import Model, Params
+from fjx.models.granules import WHOLE, Model, Params
 from fjx.models.split import TENSOR_AXIS, TensorSpec
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.placement import WHOLE, Placement
+from fjx.pipeline.placement import Placement
 from fjx.sampling_params import MAX_LOGPROBS
 
 KV_PARTITION = PartitionSpec(None, None, None, TENSOR_AXIS)  # type: ignore[no-untyped-call]

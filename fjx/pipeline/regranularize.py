@@ -29,7 +29,7 @@ from fjx.outputs import SwitchRecord, SwitchState
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
-from fjx.pipeline.pieces import Pieces, granule_places, stage_shapes
+from fjx.pipeline.pieces import Pieces, granule_places, piece_places, stage_shapes
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
@@ -327,15 +327,14 @@ class Regranularization:
         plan, shapes = self._after.replicas[index], self._shapes[index]
         inherits = index < len(self._old)
         sources = [self._old[index].pieces] if inherits else [old.pieces for old in self._old]
-        places = [shapes[0].placement, *granule_places(shapes), shapes[-1].placement]
         arrived: list[Any] = []
         moves: list[GranuleMove] = []
-        for number, (piece, target) in enumerate(zip(self._programs.pieces, places, strict=True)):
+        held = zip(*(source.all for source in sources), strict=True)
+        for piece, target, candidates in zip(
+            self._programs.pieces, piece_places(shapes), held, strict=True
+        ):
             self._check_wanted()
-            source = min(
-                (_held(pieces, number) for pieces in sources),
-                key=lambda held, to=target: _missing_bytes(held, to),
-            )
+            source = _nearest(candidates, target)
             if inherits and source.placement == target:
                 arrived.append(source)
             else:
@@ -370,14 +369,14 @@ def _without_stayers(
             yield shape
 
 
-def _held(pieces: Pieces, number: int) -> End | Granule:
-    return [pieces.embed, *pieces.granules, pieces.head][number]
+def _nearest(candidates: Sequence[End | Granule], target: Placement) -> End | Granule:
+    """Of several copies of a piece, the one of which the target lacks the least."""
 
+    def lacks(held: End | Granule) -> float:
+        missing = missing_shares(held.placement.mesh, target.mesh)
+        return sum(missing.split) / missing.denominator
 
-def _missing_bytes(held: End | Granule, target: Placement) -> int:
-    """A measure of what the target lacks of a piece; the more, the farther."""
-    missing = missing_shares(held.placement.mesh, target.mesh)
-    return sum(missing.split)
+    return min(candidates, key=lacks)
 
 
 def _compare_probe(number: int, expected: np.ndarray, got: np.ndarray) -> None:

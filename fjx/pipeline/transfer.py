@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from fjx.models.granules import Params
+from fjx.models.granules import WHOLE, Params
 from fjx.models.split import TensorSpec
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.pieces import piece_tensors, place_piece
-from fjx.pipeline.placement import WHOLE, Placement
+from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import KV_PARTITION, PAGE_COUNTS, Programs
 from fjx.pipeline.stage import Granule
 from fjx.sharding.difference import missing_shares
