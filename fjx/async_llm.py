@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from fjx.config import EngineConfig
-from fjx.engine.engine import Engine, Progress
+from fjx.engine.engine import Engine
+from fjx.engine.progress import Progress
 from fjx.engine.start import start_engine
 from fjx.errors import EngineDeadError, RegranularizationError, UserError
 from fjx.llm import timing_of

@@ -70,6 +70,10 @@ class EngineConfig:
     """Where the decisions about the plan are logged, so that they can be replayed."""
     granule_layers: int | None = None
     """Consecutive layers in one granule; by default about an eighth of the model."""
+    trace_dir: Path | None = None
+    """Write a trace by JAX's profiler into this folder, for XProf or Perfetto."""
+    trace_steps: int = 50
+    """How many steps are traced, from the 20th on."""
     warmup: bool = True
     """Compile all programs before serving."""
     seed: int | None = None
@@ -83,7 +87,10 @@ class EngineConfig:
             if not ok:
                 raise UserError(message)
 
-        for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "max_waiting_requests"):
+        for name in (
+            *("max_num_seqs", "max_num_batched_tokens", "page_size", "max_waiting_requests"),
+            "trace_steps",
+        ):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         check(
             self.max_num_batched_tokens >= self.max_num_seqs,

@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from fjx.config import EngineConfig
-from fjx.engine.engine import Engine, Progress
+from fjx.engine.engine import Engine
+from fjx.engine.progress import Progress
 from fjx.engine.request import Request
 from fjx.engine.start import start_engine
 from fjx.errors import RegranularizationError

@@ -6,44 +6,34 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from fjx.config import EngineConfig
 from fjx.engine.autopilot import Autopilot
 from fjx.engine.plan_changes import PlanChanges
+from fjx.engine.progress import Progress, logprobs_of
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.engine.request_check import check_request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
-from fjx.engine.text import RequestText, WholeTokens
+from fjx.engine.text import Transcripts
+from fjx.engine.tracing import StepTrace
 from fjx.errors import MeshError, QueueFullError, RegranularizationError, RequestError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import (
     EngineStats,
     FinishReason,
-    PositionLogprobs,
     SwitchRecord,
-    TokenLogprob,
 )
-from fjx.pipeline.executor import Executor, StepOutput
+from fjx.pipeline.executor import Executor
 from fjx.pipeline.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams
 from fjx.sharding.plan import Deployment
 
 logger = logging.getLogger(__name__)
 
-
-class Progress(NamedTuple):
-    """What a step brought to one request."""
-
-    request: Request
-    text: str
-    token_ids: list[int]
-    logprobs: list[PositionLogprobs] | None
-    finish_reason: FinishReason | None
-    """Why the request ended with this step; None: it goes on."""
+_STEPS_BEFORE_TRACE = 20
 
 
 class Engine:
@@ -76,12 +66,14 @@ class Engine:
         self._seeds = np.random.default_rng(config.seed)
         self._requests: dict[str, list[Request]] = {}
         self._replica_of: dict[Request, Replica] = {}
-        self._texts: dict[Request, RequestText] = {}
-        self._whole_tokens = {skip: WholeTokens(tokenizer, skip) for skip in (False, True)}
+        self._transcripts = Transcripts(tokenizer)
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._step_seconds = self._wait_seconds = 0.0
         self._last_collected: float | None = None
+        self._trace: StepTrace | None = None
+        if config.trace_dir is not None:
+            self._trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
 
     def _new_replica(self, executor: Executor) -> Replica:
         return Replica(executor, self.config.enable_prefix_caching, self.tokenizer.eos_token_ids)
@@ -103,6 +95,12 @@ class Engine:
 
     def step(self) -> list[Progress]:
         """Run one step; the host reads the step before while the device runs this one."""
+        if self._trace is None:
+            return self._step()
+        with self._trace.step():
+            return self._step()
+
+    def _step(self) -> list[Progress]:
         started, waited = time.perf_counter(), self._wait_seconds
         self.look()
         before, progress = self._take_in_flight(), []
@@ -169,9 +167,7 @@ class Engine:
         for request in requests:
             if self.autopilot is not None:
                 self.autopilot.arrived(time.monotonic())
-            self._texts[request] = RequestText(
-                self.tokenizer, params, self._whole_tokens[params.skip_special_tokens]
-            )
+            self._transcripts.begin(request)
             self._give_to_replica(request)
         return requests
 
@@ -206,7 +202,7 @@ class Engine:
         for request in requests:
             self._finish(request, "abort")
         return [
-            Progress(request, self._texts.pop(request).finish(), [], None, "abort")
+            Progress(request, self._transcripts.end(request), [], None, "abort")
             for request in requests
         ]
 
@@ -249,7 +245,7 @@ class Engine:
         for replica in self.replicas:
             replica.scheduler.check()
         assert not self._requests, "a finished request is still known"
-        assert not self._texts, "a finished request still has text"
+        assert not self._transcripts, "a finished request still has text"
         assert not self._replica_of, "a finished request still has a replica"
 
     def regranularize(self, target: PlanTarget, reason: str = "request") -> SwitchRecord:
@@ -354,35 +350,17 @@ class Engine:
                     self.autopilot.first_token(now, now - request.arrival)
             logprobs = None
             if request.params.logprobs is not None:
-                logprobs = [_logprobs_of(microbatch.output, row, token, request.params.logprobs)]
-            progress.append(self._advance(request, token, logprobs))
+                logprobs = [logprobs_of(microbatch.output, row, token, request.params.logprobs)]
+            text, reason = self._transcripts.add(request, token)
+            if reason is not None:
+                self._finish(request, reason)
+            progress.append(Progress(request, text, [token], logprobs, reason))
         self._counts["generation_tokens"] += len(progress)
         if self.autopilot is not None:
             if self._last_collected is not None and tokens:
                 self.autopilot.step(now, now - self._last_collected)
             self._last_collected = now if self.has_work else None
         return progress
-
-    def _advance(
-        self, request: Request, token: int, logprobs: list[PositionLogprobs] | None
-    ) -> Progress:
-        """Let a request's new token show its consequences."""
-        text_of, token_ids = self._texts[request], [token]
-        may_stop = request.num_output >= request.params.min_tokens
-        if may_stop and token in request.end_tokens:
-            request.stop_reason = token if token in request.params.stop_token_ids else None
-            text = text_of.finish()
-            self._finish(request, "stop")
-            return Progress(request, text, token_ids, logprobs, request.finish_reason)
-        text = text_of.add(token_ids, may_stop)
-        if text_of.stopped_by is not None:
-            request.stop_reason = text_of.stopped_by
-            self._finish(request, "stop")
-        elif len(request.tokens) >= request.max_len:
-            text += text_of.finish()
-            request.stop_reason = text_of.stopped_by
-            self._finish(request, "length" if text_of.stopped_by is None else "stop")
-        return Progress(request, text, token_ids, logprobs, request.finish_reason)
 
     def _end_tokens_of(self, params: SamplingParams) -> frozenset[int]:
         own = frozenset() if params.ignore_eos else self._end_tokens
@@ -397,8 +375,6 @@ class Engine:
         self._finished[reason] += 1
         if self.autopilot is not None:
             self.autopilot.ended(request.ended, len(request.tokens))
-        if reason != "abort":
-            self._texts.pop(request)
         if all(sibling.finished for sibling in self._requests[request.id]):
             del self._requests[request.id]
 
@@ -409,10 +385,3 @@ def _written_pages(scheduled: list[ScheduledRows], page_size: int) -> list[int]:
         for request, start, count, _ in scheduled
         for page in request.pages[start // page_size : (start + count - 1) // page_size + 1]
     ]
-
-
-def _logprobs_of(output: StepOutput, row: int, token: int, k: int) -> PositionLogprobs:
-    read: Any = output.read_logprobs()
-    chosen, rank, best, ids = (values[row] for values in read)
-    top = tuple(TokenLogprob(int(ids[i]), float(best[i]), i + 1) for i in range(k))
-    return PositionLogprobs(TokenLogprob(token, float(chosen), int(rank)), top)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fjx.engine.request import Request
 from fjx.models.tokenizer import Tokenizer
+from fjx.outputs import FinishReason
 from fjx.sampling_params import SamplingParams
 
 
@@ -75,6 +77,47 @@ class RequestText:
         held = 0 if final else _longest_overlap(text, self._stops)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
+
+
+class Transcripts:
+    """Texts of the unfinished requests, and what a new token means for each."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._whole_tokens = {skip: WholeTokens(tokenizer, skip) for skip in (False, True)}
+        self._texts: dict[Request, RequestText] = {}
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def begin(self, request: Request) -> None:
+        """Take up a new request."""
+        params = request.params
+        whole = self._whole_tokens[params.skip_special_tokens]
+        self._texts[request] = RequestText(self._tokenizer, params, whole)
+
+    def add(self, request: Request, token: int) -> tuple[str, FinishReason | None]:
+        """Take the newest of a request's tokens.
+
+        Returns:
+            The text that is now certain, and why the request ends with it; None: it goes on.
+        """
+        text_of = self._texts[request]
+        may_stop = request.num_output >= request.params.min_tokens
+        if may_stop and token in request.end_tokens:
+            request.stop_reason = token if token in request.params.stop_token_ids else None
+            return self.end(request), "stop"
+        text = text_of.add([token], may_stop)
+        at_end = len(request.tokens) >= request.max_len
+        if text_of.stopped_by is None and not at_end:
+            return text, None
+        text += self.end(request)
+        request.stop_reason = text_of.stopped_by
+        return text, "length" if text_of.stopped_by is None else "stop"
+
+    def end(self, request: Request) -> str:
+        """The rest of a request's text; no tokens follow."""
+        return self._texts.pop(request).finish()
 
 
 def _longest_overlap(text: str, stops: tuple[str, ...]) -> int:

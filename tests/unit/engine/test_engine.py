@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fjx.engine.engine import Engine, Progress
+from fjx.engine.engine import Engine
+from fjx.engine.progress import Progress
 from fjx.errors import QueueFullError, RequestError
 from fjx.sampling_params import SamplingParams
 from tests.unit.engine.tiny import END, VOCABULARY, run, tiny_engine, tokens_alone

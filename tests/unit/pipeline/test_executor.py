@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fjx.engine.batch_builder import BatchBuilder
-from fjx.engine.engine import Engine, Progress
+from fjx.engine.engine import Engine
+from fjx.engine.progress import Progress
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.pipeline.executor import Executor
