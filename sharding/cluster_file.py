@@ -58,11 +58,15 @@ def read_text(path: pathlib.Path, noun: str) -> str:
         MeshError: it cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise MeshError(f"cannot read {noun} {path}: it is not a file")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise MeshError(f"cannot read {noun} {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise MeshError(f"{noun} {path} is not UTF-8 text: {error}") from None
+    except ValueError as error:  # a name that no file can have
+        raise MeshError(f"cannot read {noun} {str(path)!r}: {error}") from None
 
 
 def optional_link(fields: Fields, key: str) -> Link | None:

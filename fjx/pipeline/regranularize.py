@@ -225,12 +225,12 @@ class Regranularization:
             dirty = new.dirty
             if dirty is None or not new.pages.page_bytes:
                 continue
-            count = max(_SLICE_BYTES // new.pages.page_bytes, 1)
-            floor = max(count, dirty.written_last)
-            if len(dirty) > floor:
+            # What a step writes is dirty again after the next one: it is left for the switch.
+            written, dirty.written_last = dirty.written_last, 0
+            count = max(_SLICE_BYTES // new.pages.page_bytes, 2 * written, 1)
+            if len(dirty) > written:
                 ready = False
-                self._copy(new, dirty.take(max(count, 2 * dirty.written_last)))
-            dirty.written_last = 0
+                self._copy(new, dirty.take(min(count, len(dirty) - written)))
         self._rounds += 1
         return ready and all(new.pages.arrived for new in self._new)
 
@@ -291,6 +291,8 @@ class Regranularization:
     def _check_wanted(self) -> None:
         if self._abort is not None:
             raise RegranularizationError(self._abort)
+        if not threading.main_thread().is_alive():
+            raise RegranularizationError("the interpreter ends, and waits for this thread")
 
     def _compile(self) -> None:
         job = self._compiler.compile_later(self._needed_programs())
