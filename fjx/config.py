@@ -58,6 +58,8 @@ class EngineConfig:
     the free memory of the machine's devices allows."""
     granule_layers: int | None = None
     """Consecutive layers in one granule; by default about an eighth of the model."""
+    profile: Path | None = None
+    """Measured costs of the model's pieces, from `fjx profile`; by default they are modelled."""
     warmup: bool = True
     """Compile all programs before serving."""
     seed: int | None = None

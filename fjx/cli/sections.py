@@ -43,7 +43,7 @@ ENGINE = Section(
             "max_model_len",
             "load_random_weights",
         ),
-        "devices": ("mesh", "granule_layers"),
+        "devices": ("mesh", "granule_layers", "profile"),
         "batching": (
             "max_num_seqs",
             "max_num_batched_tokens",
