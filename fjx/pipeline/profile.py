@@ -32,7 +32,7 @@ from fjx.pipeline.pieces import new_kv_pages, place_piece
 from fjx.pipeline.placement import Placement, bind, live_devices
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import Granule
-from fjx.sharding.errors import MeshError, counted, listed
+from fjx.sharding.errors import MeshError, counted
 from fjx.sharding.graph import GranuleGraph, PieceCost
 from fjx.sharding.plan import Mesh, check_degree
 from fjx.sharding.profile import read_profile
@@ -185,14 +185,17 @@ def _first_difference(profile: GranuleGraph, model: GranuleGraph) -> str | None:
     for name, size in model.split_sizes:
         if sizes.get(name, size) != size:
             return f"{name}: {sizes[name]}, expected {size}"
-    layers, expected = ([granule.layers for granule in of.granules] for of in (profile, model))
-    if layers != expected:
-        return f"its granules have {listed(layers)} layers, expected {listed(expected)}"
+    if profile.boundaries != model.boundaries:
+        had, wanted = (
+            f"{of.num_layers} layers in granules of {of.granules[0].layers}"
+            for of in (profile, model)
+        )
+        return f"it has {had}, expected {wanted}"
     for (name, piece), (_, own) in zip(profile.pieces(), model.pieces(), strict=True):
         for field in ("split_parameter_bytes", "whole_parameter_bytes", "kv_bytes_per_token"):
-            had, wanted = getattr(piece, field), getattr(own, field)
-            if had != wanted:
-                return f"{name} has {had} {field.replace('_', ' ')}, expected {wanted}"
+            size, expected = getattr(piece, field), getattr(own, field)
+            if size != expected:
+                return f"{name} has {size} {field.replace('_', ' ')}, expected {expected}"
     return None
 
 

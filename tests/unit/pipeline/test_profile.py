@@ -173,7 +173,11 @@ def test_what_cannot_be_measured_is_refused(
     ("changes", "rows", "complaint"),
     [
         ({"intermediate_size": 256}, 8, "MLP width: 128, expected 256"),
-        ({"granule_layers": 2}, 8, "granules have 3 and 1 layers, expected 2 and 2"),
+        (
+            {"granule_layers": 2},
+            8,
+            "has 4 layers in granules of 3, expected 4 layers in granules of 2",
+        ),
         ({"dtype": BFLOAT16}, 8, "embed has 98304 split parameter bytes, expected 49152"),
         ({}, 9, "steps of up to 8 rows.* max_num_seqs is 9; .*-batched-tokens 9'"),
     ],
