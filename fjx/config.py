@@ -70,6 +70,8 @@ class EngineConfig:
     """Where the decisions about the plan are logged, so that they can be replayed."""
     granule_layers: int | None = None
     """Consecutive layers in one granule; by default about an eighth of the model."""
+    profile: Path | None = None
+    """Measured costs of the model's pieces, from `fjx profile`; by default they are modelled."""
     trace_dir: Path | None = None
     """Write a trace by JAX's profiler into this folder, for XProf or Perfetto."""
     trace_steps: int = 50

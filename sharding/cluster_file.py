@@ -57,9 +57,9 @@ def read_text(path: pathlib.Path, noun: str) -> str:
     Raises:
         MeshError: it cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise MeshError(f"cannot read {noun} {path}: it is not a file")
     try:
-        if path.exists() and not path.is_file():
-            raise MeshError(f"cannot read {noun} {path}: it is not a file")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise MeshError(f"cannot read {noun} {path}: {error.strerror}") from None

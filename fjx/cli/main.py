@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from fjx.cli import bench, convert, generate, plan, serve
+from fjx.cli import bench, convert, generate, plan, profile, serve
 from fjx.cli.config_file import nearest
 from fjx.cli.options import CommandParser
 from fjx.errors import UserError
@@ -46,6 +46,13 @@ COMMANDS = (
         "Show how a model would be cut into stages, without loading it.",
         plan.add_options,
         plan.run,
+        config_file=False,
+    ),
+    Command(
+        "profile",
+        "Measure what a model's pieces cost on this machine.",
+        profile.add_options,
+        profile.run,
         config_file=False,
     ),
 )

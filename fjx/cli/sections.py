@@ -46,6 +46,7 @@ ENGINE = Section(
         "devices": (
             "mesh",
             "granule_layers",
+            "profile",
             "plan_ladder",
             "granularity_scorer",
             "ttft_objective",

@@ -32,6 +32,7 @@ from fjx.pipeline.limits import Limits
 from fjx.pipeline.pieces import Loader, register_stages
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import Planner, live_planner, make_cpu_devices
+from fjx.pipeline.profile import read_profile_of
 from fjx.pipeline.programs import Programs
 from fjx.sharding.figures import Workload
 
@@ -42,7 +43,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     """Load the model and compile its programs.
 
     Raises:
-        UserError: the model cannot be had, or the configuration does not fit it.
+        UserError: the model cannot be had, or the configuration or the profile does not fit it.
     """
     make_cpu_devices(config.mesh, *config.plan_ladder)
     source = resolve(config.model, config.revision, config.cache_dir)
@@ -52,11 +53,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
         if config.tokenizer is None
         else resolve_tokenizer(config.tokenizer, None, config.cache_dir)
     )
-    dtype = _dtype(config)
-    limits = _limits(config, model_config, dtype)
-    model = Model(model_config, config.granule_layers)
-    check_cuts(model, dtype)
-    programs = Programs(model, limits, dtype)
+    programs = make_programs(config, model_config)
     planner = _planner(config, programs)
     deployment, devices = planner.plan(config.mesh), live_devices()
     compiler = Compiler(cache_root(config.cache_dir) / "programs")
@@ -77,15 +74,30 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
             compiler.compile_all(progress=progress)
         loading.result()
     executors = [Executor(programs, compiler, loader.pieces()) for loader in loaders]
-    config = replace(config, max_model_len=limits.max_model_len)
+    config = replace(config, max_model_len=programs.limits.max_model_len)
     autopilot = start_autopilot(config, planner, time.monotonic())
     return Engine(config, executors, tokenizer, planner, autopilot)
+
+
+def make_programs(config: EngineConfig, model_config: ModelConfig) -> Programs:
+    """What an engine of this configuration runs.
+
+    Raises:
+        UserError: the configuration does not fit the model.
+    """
+    dtype = _dtype(config)
+    limits = _limits(config, model_config, dtype)
+    model = Model(model_config, config.granule_layers)
+    check_cuts(model, dtype)
+    return Programs(model, limits, dtype)
 
 
 def _planner(config: EngineConfig, programs: Programs) -> Planner:
     """For plans that hold all of the KV memory; a stage's time is that of a full decode step."""
     limits, model = programs.limits, programs.model
     graph = model_graph(model.config, programs.dtype, config.granule_layers, limits.row_buckets)
+    if config.profile is not None:
+        graph = read_profile_of(config.profile, graph, limits.max_num_seqs)
     kv_tokens = limits.num_pages * limits.page_size
     return live_planner(graph, Workload(rows=limits.max_num_seqs, kv_tokens=kv_tokens))
 
