@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from fjx.errors import UserError
 from fjx.kernels.matmul import multiplies_bfloat16
 from fjx.models.costs import DEVICE_FIGURES, model_graph
 from fjx.models.loading.load import load_model_config
-from fjx.models.loading.source import resolve, resolve_tokenizer
+from fjx.models.loading.source import resolve_config
 from fjx.pipeline.buckets import row_buckets
 from fjx.sharding.assign import assign_devices, places_of
 from fjx.sharding.cluster_file import read_cluster
@@ -141,9 +140,7 @@ def _read_costs(arguments: argparse.Namespace, platform: str) -> GranuleGraph:
             )
         return graph
     name = arguments.model or EngineConfig.model
-    # Of a hub model, the configuration comes with the tokenizer, without the weights.
-    find = resolve if Path(name).expanduser().exists() else resolve_tokenizer
-    config = load_model_config(find(name, arguments.revision, arguments.cache_dir))
+    config = load_model_config(resolve_config(name, arguments.revision, arguments.cache_dir))
     dtype = arguments.dtype
     if dtype is None:
         dtype = "bfloat16" if platform != "cpu" or multiplies_bfloat16() else "float32"

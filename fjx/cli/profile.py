@@ -121,7 +121,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
     from fjx.engine.start import make_programs
     from fjx.models.costs import model_graph
     from fjx.models.loading.load import load_model_config
-    from fjx.models.loading.source import cache_root, resolve, resolve_tokenizer
+    from fjx.models.loading.source import cache_root, resolve_config
     from fjx.pipeline.compiler import Compiler
     from fjx.pipeline.plan_target import make_cpu_devices
     from fjx.pipeline.profile import machine_of, measure
@@ -134,9 +134,8 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
         max_num_batched_tokens=config.max_num_batched_tokens,
     )
     make_cpu_devices(engine.mesh)  # as the engine does
-    # Of a hub model, the configuration comes with the tokenizer, without the weights.
-    find = resolve if Path(config.model).expanduser().exists() else resolve_tokenizer
-    model_config = load_model_config(find(config.model, config.revision, config.cache_dir))
+    source = resolve_config(config.model, config.revision, config.cache_dir)
+    model_config = load_model_config(source)
     programs = make_programs(engine, model_config)
     buckets = programs.limits.row_buckets
     graph = model_graph(

@@ -70,6 +70,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
         read = partial(load_params, source, model_config, progress=progress)
     with ThreadPoolExecutor(1, thread_name_prefix="fjx-load") as pool:
         loading = pool.submit(read, take)
+        check_cuts(programs.model, programs.dtype)
         if config.warmup:
             compiler.compile_all(progress=progress)
         loading.result()
@@ -87,9 +88,7 @@ def make_programs(config: EngineConfig, model_config: ModelConfig) -> Programs:
     """
     dtype = _dtype(config)
     limits = _limits(config, model_config, dtype)
-    model = Model(model_config, config.granule_layers)
-    check_cuts(model, dtype)
-    return Programs(model, limits, dtype)
+    return Programs(Model(model_config, config.granule_layers), limits, dtype)
 
 
 def _planner(config: EngineConfig, programs: Programs) -> Planner:

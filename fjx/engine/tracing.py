@@ -30,7 +30,7 @@ class StepTrace:
     def step(self) -> Iterator[None]:
         """Around each step."""
         if self._done == self._first:
-            jax.profiler.start_trace(str(self._folder))  # type: ignore[no-untyped-call]
+            jax.profiler.start_trace(str(self._folder))
         self._done += 1
         if not self._first < self._done <= self._end:
             yield
@@ -38,5 +38,5 @@ class StepTrace:
         with jax.profiler.StepTraceAnnotation("step", step_num=self._done):
             yield
         if self._done == self._end:
-            jax.profiler.stop_trace()  # type: ignore[no-untyped-call]
+            jax.profiler.stop_trace()
             logger.info("wrote a trace of %d steps to %s", self._end - self._first, self._folder)

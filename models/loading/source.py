@@ -66,6 +66,16 @@ def resolve(model: str, revision: str | None = None, cache_dir: Path | None = No
     )
 
 
+def resolve_config(name: str, revision: str | None, cache_dir: Path | None) -> ModelSource:
+    """Like `resolve`, but of a hub model without its weights: for its configuration alone.
+
+    Raises:
+        ModelError: the model cannot be had.
+    """
+    find = resolve if Path(name).expanduser().exists() else resolve_tokenizer
+    return find(name, revision, cache_dir)
+
+
 def resolve_tokenizer(
     name: str, revision: str | None = None, cache_dir: Path | None = None
 ) -> ModelSource:
