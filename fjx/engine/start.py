@@ -29,7 +29,7 @@ from fjx.models.tokenizer import load_tokenizer
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import Loader, register_stages
+from fjx.pipeline.pieces import Loader, move_programs, step_programs
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import Planner, live_planner, make_cpu_devices
 from fjx.pipeline.profile import read_profile_of
@@ -57,7 +57,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     planner = _planner(config, programs)
     deployment, devices = planner.plan(config.mesh), live_devices()
     compiler = Compiler(cache_root(config.cache_dir) / "programs")
-    register_stages(programs, deployment, devices, compiler)
+    compiler.register(step_programs(programs, deployment, devices))
     loaders = [Loader(programs, plan, devices) for plan in deployment.replicas]
 
     def take(name: str, values: np.ndarray) -> None:
@@ -77,6 +77,14 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     executors = [Executor(programs, compiler, loader.pieces()) for loader in loaders]
     config = replace(config, max_model_len=programs.limits.max_model_len)
     autopilot = start_autopilot(config, planner, time.monotonic())
+    if autopilot is not None:
+        # Later changes will not have to wait for the compiler.
+        for rung in autopilot.ladder.rungs:
+            needed = (
+                *step_programs(programs, rung.deployment, devices),
+                *move_programs(programs, rung.deployment, devices),
+            )
+            compiler.compile_background(spec for spec in needed if not spec.background)
     return Engine(config, executors, tokenizer, planner, autopilot)
 
 

@@ -38,5 +38,5 @@ class StepTrace:
         with jax.profiler.StepTraceAnnotation("step", step_num=self._done):
             yield
         if self._done == self._end:
-            jax.profiler.stop_trace()
+            jax.profiler.stop_trace()  # type: ignore[no-untyped-call]
             logger.info("wrote a trace of %d steps to %s", self._end - self._first, self._folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.models.granules import WHOLE, Params
-from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.placement import Placement, bind
 from fjx.pipeline.programs import KV_PARTITION, Programs, StageShape
 from fjx.pipeline.stage import End, Granule
@@ -59,20 +59,27 @@ def stage_shapes(plan: Plan, devices: Mapping[Device, jax.Device]) -> tuple[Stag
     )
 
 
-def register_stages(
-    programs: Programs,
-    deployment: Deployment,
-    devices: Mapping[Device, jax.Device],
-    compiler: Compiler,
-) -> None:
-    """Make known every program that the steps of a deployment can need.
+def step_programs(
+    programs: Programs, deployment: Deployment, devices: Mapping[Device, jax.Device]
+) -> Iterator[ProgramSpec]:
+    """Every program that the steps of a deployment can need, and those that they can do without.
 
     Raises:
         MeshError: it has a device that is not there.
     """
     for plan in deployment.replicas:
         for shape in stage_shapes(plan, devices):
-            compiler.register(programs.stage(shape))
+            yield from programs.stage(shape)
+
+
+def move_programs(
+    programs: Programs, deployment: Deployment, devices: Mapping[Device, jax.Device]
+) -> Iterator[ProgramSpec]:
+    """Every program that moving KV pages from or to any stage of a deployment can need."""
+    for plan in deployment.replicas:
+        for shape in stage_shapes(plan, devices):
+            yield from programs.pages(shape, target=False)
+            yield from programs.pages(shape, target=True)
 
 
 def granule_places(shapes: Sequence[StageShape]) -> tuple[Placement, ...]:

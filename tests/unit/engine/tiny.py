@@ -17,7 +17,7 @@ from fjx.models.tensors import random_tensors
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import Loader, register_stages
+from fjx.pipeline.pieces import Loader, step_programs
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import live_planner
 from fjx.pipeline.programs import Programs
@@ -116,7 +116,7 @@ def tiny_engine(
     programs = Programs(Model(config, granule_layers), limits, jnp.dtype(dtype))
     deployment = deployment or one_stage(-(-layers // granule_layers))
     compiler, devices = Compiler(cache_dir=None), live_devices()
-    register_stages(programs, deployment, devices, compiler)
+    compiler.register(step_programs(programs, deployment, devices))
     if fused:
         compiler.compile_background()
         compiler.wait_background()
