@@ -6,20 +6,28 @@ padded to one size: few programs, and all engines of one type share them.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 
-from fjx.engine.engine import Engine, Progress
+from fjx.engine.engine import Engine
+from fjx.engine.request import Request
 from fjx.outputs import PositionLogprobs, SwitchRecord
 from fjx.pipeline.compiler import Compiler
 from fjx.sampling_params import SamplingParams
 from fjx.sharding.plan import Deployment, Plan, Stage
-from tests.unit.engine.tiny import VOCABULARY, cpus, tiny_engine
+from tests.unit.engine.tiny import VOCABULARY, cpus, staged, tiny_engine
+
+NEAR_TIE = 1e-3
+"""Largest difference of two logits that another order of sums may turn round."""
+PATIENCE = 120.0
+"""Seconds after which preparing a change of plan counts as hanging."""
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=7, max_tokens=24, ignore_eos=True)
@@ -90,6 +98,34 @@ def even(stages: int, microbatches: int = 1, first_device: int = 0, tensor: int 
     return shared(*runs, microbatches=microbatches)
 
 
+PLAIN_TARGETS: dict[str, Any] = {
+    "1 stage": even(1),
+    "2 stages": 2,
+    "3 stages, 2 microbatches": dataclasses.replace(
+        shared((3, (0,)), (3, (4,)), (2, (2,))), microbatches=2
+    ),
+    "4 stages": 4,
+    "4 stages, 1 replica": even(4),
+    "8 stages": 8,
+    "another device": even(1, first_device=5),
+    "2 replicas": Deployment((even(1), even(2, first_device=3))),
+    "2 replicas, the other way round": Deployment((even(2, first_device=3), even(1))),
+    "one device for all": shared((3, (1,)), (3, (0,)), (2, (1,)), microbatches=3),
+}
+"""Plans to change to, without tensor parallelism: there every token stays the same."""
+
+
+TENSOR_TARGETS: dict[str, Any] = {
+    "1 stage": even(1),
+    "tensor 2": staged((8, (0, 1))),
+    "the other way round": staged((8, (1, 0))),
+    "pipeline 2, tensor 2": staged((3, (4, 0)), (5, (1, 2)), microbatches=2),
+    "tensor 1, then tensor 2": staged((4, (1,)), (4, (2, 3))),
+    "tensor 2 and a replica": Deployment((staged((8, (0, 1))), even(2, first_device=2))),
+}
+"""With tensor parallelism: another degree splits every piece anew."""
+
+
 @cache
 def programs(dtype: str, kv_heads: int, **sizes: Any) -> Compiler:
     """The programs of all engines of one type and sizes."""
@@ -113,25 +149,35 @@ def deep_engine(
     )
 
 
-def answers(engine: Engine, asks: Sequence[Ask], between: Any = None) -> list[Answer]:
-    """Serve requests side by side; ``between`` is called after each step."""
-    found = [Answer([], []) for _ in asks]
-    numbers = {}
-    for number, ask in enumerate(asks):
-        (request,) = engine.add(str(number), list(ask.prompt), ask.params)
-        numbers[request] = number
-    while engine.has_work:
-        for each in engine.step():
-            take(found[numbers[each.request]], each)
-        if between is not None:
-            between()
-    return found
+class Served:
+    """Requests that an engine serves side by side, and what they have brought."""
+
+    def __init__(self, engine: Engine, asks: Sequence[Ask], name: str = "") -> None:
+        self.engine = engine
+        self.answers = [Answer([], []) for _ in asks]
+        self._answer_of: dict[Request, Answer] = {}
+        for number, (ask, answer) in enumerate(zip(asks, self.answers, strict=True)):
+            (request,) = engine.add(f"{name}{number}", list(ask.prompt), ask.params)
+            self._answer_of[request] = answer
+
+    def step(self, count: int = 1) -> None:
+        """Run some steps."""
+        for _ in range(count):
+            for progress in self.engine.step():
+                answer = self._answer_of[progress.request]
+                answer.tokens.extend(progress.token_ids)
+                answer.logprobs.extend(progress.logprobs or [])
+
+    def finish(self) -> list[Answer]:
+        """Step until nothing is left."""
+        while self.engine.has_work:
+            self.step()
+        return self.answers
 
 
-def take(answer: Answer, progress: Progress) -> None:
-    """Add what a step brought."""
-    answer.tokens.extend(progress.token_ids)
-    answer.logprobs.extend(progress.logprobs or [])
+def answers(engine: Engine, asks: Sequence[Ask]) -> list[Answer]:
+    """What requests give that are served side by side."""
+    return Served(engine, asks).finish()
 
 
 @cache
@@ -152,6 +198,21 @@ def expected(ask: Ask, dtype: str = "float32", kv_heads: int = 2) -> Answer:
     return _expected(dtype, kv_heads, ask.prompt, repr(ask.params))
 
 
+def is_near_tie(ask: Ask, tokens: Sequence[int], kv_heads: int = 2) -> bool:
+    """Whether the first token that differs is one of two that are nearly equally likely.
+
+    Raises:
+        AssertionError: it is not.
+    """
+    right = expected(ask, kv_heads=kv_heads)
+    for token, other, at in zip(tokens, right.tokens, right.logprobs, strict=False):
+        if token != other:
+            best, second = (each.logprob for each in at.top[:2])
+            assert best - second < NEAR_TIE, f"{token} instead of {other}"
+            return True
+    return False
+
+
 def finish_change(engine: Engine) -> SwitchRecord:
     """Step until the change of plan has ended."""
     while engine.plans.active:
@@ -160,6 +221,26 @@ def finish_change(engine: Engine) -> SwitchRecord:
     last = engine.plans.status().last
     assert last is not None
     return last
+
+
+def serve_through(
+    engine: Engine, asks: Sequence[Ask], targets: Sequence[Any], steps_apart: int = 3
+) -> tuple[list[Answer], list[SwitchRecord]]:
+    """Serve requests side by side, and change the plan meanwhile: what is prepared in the
+    background is waited for, so that the requests are still there when pages are copied."""
+    served = Served(engine, asks)
+    records = []
+    for target in targets:
+        served.step(steps_apart)
+        engine.regranularize(target)
+        engine.plans.wait(PATIENCE)
+        while engine.plans.active:
+            served.step()
+        last = engine.plans.status().last
+        assert last is not None
+        assert last.state == "done", last.error
+        records.append(last)
+    return served.finish(), records
 
 
 def change(engine: Engine, target: Any) -> SwitchRecord:
@@ -173,12 +254,17 @@ def change(engine: Engine, target: Any) -> SwitchRecord:
 def live_bytes() -> dict[str, int]:
     """Bytes of all arrays on each device."""
     gc.collect()
-    held: dict[str, int] = {}
-    for array in jax.live_arrays():
-        for shard in array.addressable_shards:
-            held[str(shard.device)] = held.get(str(shard.device), 0) + shard.data.nbytes
-    gc.collect()
-    return held
+    # An array of several devices and its parts are different objects of the same memory.
+    sizes = {
+        (str(shard.device), shard.data.unsafe_buffer_pointer()): shard.data.nbytes
+        for array in jax.live_arrays()
+        if not array.is_deleted()
+        for shard in array.addressable_shards
+    }
+    held: Counter[str] = Counter()
+    for (device, _), size in sizes.items():
+        held[device] += size
+    return dict(held)
 
 
 def change_threads() -> list[str]:
