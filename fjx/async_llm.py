@@ -332,7 +332,7 @@ class AsyncLLM:
         self._streams.clear()
         self._awaited.clear()
         if self._engine is not None:
-            self._engine.plans.abort("the engine ended")
+            self._engine.plans.close("the engine ended")
 
 
 def _settle(ended: asyncio.Future[SwitchRecord], outcome: SwitchRecord | Exception) -> None:

@@ -151,7 +151,7 @@ class LLM:
     def shutdown(self) -> None:
         """Give up all unfinished requests, and a change of plan that is under way."""
         self.engine.abort_all()
-        self.engine.plans.abort("the engine was shut down")
+        self.engine.plans.close("the engine was shut down")
 
     def _run(
         self, prompts: list[tuple[str, Prompt, SamplingParams]], use_tqdm: bool

@@ -76,6 +76,15 @@ class PlanChanges:
         self._running.abort(reason)
         return True
 
+    def close(self, reason: str) -> None:
+        """End the change that is under way, wait for its thread, and let go of its memory."""
+        if self._running is None:
+            return
+        self._running.abort(reason)
+        self._running.wait(None)
+        self._running.advance()
+        self._close_ended()
+
     def advance(self) -> bool:
         """Do a bounded piece of work between two steps; whether `switch` may be called now."""
         if self._running is None:

@@ -58,6 +58,7 @@ class CompileJob:
         self.done = 0
         self.error: Exception | None = None
         """Why the job has ended early."""
+        self._cancelled = False
 
     @property
     def finished(self) -> bool:
@@ -65,12 +66,13 @@ class CompileJob:
         return self.done == self.total
 
     def cancel(self) -> None:
-        """Begin no further program."""
-        self._left.clear()
+        """Begin no further program; from any thread."""
+        self._cancelled = True
 
     def take(self) -> ProgramSpec | None:
         """The next program to compile; None: there is none, or one has failed."""
-        return self._left.popleft() if self._left and self.error is None else None
+        ended = self._cancelled or self.error is not None
+        return None if ended or not self._left else self._left.popleft()
 
 
 class Compiler:
@@ -159,7 +161,10 @@ class Compiler:
         """What to compile next; None: nothing is left, or the interpreter ends, and so must the
         thread."""
         with self._lock:
-            while self._jobs and threading.main_thread().is_alive():
+            while self._jobs:
+                if not threading.main_thread().is_alive():
+                    # Whoever waits for a job must learn that it will never be finished.
+                    self._jobs[0].error = RuntimeError("the interpreter ends")
                 spec = self._jobs[0].take()
                 if spec is not None:
                     return self._jobs[0], spec

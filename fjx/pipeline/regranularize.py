@@ -30,11 +30,9 @@ from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.pieces import Pieces, granule_places, piece_places, stage_shapes
-from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
-from fjx.pipeline.transfer import GranuleMove, PageMover, move_params
-from fjx.sharding.difference import missing_shares
+from fjx.pipeline.transfer import GranuleMove, PageMover, move_params, params_crossing
 from fjx.sharding.plan import Deployment, Device
 
 logger = logging.getLogger(__name__)
@@ -101,6 +99,7 @@ class Regranularization:
         self._abort: str | None = None
         self._compiled = 0.0
         self._pieces_moved = 0
+        self._reached: float | None = None
         self._old_probe: Any = None
         self._verified = False
         self._thread = threading.Thread(target=self._prepare, name="fjx-regranularize")
@@ -109,8 +108,11 @@ class Regranularization:
         """Begin; what fails from here on ends in the state ``aborted``."""
         self._thread.start()
 
-    def wait(self, seconds: float) -> None:
-        """Wait a while for the thread that compiles and copies parameters; for an idle engine."""
+    def wait(self, seconds: float | None) -> None:
+        """Wait a while for the thread that compiles and copies parameters; for an idle engine.
+
+        None: until it has ended.
+        """
         self._thread.join(seconds)
 
     def abort(self, reason: str) -> None:
@@ -139,7 +141,7 @@ class Regranularization:
             before=self._before,
             after=self._after,
             state=self._state,
-            progress=1.0 if self._state == "done" else self._progress(),
+            progress=self._progress() if self._reached is None else self._reached,
             error=self._error,
             seconds=seconds,
             pause_seconds=self._pause,
@@ -198,7 +200,7 @@ class Regranularization:
             old.retire()
         self._pause = time.perf_counter() - begun
         self._enter("done")
-        self._forget()
+        self._forget(reached=1.0)
         return executors
 
     def _verify(self) -> None:
@@ -252,10 +254,11 @@ class Regranularization:
             self._error,
         )
         self._enter("aborted")
-        self._forget()
+        self._forget(reached=self._progress())
 
-    def _forget(self) -> None:
-        """Let go of both plans' arrays."""
+    def _forget(self, reached: float) -> None:
+        """Let go of both plans' arrays; there will be no more progress."""
+        self._reached = reached
         self._new, self._old, self._old_probe = [], [], None
         self._pages_in_use = ()
 
@@ -336,7 +339,12 @@ class Regranularization:
             self._programs.pieces, piece_places(shapes), held, strict=True
         ):
             self._check_wanted()
-            source = _nearest(candidates, target)
+            source = min(
+                candidates,
+                key=lambda held, piece=piece, to=target: params_crossing(
+                    self._programs, piece, held.placement, to
+                ),
+            )
             if inherits and source.placement == target:
                 arrived.append(source)
             else:
@@ -369,16 +377,6 @@ def _without_stayers(
     for shape in shapes:
         if not places or any(places[granule] != shape.placement for granule in shape.granules):
             yield shape
-
-
-def _nearest(candidates: Sequence[End | Granule], target: Placement) -> End | Granule:
-    """Of several copies of a piece, the one of which the target lacks the least."""
-
-    def lacks(held: End | Granule) -> float:
-        missing = missing_shares(held.placement.mesh, target.mesh)
-        return sum(missing.split) / missing.denominator
-
-    return min(candidates, key=lacks)
 
 
 def _compare_probe(number: int, expected: np.ndarray, got: np.ndarray) -> None:

@@ -41,12 +41,19 @@ def move_params(
             programs, piece, _resplit(programs, piece, params, source, target), target
         )
     jax.block_until_ready(moved)  # type: ignore[no-untyped-call]
+    return moved, params_crossing(programs, piece, source, target)
+
+
+def params_crossing(programs: Programs, piece: str, source: Placement, target: Placement) -> int:
+    """Bytes of a piece's parameters that cross from one device to another in a move."""
     crossed = jax.tree.map(
-        lambda partition, leaf: _crossing(leaf.nbytes, partition != WHOLE, source, target),
-        partitions,
-        moved,
+        lambda partition, leaf: _crossing(
+            leaf.size * leaf.dtype.itemsize, partition != WHOLE, source, target
+        ),
+        programs.partitions(piece),
+        programs.params(piece, target.degree),
     )
-    return moved, sum(jax.tree.leaves(crossed))
+    return sum(jax.tree.leaves(crossed))
 
 
 def _send(leaf: Any, partition: Any, source: Placement, target: Placement) -> Any:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 
 import fjx.llm
+import fjx.pipeline.regranularize as regranularize
 from fjx.engine.engine import Engine
-from fjx.errors import RequestError
+from fjx.errors import RegranularizationBusyError, RegranularizationError, RequestError
 from fjx.llm import LLM
 from fjx.sampling_params import SamplingParams
+from tests.unit.engine.plan_cases import (
+    MIXED,
+    change,
+    change_threads,
+    deep_engine,
+    expected,
+    finish_change,
+)
 from tests.unit.engine.tiny import LetterTokenizer, tiny_engine, tokens_alone
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -123,3 +134,70 @@ def test_shutdown_gives_up_what_is_left(llm: LLM) -> None:
     while llm.engine.has_work:
         llm.engine.step()
     llm.engine.check_idle()
+
+
+@cache
+def changing() -> Engine:
+    """An engine with the programs of one and of two stages."""
+    engine = deep_engine(num_pages=33)
+    for target in (2, 1):
+        change(engine, target)
+    return engine
+
+
+@pytest.fixture
+def deep(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+    monkeypatch.setattr(fjx.llm, "start_engine", lambda config, progress: changing())
+    yield LLM("tiny", progress=False)
+    finish_change(changing())
+    change(changing(), 1)
+
+
+def assert_right(llm: LLM) -> None:
+    prompts, params = [ask.prompt for ask in MIXED], [ask.params for ask in MIXED]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    for ask, output in zip(MIXED, outputs, strict=True):
+        assert output.outputs[0].token_ids == expected(ask).tokens
+
+
+def test_the_plan_changes_and_no_token_does(deep: LLM) -> None:
+    record = deep.regranularize(2)
+    assert record.state == "done"
+    assert record.after == deep.plan_status().deployment
+    assert deep.plan_status().deployment.replicas[0].granularity == 2
+    assert_right(deep)
+
+
+def test_a_change_that_nobody_waits_for_goes_on_while_requests_run(deep: LLM) -> None:
+    record = deep.regranularize(2, wait=False)
+    assert record.state != "done"
+    with pytest.raises(RegranularizationBusyError):
+        deep.regranularize(1)
+    deep.engine.plans.wait(60)
+    assert_right(deep)
+    assert deep.plan_status().state == "serving"
+    assert deep.plan_status().deployment.replicas[0].granularity == 2
+
+
+def test_a_change_that_fails_says_why_and_the_old_plan_serves_on(
+    deep: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no memory is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(regranularize, "move_params", broken)
+        with pytest.raises(RegranularizationError, match="no memory is left; the old plan serves"):
+            deep.regranularize(2)
+    assert deep.plan_status().deployment.replicas[0].granularity == 1
+    assert_right(deep)
+
+
+def test_shutdown_ends_a_change_of_plan(deep: LLM) -> None:
+    deep.regranularize(2, wait=False)
+    deep.shutdown()
+    last = deep.plan_status().last
+    assert last is not None
+    assert (last.state, last.error) == ("aborted", "the engine was shut down")
+    assert deep.plan_status().state == "serving"
+    assert change_threads() == []

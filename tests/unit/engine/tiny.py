@@ -97,11 +97,14 @@ def tiny_engine(
     granule_layers: int = 2,
     fused: bool = False,
     layers: int = 4,
+    kv_heads: int = 2,
     deployment: Deployment | None = None,
+    compiler: Compiler | None = None,
 ) -> Engine:
     """An engine of this shape; made once and idle again after each use.
 
-    ``fused``: with the stage programs that are otherwise compiled while it serves.
+    ``fused``: with the stage programs that are otherwise compiled while it serves. ``compiler``:
+    one that keeps the programs of other engines of the same sizes.
     """
     limits = Limits(
         max_model_len=256,
@@ -112,10 +115,12 @@ def tiny_engine(
         bias_entries=BIAS_ENTRIES,
         one_bucket=one_bucket,
     )
-    config = ModelConfig.from_hf({**HF_CONFIG, "num_hidden_layers": layers})
+    config = ModelConfig.from_hf(
+        {**HF_CONFIG, "num_hidden_layers": layers, "num_key_value_heads": kv_heads}
+    )
     programs = Programs(Model(config, granule_layers), limits, jnp.dtype(dtype))
     deployment = deployment or one_stage(-(-layers // granule_layers))
-    compiler, devices = Compiler(cache_dir=None), live_devices()
+    compiler, devices = compiler or Compiler(cache_dir=None), live_devices()
     compiler.register(step_programs(programs, deployment, devices))
     if fused:
         compiler.compile_background()

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.experimental.compilation_cache.compilation_cache
@@ -11,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fjx.pipeline.compiler import Compiler, ProgramSpec
+from fjx.pipeline import compiler as module
+from fjx.pipeline.compiler import CompileJob, Compiler, ProgramSpec
 
 PAIR = jax.ShapeDtypeStruct((2,), jnp.float32)
 
@@ -100,3 +107,130 @@ def test_a_persistent_cache_is_filled(tmp_path: Path) -> None:
         for name, value in before.items():
             jax.config.update(name, value)
         jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The keys of programs in the order in which their compilation begins; that of ``gate`` waits
+    until the test has queued what it wants."""
+    begun: list[str] = []
+    compile_ = module._compile
+
+    def noting(spec: ProgramSpec, lowered: Any) -> Any:
+        begun.append(str(spec.key))
+        if spec.key == "gate":
+            assert GATE.wait(60)
+        if str(spec.key).startswith("bad"):
+            raise RuntimeError(f"{spec.key} cannot be compiled")
+        return compile_(spec, lowered)
+
+    monkeypatch.setattr(module, "_compile", noting)
+    GATE.clear()
+    yield begun
+    GATE.set()
+
+
+GATE = threading.Event()
+
+
+def behind_the_gate(compiler: Compiler, order: list[str]) -> CompileJob:
+    """Keep the background thread busy until `GATE` is set."""
+    job = compiler.compile_background([spec("gate")])
+    while order != ["gate"]:
+        time.sleep(0.001)
+    return job
+
+
+def test_programs_that_are_needed_come_before_those_that_can_wait(order: list[str]) -> None:
+    compiler = Compiler(cache_dir=None)
+    gate = behind_the_gate(compiler, order)
+    later = compiler.compile_background([spec("later"), spec("last")])
+    first = compiler.compile_later([spec("needed"), spec("needed, too")])
+    assert [job.finished for job in (gate, first, later)] == [False] * 3
+    GATE.set()
+    compiler.wait_background()
+    assert order == ["gate", "needed", "needed, too", "later", "last"]
+    assert gate.finished
+    assert (first.done, first.total, first.finished) == (2, 2, True)
+    assert later.finished
+    assert compiler.find("needed")(ones()).tolist() == [2, 2]
+
+
+def test_a_cancelled_job_begins_no_further_program(order: list[str]) -> None:
+    compiler = Compiler(cache_dir=None)
+    behind_the_gate(compiler, order)
+    cancelled = compiler.compile_later([spec("never"), spec("nor this")])
+    goes_on = compiler.compile_background([spec("goes on")])
+    cancelled.cancel()
+    GATE.set()
+    compiler.wait_background()
+    assert order == ["gate", "goes on"]
+    assert not cancelled.finished
+    assert cancelled.error is None
+    assert goes_on.finished
+    assert compiler.compile_later([spec("afterwards")]) is not None
+    compiler.wait_background()
+    assert order[-1] == "afterwards"
+
+
+def test_an_error_ends_its_job_and_no_other(
+    order: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = Compiler(cache_dir=None)
+    behind_the_gate(compiler, order)
+    failing = compiler.compile_later([spec("good"), spec("bad one"), spec("not reached")])
+    other = compiler.compile_background([spec("other")])
+    GATE.set()
+    compiler.wait_background()
+    assert order == ["gate", "good", "bad one", "other"]
+    assert str(failing.error) == "bad one cannot be compiled"
+    assert (failing.done, failing.finished) == (1, False)
+    assert other.finished
+    assert "could not compile bad one" in caplog.text
+
+
+def test_a_job_of_programs_that_are_there_compiles_nothing(order: list[str]) -> None:
+    compiler = Compiler(cache_dir=None)
+    compiler.compile_later([spec("double")])
+    compiler.wait_background()
+    again = compiler.compile_later([spec("double")])
+    compiler.wait_background()
+    assert again.finished
+    assert order == ["double"]
+    assert compiler.counts == {"background": 1}
+    assert compiler.compile_later([]).finished
+
+
+def test_when_the_interpreter_ends_whoever_waits_for_a_job_learns_it() -> None:
+    """Otherwise the thread that waits would keep the interpreter alive for ever."""
+    program = """
+import threading, time
+import jax, jax.numpy as jnp
+from fjx.pipeline.compiler import Compiler, ProgramSpec
+
+pair = jax.ShapeDtypeStruct((2,), jnp.float32)
+begun = threading.Event()
+
+def slow(x):
+    begun.set()
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    return x
+
+job = Compiler(None).compile_later(
+    [ProgramSpec("slow", slow, (pair,)), ProgramSpec("never", lambda x: x, (pair,))]
+)
+
+def wait():
+    while not job.finished and job.error is None:
+        time.sleep(0.01)
+    print("ended:", job.error)
+
+threading.Thread(target=wait).start()
+begun.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "ended: the interpreter ends\n", done.stderr
+    assert done.returncode == 0
