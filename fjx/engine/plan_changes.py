@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
 
 from fjx.errors import RegranularizationBusyError
 from fjx.outputs import PlanStats, PlanStatus, SwitchRecord
@@ -34,6 +35,7 @@ class PlanChanges:
         self._seconds: Counter[str] = Counter()
         self._moved: Counter[str] = Counter()
         self._pauses: list[float] = []
+        self._expected: np.ndarray | None = None
 
     @property
     def active(self) -> bool:
@@ -62,7 +64,14 @@ class PlanChanges:
         check_fits(executors, after, self._devices)
         self._number += 1
         change = Regranularization(
-            self._number, reason, self.deployment, after, executors, pages_in_use, self._devices
+            self._number,
+            reason,
+            self.deployment,
+            after,
+            executors,
+            pages_in_use,
+            self._devices,
+            self._expected,
         )
         change.start()
         self._running = change
@@ -136,6 +145,7 @@ class PlanChanges:
     def _close_ended(self) -> None:
         if self._running is None or not self._running.ended:
             return
+        self._expected = self._running.expected
         self._last = record = self._running.record()
         self._running = None
         self._outcomes[record.state] += 1

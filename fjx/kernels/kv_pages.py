@@ -17,6 +17,18 @@ from fjx.kernels.xla_ffi import argument, dims, only_asks_version, register, res
 memcpy = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
 
 
+def new_pages(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """KV memory whose contents do not matter: a page is written before it is read.
+
+    On a CPU it is not touched, because filling gigabytes takes the time of steps.
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.zeros(shape, dtype)
+    register("fjx_new_pages", _nothing_kernel)
+    pages: Array = jax.ffi.ffi_call("fjx_new_pages", jax.ShapeDtypeStruct(shape, dtype))()
+    return pages
+
+
 def take_pages(kv_pages: Array, pages: Int32[Array, " N"]) -> Array:
     """The contents of some pages, (layers, N, 2, kv_heads, page_size, head_dim)."""
     if jax.default_backend() != "cpu":
@@ -50,6 +62,11 @@ def _item_bytes(kv_pages: Array) -> Array:
 def _page_bytes(frame):
     shape = dims(frame, 0)
     return shape[2] * shape[3] * shape[4] * shape[5] * argument(frame, 2, np.int32)[0]
+
+
+def _nothing_kernel(frame: int) -> int:
+    only_asks_version(frame)
+    return 0
 
 
 def _take_kernel(frame: int) -> int:

@@ -3,13 +3,10 @@ path."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sys
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
+from fjx.pipeline.background import background_work
 from fjx.pipeline.flat_call import flat_call
 
 logger = logging.getLogger(__name__)
@@ -25,7 +23,6 @@ logger = logging.getLogger(__name__)
 Place = Literal["warmup", "background", "hot_path"]
 
 _STACK_BYTES = 64 << 20  # XLA's compiler recurses deeply
-_BACKGROUND_NICENESS = 15
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,17 @@ class ProgramSpec:
 
 
 class CompileJob:
-    """Programs that are being compiled in the background."""
+    """Programs that are being compiled in the background.
+
+    The specs are made as they are needed, by the thread that compiles: deriving shapes takes time.
+    """
 
     def __init__(self, specs: Iterable[ProgramSpec]) -> None:
-        self._left = deque(specs)
-        self.total = len(self._left)
+        self._left = iter(specs)
+        self.total = len(specs) if isinstance(specs, Sized) else None
+        """Programs of the job; None: not known before."""
         self.done = 0
+        self._exhausted = self.total == 0
         self.error: Exception | None = None
         """Why the job has ended early."""
         self._cancelled = False
@@ -63,7 +65,12 @@ class CompileJob:
     @property
     def finished(self) -> bool:
         """Whether all programs are there."""
-        return self.done == self.total
+        return self._exhausted or self.done == self.total
+
+    @property
+    def progress(self) -> float:
+        """Share of the programs that are there, as far as it is known."""
+        return float(self.finished) if not self.total else self.done / self.total
 
     def cancel(self) -> None:
         """Begin no further program; from any thread."""
@@ -71,8 +78,11 @@ class CompileJob:
 
     def take(self) -> ProgramSpec | None:
         """The next program to compile; None: there is none, or one has failed."""
-        ended = self._cancelled or self.error is not None
-        return None if ended or not self._left else self._left.popleft()
+        if self._cancelled or self.error is not None:
+            return None
+        spec = next(self._left, None)
+        self._exhausted = spec is None
+        return spec
 
 
 class Compiler:
@@ -145,7 +155,10 @@ class Compiler:
                 threading.stack_size(old_stack)
 
     def _work(self) -> None:
-        _lower_priority()
+        with background_work():
+            self._compile_jobs()
+
+    def _compile_jobs(self) -> None:
         while (next_up := self._next()) is not None:
             job, spec = next_up
             try:
@@ -160,17 +173,24 @@ class Compiler:
     def _next(self) -> tuple[CompileJob, ProgramSpec] | None:
         """What to compile next; None: nothing is left, or the interpreter ends, and so must the
         thread."""
-        with self._lock:
-            while self._jobs:
-                if not threading.main_thread().is_alive():
-                    # Whoever waits for a job must learn that it will never be finished.
-                    self._jobs[0].error = RuntimeError("the interpreter ends")
-                spec = self._jobs[0].take()
-                if spec is not None:
-                    return self._jobs[0], spec
-                self._jobs.pop(0)
-            self._worker = None
-            return None
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._worker = None
+                    return None
+                job = self._jobs[0]
+            if not threading.main_thread().is_alive():
+                # Whoever waits for a job must learn that it will never be finished.
+                job.error = RuntimeError("the interpreter ends")
+            try:
+                spec = job.take()
+            except Exception as error:
+                logger.exception("could not describe a program; serving goes on without it")
+                job.error, spec = error, None
+            if spec is not None:
+                return job, spec
+            with self._lock:
+                self._jobs.remove(job)
 
     def compile_all(self, place: Place = "warmup", progress: bool = True) -> None:
         """Compile every program that the engine needs and that is not there yet, with a progress
@@ -219,13 +239,6 @@ def _lower(spec: ProgramSpec) -> Any:
 def _compile(spec: ProgramSpec, lowered: Any) -> Any:
     compiled = lowered.compile(dict(spec.options) or None)
     return flat_call(compiled) if spec.flat else compiled
-
-
-def _lower_priority() -> None:
-    """Let the engine's threads run first; threads that XLA starts from this one inherit it."""
-    if sys.platform == "linux":  # elsewhere, priority belongs to the process
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICENESS)
 
 
 def _use_persistent_cache(cache_dir: Path) -> None:

@@ -117,27 +117,6 @@ class Executor:
             return StepOutput(None, None, 0)
         return self._sample(batch, x, slots, part)
 
-    def probe(self) -> Any:
-        """Send a step of two tokens that belongs to no request; its logits, [1, V].
-
-        It writes page 0 alone, which is never handed out.
-        """
-        limits = self.limits
-        layout = limits.layout(limits.row_buckets[0])
-        packed = np.zeros(layout.size, np.int32)
-        step = layout.split(packed)
-        step.tokens[:2] = 0, 1
-        step.token_slot[:] = -1
-        step.rows.positions[:2] = 0, 1
-        step.rows.request_of[2:] = -1
-        step.rows.query_start[1:] = 2
-        step.rows.context_len[0] = 2
-        step.sample_rows[:] = 1
-        step.sample_slots[:] = layout.slots
-        x, _ = self._run_stages(layout.rows, packed, part=0)
-        head = self.compiler.get(("head", limits.sample_buckets[0], self._stages[-1].placement.key))
-        return head(self.pieces.head.params, x)
-
     def _run_stages(self, rows: int, packed: np.ndarray, part: int) -> tuple[Any, Any]:
         source = (self._fed_back or self._last_token)[part]
         slots = None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
-from fjx.kernels.kv_pages import put_pages, take_pages
+from fjx.kernels.kv_pages import new_pages, put_pages, take_pages
 from fjx.kernels.token_rule import (
     LogitEdits,
     SamplingRows,
@@ -58,6 +58,7 @@ class Programs:
         self.dtype = dtype
         self.stacked = jax.default_backend() != "cpu"
         """Whether the layers of a granule are one array each, and scanned."""
+        self._params: dict[tuple[str, int], Params] = {}
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -98,9 +99,11 @@ class Programs:
             kv_pages = self.kv_struct(depth)
             memory = at.struct(kv_pages, KV_PARTITION)
             if target:
-                zeros = partial(jnp.zeros, kv_pages.shape, kv_pages.dtype)
+                layers, pages, two, heads, *page = kv_pages.shape
+                shard = (layers, pages, two, heads // at.degree, *page)
+                new = self._on(at, partial(new_pages, shard, kv_pages.dtype), (), KV_PARTITION)
                 yield ProgramSpec(
-                    ("zeros", depth, at.key), zeros, (), result=at.sharding(KV_PARTITION)
+                    ("new pages", depth, at.key), new, (), result=at.sharding(KV_PARTITION)
                 )
             for count in PAGE_COUNTS:
                 ids = at.struct(_ints(count))
@@ -124,6 +127,12 @@ class Programs:
 
     def params(self, piece: str, degree: int) -> Params:
         """Shapes of a piece's parameters on a mesh of this tensor degree."""
+        key = piece, degree
+        if key not in self._params:
+            self._params[key] = self._derive_params(piece, degree)
+        return self._params[key]
+
+    def _derive_params(self, piece: str, degree: int) -> Params:
         model, dtype = self.model, self.dtype
         if piece == "embed":
             return model.abstract_embed(dtype, degree)

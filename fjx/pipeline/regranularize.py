@@ -26,10 +26,12 @@ import numpy as np
 
 from fjx.errors import RegranularizationError
 from fjx.outputs import SwitchRecord, SwitchState
+from fjx.pipeline.background import background_work
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.pieces import Pieces, granule_places, piece_places, stage_shapes
+from fjx.pipeline.probe import run_probe
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
 from fjx.pipeline.transfer import GranuleMove, PageMover, move_params, params_crossing
@@ -37,8 +39,8 @@ from fjx.sharding.plan import Deployment, Device
 
 logger = logging.getLogger(__name__)
 
-_SLICE_BYTES = 8 << 20
-"""KV pages that are copied between two steps, unless more are written in a step."""
+_SLICE_BYTES = 4 << 20
+"""KV pages that are copied between two steps; more, while the dirty ones do not become fewer."""
 _PROBE_TOLERANCE = 0.02
 """Largest difference of the two plans' logits of the probe, relative to the largest logit. Another
 tensor degree sums in another order."""
@@ -54,7 +56,10 @@ class _Replica:
     pages: PageMover
     dirty: DirtyPages | None = None
     """None: not counted yet, or the replica is new and begins without pages."""
-    probe: Any = None
+    left: int = 0
+    """Pages that were left to copy after the last slice."""
+    slices: int = 1
+    """How many slices are copied at once."""
 
 
 class Regranularization:
@@ -69,6 +74,7 @@ class Regranularization:
         executors: Sequence[Executor],
         pages_in_use: Sequence[Callable[[], Sequence[int]]],
         devices: Mapping[Device, jax.Device],
+        expected: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -79,6 +85,7 @@ class Regranularization:
             executors: those that serve, one for each replica.
             pages_in_use: for each of them, gives the pages that hold something.
             devices: this process's.
+            expected: logits of the probe, where they are known from an earlier change.
         """
         self._number, self._reason = number, reason
         self._before, self._after = before, after
@@ -100,7 +107,8 @@ class Regranularization:
         self._compiled = 0.0
         self._pieces_moved = 0
         self._reached: float | None = None
-        self._old_probe: Any = None
+        self.expected = expected
+        self._verification: Iterator[None] | None = None
         self._verified = False
         self._thread = threading.Thread(target=self._prepare, name="fjx-regranularize")
 
@@ -172,7 +180,8 @@ class Regranularization:
             if self._error is not None:
                 raise RegranularizationError(self._error)
             if not self._verified:
-                self._verify()
+                self._verification = self._verification or self._verify()
+                next(self._verification, None)
                 return False
             return self._copy_slice()
         except Exception as error:
@@ -203,19 +212,18 @@ class Regranularization:
         self._forget(reached=1.0)
         return executors
 
-    def _verify(self) -> None:
-        """Run the same two tokens through both plans: first send them, then compare."""
-        if self._old_probe is None:
-            self._old_probe = self._old[0].probe()
-            for new in self._new:
-                new.probe = new.executor.probe()
-            return
-        expected = np.asarray(self._old_probe)
+    def _verify(self) -> Iterator[None]:
+        """Run the probe through the new plan, some of it between two steps, and compare it with
+        what the old one gives; then count the pages."""
+        if self.expected is None:
+            old = self._old[0].pieces
+            self.expected = yield from run_probe(self._programs, self._compiler, old)
         for number, new in enumerate(self._new, start=1):
-            _compare_probe(number, expected, np.asarray(new.probe))
-            new.probe = None
+            got = yield from run_probe(self._programs, self._compiler, new.pieces)
+            _compare_probe(number, self.expected, got)
         for new, in_use in zip(self._new, self._pages_in_use, strict=False):
             new.dirty = DirtyPages(in_use())
+            new.left = len(new.dirty)
             self._planned_bytes += len(new.dirty) * new.pages.page_bytes
         self._verified = True
 
@@ -229,9 +237,11 @@ class Regranularization:
                 continue
             # What a step writes is dirty again after the next one: it is left for the switch.
             written, dirty.written_last = dirty.written_last, 0
-            count = max(_SLICE_BYTES // new.pages.page_bytes, 2 * written, 1)
             if len(dirty) > written:
                 ready = False
+                new.slices = 2 * new.slices if len(dirty) > new.left else 1
+                new.left = len(dirty)
+                count = new.slices * max(_SLICE_BYTES // new.pages.page_bytes, 1)
                 self._copy(new, dirty.take(min(count, len(dirty) - written)))
         self._rounds += 1
         return ready and all(new.pages.arrived for new in self._new)
@@ -259,7 +269,7 @@ class Regranularization:
     def _forget(self, reached: float) -> None:
         """Let go of both plans' arrays; there will be no more progress."""
         self._reached = reached
-        self._new, self._old, self._old_probe = [], [], None
+        self._new, self._old, self._verification = [], [], None
         self._pages_in_use = ()
 
     def _enter(self, state: SwitchState) -> None:
@@ -282,11 +292,12 @@ class Regranularization:
 
     def _prepare(self) -> None:
         try:
-            self._enter("compiling")
-            self._compile()
-            self._enter("copying")
-            new = [self._prepared(index) for index in range(len(self._shapes))]
-            self._new = new
+            with background_work():
+                self._enter("compiling")
+                self._compile()
+                self._enter("copying")
+                new = [self._prepared(index) for index in range(len(self._shapes))]
+                self._new = new
         except Exception as error:
             logger.debug("preparing a regranularization failed", exc_info=True)
             self._error = str(error) or repr(error)
@@ -304,7 +315,7 @@ class Regranularization:
                 self._check_wanted()
                 if job.error is not None:
                     raise RegranularizationError(f"a program did not compile: {job.error}")
-                self._compiled = job.done / max(job.total, 1)
+                self._compiled = job.progress
                 time.sleep(_POLL_SECONDS)
         finally:
             job.cancel()
@@ -354,8 +365,8 @@ class Regranularization:
                 self._bytes["parameters"] += crossed
                 self._planned_bytes += crossed
                 if isinstance(source, Granule):
-                    zeros = self._compiler.get(("zeros", source.depth, target.key))
-                    granule = Granule(target, source.depth, params, zeros())
+                    new_kv_pages = self._compiler.get(("new pages", source.depth, target.key))
+                    granule = Granule(target, source.depth, params, new_kv_pages())
                     arrived.append(granule)
                     moves.append(GranuleMove(source, granule))
                 else:

@@ -6,7 +6,7 @@ changes, a piece goes through the host, which puts it together and splits it ane
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from fjx.models.granules import WHOLE, Params
 from fjx.models.split import TensorSpec
+from fjx.pipeline.background import aligned_copy, copy_to_device
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.pieces import piece_tensors, place_piece
 from fjx.pipeline.placement import Placement
@@ -34,7 +35,9 @@ def move_params(
     partitions = programs.partitions(piece)
     if source.degree == target.degree:
         moved = jax.tree.map(
-            lambda partition, leaf: _send(leaf, partition, source, target), partitions, params
+            lambda partition, leaf: _send(leaf, partition, source, target, copy_to_device),
+            partitions,
+            params,
         )
     else:
         moved = place_piece(
@@ -56,13 +59,20 @@ def params_crossing(programs: Programs, piece: str, source: Placement, target: P
     return sum(jax.tree.leaves(crossed))
 
 
-def _send(leaf: Any, partition: Any, source: Placement, target: Placement) -> Any:
+def _send(
+    leaf: Any,
+    partition: Any,
+    source: Placement,
+    target: Placement,
+    send: Callable[[Any, jax.Device], Any] = jax.device_put,
+) -> Any:
     """An array on another mesh of the same degree; what a device has already is not sent."""
     parts = source.parts(leaf)
     if partition == WHOLE:
         held = dict(zip(source.devices, parts, strict=True))
         parts = [held.get(device, parts[0]) for device in target.devices]
-    sent = [jax.device_put(part, d) for part, d in zip(parts, target.devices, strict=True)]
+    pairs = zip(parts, target.devices, strict=True)
+    sent = [part if part.device == to else send(part, to) for part, to in pairs]
     return target.assemble(sent, partition)
 
 
@@ -80,7 +90,7 @@ def _resplit(
         whole = spec.whole([each[name] for each in tensors])
         shards = spec.shards(whole, programs.dtype, target.degree)
         # A view would keep the old array's memory alive.
-        return [shard if shard.base is None else shard.copy() for shard in shards]
+        return [aligned_copy(shard) for shard in shards]
 
     return {name: split(name, spec) for name, spec in programs.tensors(piece).items()}
 

@@ -1,0 +1,81 @@
+"""Work beside the steps that shall not slow them down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+_NICENESS = 5
+_SWITCH_SECONDS = 0.0005
+_ALIGNMENT = 64  # bytes; what XLA asks of memory on a CPU that it shall use in place
+
+
+@contextlib.contextmanager
+def background_work() -> Iterator[None]:
+    """Around all that a thread beside the engine's does.
+
+    The thread, and those that it starts, let others run first, but not by much: where it holds the
+    interpreter, the engine waits for it to get a processor. And the interpreter changes hands
+    sooner than usual, because a step asks for it many times.
+    """
+    if sys.platform == "linux":  # elsewhere, priority belongs to the process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    _interval.shorten()
+    try:
+        yield
+    finally:
+        _interval.restore()
+
+
+class _SwitchInterval:
+    """The interpreter's switch interval, shorter while anybody wants it so."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._usual = 0.0
+
+    def shorten(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._usual, _SWITCH_SECONDS))
+            self._users += 1
+
+    def restore(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                sys.setswitchinterval(self._usual)
+
+
+_interval = _SwitchInterval()
+
+
+def copy_to_device(array: Any, device: jax.Device) -> Any:
+    """A copy of an array on a device.
+
+    On a CPU the calling thread copies, at its own priority: XLA's threads would take the time of
+    the steps.
+    """
+    if device.platform != "cpu":
+        return jax.device_put(array, device)
+    return jax.device_put(aligned_copy(np.asarray(array)), device)
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A copy in memory that XLA uses in place on a CPU."""
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[begin : begin + array.nbytes]
+    # As bytes: copying them lets other threads have the interpreter, whatever the type.
+    np.copyto(copy, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return copy.view(array.dtype).reshape(array.shape)

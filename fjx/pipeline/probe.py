@@ -1,0 +1,65 @@
+"""A step that belongs to no request: what two plans must agree on before one follows the other."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import jax
+import numpy as np
+
+from fjx.pipeline.batch import StepLayout
+from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.pieces import Pieces
+from fjx.pipeline.programs import Programs
+
+
+def run_probe(
+    programs: Programs, compiler: Compiler, pieces: Pieces
+) -> Generator[None, None, np.ndarray]:
+    """Run two tokens through all pieces.
+
+    It sends one granule after another and yields in between, so that it can be spread over the gaps
+    between steps. It writes page 0 alone, which is never handed out. Only the thread that
+    dispatches steps may run it.
+
+    Returns:
+        The logits after the second token, [V].
+    """
+    limits = programs.limits
+    layout = limits.layout(limits.row_buckets[0])
+    T, packed = layout.rows, _two_tokens(layout)
+    x: Any = np.zeros(limits.max_num_seqs + 1, np.int32)  # what the embedding takes: no last tokens
+    step: Any = None
+    for shape in pieces.shapes:
+        at = shape.placement
+        x = jax.device_put(x, at.whole)
+        if shape.first:
+            x, step = compiler.get(("embed", T, at.key))(pieces.embed.params, x, packed)
+        else:
+            step = compiler.get(("step", T, at.key))(packed)
+        for index in shape.granules:
+            granule = pieces.granules[index]
+            program = compiler.get(("granule", granule.depth, T, at.key))
+            x, granule.kv_pages = program([*granule.arrays, x, granule.kv_pages, step])
+            yield
+    last = pieces.shapes[-1].placement.key
+    x, _ = compiler.get(("select", T, last))(x, step)
+    head = compiler.get(("head", limits.sample_buckets[0], last))
+    logits = head(pieces.head.params, x)
+    yield
+    return np.asarray(logits)[0]
+
+
+def _two_tokens(layout: StepLayout) -> np.ndarray:
+    packed = np.zeros(layout.size, np.int32)
+    step = layout.split(packed)
+    step.tokens[:2] = 0, 1
+    step.token_slot[:] = -1
+    step.rows.positions[:2] = 0, 1
+    step.rows.request_of[2:] = -1
+    step.rows.query_start[1:] = 2
+    step.rows.context_len[0] = 2
+    step.sample_rows[:] = 1
+    step.sample_slots[:] = layout.slots
+    return packed
