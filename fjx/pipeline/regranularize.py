@@ -30,6 +30,7 @@ from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.pieces import Pieces, granule_places, stage_shapes
+from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
 from fjx.pipeline.transfer import GranuleMove, PageMover, move_params, params_crossing
@@ -335,12 +336,7 @@ class Regranularization:
         moves: list[GranuleMove] = []
         for number, (piece, target) in enumerate(zip(self._programs.pieces, places, strict=True)):
             self._check_wanted()
-            source = min(
-                (_held(pieces, number) for pieces in sources),
-                key=lambda held, piece=piece, to=target: params_crossing(
-                    self._programs, piece, held.placement, to
-                ),
-            )
+            source = self._nearest([_held(pieces, number) for pieces in sources], piece, target)
             if inherits and source.placement == target:
                 arrived.append(source)
             else:
@@ -363,6 +359,16 @@ class Regranularization:
             Executor(self._programs, self._compiler, pieces),
             PageMover(moves if inherits else [], self._compiler),
         )
+
+    def _nearest(
+        self, held: Sequence[End | Granule], piece: str, target: Placement
+    ) -> End | Granule:
+        """The copy of a piece from which the fewest bytes cross."""
+
+        def crossing(source: End | Granule) -> int:
+            return params_crossing(self._programs, piece, source.placement, target)
+
+        return min(held, key=crossing)
 
 
 def _without_stayers(
