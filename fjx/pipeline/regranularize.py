@@ -31,6 +31,7 @@ from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.pieces import Pieces, granule_places, piece_places, stage_shapes
+from fjx.pipeline.placement import Placement
 from fjx.pipeline.probe import run_probe
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
@@ -350,12 +351,7 @@ class Regranularization:
             self._programs.pieces, piece_places(shapes), held, strict=True
         ):
             self._check_wanted()
-            source = min(
-                candidates,
-                key=lambda held, piece=piece, to=target: params_crossing(
-                    self._programs, piece, held.placement, to
-                ),
-            )
+            source = self._nearest(candidates, piece, target)
             if inherits and source.placement == target:
                 arrived.append(source)
             else:
@@ -378,6 +374,16 @@ class Regranularization:
             Executor(self._programs, self._compiler, pieces),
             PageMover(moves if inherits else [], self._compiler),
         )
+
+    def _nearest(
+        self, held: Sequence[End | Granule], piece: str, target: Placement
+    ) -> End | Granule:
+        """The copy of a piece from which the fewest bytes cross."""
+
+        def crossing(source: End | Granule) -> int:
+            return params_crossing(self._programs, piece, source.placement, target)
+
+        return min(held, key=crossing)
 
 
 def _without_stayers(

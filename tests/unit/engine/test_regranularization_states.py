@@ -86,9 +86,12 @@ class PlanChanges(RuleBasedStateMachine):
         self.ended: set[Request] = set()
         self.cancelled: set[Request] = set()
 
-    @rule(prompt=PROMPTS, kind=st.integers(0, 99))
-    def add(self, prompt: tuple[int, ...], kind: int) -> None:
-        params = self.sampling[kind % len(self.sampling)]
+    @rule(prompts=st.lists(PROMPTS, min_size=1, max_size=4), kind=st.integers(0, 99))
+    def add(self, prompts: list[tuple[int, ...]], kind: int) -> None:
+        for number, prompt in enumerate(prompts, start=kind):
+            self.add_one(prompt, self.sampling[number % len(self.sampling)])
+
+    def add_one(self, prompt: tuple[int, ...], params: SamplingParams) -> None:
         for request in self.engine.add(str(len(self.asked)), list(prompt), params):
             seed = None if params.seed is None else params.seed + request.index
             alone = dataclasses.replace(params, n=1, seed=seed)
@@ -109,7 +112,7 @@ class PlanChanges(RuleBasedStateMachine):
 
     # How far a change of plan is depends on a thread, so what is drawn must not depend on it.
 
-    @rule(number=st.integers(0, 99), steps_to_abort=st.sampled_from([None, None, 0, 2]))
+    @rule(number=st.integers(0, 99), steps_to_abort=st.sampled_from([None] * 4 + [0, 2]))
     def begin(self, number: int, steps_to_abort: int | None) -> None:
         target = TARGETS[self.targets[number % len(self.targets)]]
         # A number keeps the replicas, for which there may be too few devices.
@@ -122,16 +125,14 @@ class PlanChanges(RuleBasedStateMachine):
         self.engine.regranularize(target)
         if steps_to_abort is not None:
             self.step(steps_to_abort)
-            self.abort_change()
+            self.engine.plans.abort("the test wants it")
 
-    @rule(steps=st.integers(0, 3))
-    def wait_until_prepared(self, steps: int) -> None:
+    @rule(steps=st.integers(0, 6), then_abort=st.sampled_from([False, False, False, True]))
+    def wait_until_prepared(self, steps: int, then_abort: bool) -> None:
         self.engine.plans.wait(PATIENCE)
         self.step(steps)
-
-    @rule()
-    def abort_change(self) -> None:
-        self.engine.plans.abort("the test wants it")
+        if then_abort:
+            self.engine.plans.abort("the test wants it")
 
     @invariant()
     def no_request_is_lost(self) -> None:
@@ -172,7 +173,7 @@ class TensorPlanChanges(PlanChanges):
 
 
 MACHINE = settings(
-    max_examples=15,
+    max_examples=20,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

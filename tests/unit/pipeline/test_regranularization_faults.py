@@ -323,6 +323,36 @@ def test_abort_while_pages_are_copied(
     assert_next_change_succeeds(engine, target)
 
 
+def test_abort_comes_too_late_when_the_switch_has_begun(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = PageMover.wait
+
+    def abort_and_wait(self: PageMover) -> None:
+        abort(engine)
+        wait(self)
+
+    served = Served(engine, MIXED)
+    served.step(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(PageMover, "wait", abort_and_wait)
+        record = change_while(served, TARGET)
+    assert (record.state, record.error, record.progress) == ("done", None, 1.0)
+    assert_right(served.finish())
+    assert engine.plans.deployment == Deployment((TARGET,))
+
+
+def change_while(served: Served, target: Any) -> SwitchRecord:
+    """Change the plan while requests are served."""
+    served.engine.regranularize(target)
+    served.engine.plans.wait(PATIENCE)
+    while served.engine.plans.active:
+        served.step()
+    record = served.engine.plans.status().last
+    assert record is not None
+    return record
+
+
 def test_abort_without_a_change_says_so(engine: Engine) -> None:
     assert not engine.plans.abort("nothing to abort")
 
