@@ -61,7 +61,9 @@ class Engine:
         self.max_model_len = limits.max_model_len
         self.replicas = [self._new_replica(executor) for executor in executors]
         self.autopilot = autopilot
-        self.plans = PlanChanges(Deployment(tuple(each.plan for each in executors)), planner)
+        self.plans = PlanChanges(
+            Deployment(tuple(each.plan for each in executors)), planner, executors[0].compiler
+        )
         self._end_tokens = frozenset(tokenizer.eos_token_ids)
         self._seeds = np.random.default_rng(config.seed)
         self._requests: dict[str, list[Request]] = {}

@@ -12,6 +12,7 @@ import numpy as np
 from fjx.errors import RegranularizationBusyError
 from fjx.outputs import PlanStats, PlanStatus, SwitchRecord
 from fjx.pipeline.admission import check_fits
+from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import Planner, PlanTarget
@@ -24,9 +25,10 @@ logger = logging.getLogger(__name__)
 class PlanChanges:
     """Owns the deployment that serves and the change that is under way."""
 
-    def __init__(self, deployment: Deployment, planner: Planner) -> None:
+    def __init__(self, deployment: Deployment, planner: Planner, compiler: Compiler) -> None:
         self.deployment = deployment
         self.planner = planner
+        self._compiler = compiler
         self._devices: Mapping[Device, jax.Device] = live_devices()
         self._running: Regranularization | None = None
         self._last: SwitchRecord | None = None
@@ -73,6 +75,7 @@ class PlanChanges:
             self._devices,
             self._expected,
         )
+        self._compiler.hold_background(True)
         change.start()
         self._running = change
         logger.info("regranularization %d begins (%s)", self._number, reason)
@@ -148,6 +151,7 @@ class PlanChanges:
         self._expected = self._running.expected
         self._last = record = self._running.record()
         self._running = None
+        self._compiler.hold_background(False)
         self._outcomes[record.state] += 1
         self._seconds.update(record.seconds)
         self._moved.update(

@@ -99,6 +99,8 @@ class Compiler:
         self._lock = threading.Lock()
         self._threads = threads
         self._jobs: list[CompileJob] = []
+        self._urgent: list[CompileJob] = []
+        self._held = False
         self._worker: threading.Thread | None = None
         if cache_dir is not None:
             _use_persistent_cache(cache_dir)
@@ -123,25 +125,30 @@ class Compiler:
         if specs is None:
             specs = [spec for spec in self._specs.values() if spec.background]
         job = CompileJob(specs)
-        self._begin(job)
+        self._begin(self._jobs, job)
         return job
 
     def compile_later(self, specs: Iterable[ProgramSpec]) -> CompileJob:
         """Begin to compile programs that the engine will need, before all others."""
         job = CompileJob(specs)
-        self._begin(job, first=True)
+        self._begin(self._urgent, job)
         return job
 
+    def hold_background(self, held: bool) -> None:
+        """Let programs that the engine can do without wait, or go on with them."""
+        self._held = held
+        self._begin(self._jobs)
+
     def wait_background(self) -> None:
-        """Wait until nothing is being compiled in the background."""
+        """Wait until nothing is being compiled in the background, what is held left out."""
         worker = self._worker
         if worker is not None:
             worker.join()
 
-    def _begin(self, job: CompileJob, first: bool = False) -> None:
+    def _begin(self, queue: list[CompileJob], *jobs: CompileJob) -> None:
         with self._lock:
-            self._jobs.insert(0 if first else len(self._jobs), job)
-            if self._worker is not None:
+            queue += jobs
+            if self._worker is not None or not self._queue():
                 return
             # Not a daemon, whichever thread begins it: the interpreter must wait for XLA's
             # compiler, which aborts if JAX is torn down around it.
@@ -170,15 +177,20 @@ class Compiler:
                 logger.exception("could not compile %s; serving goes on without it", spec.key)
                 job.error = error
 
+    def _queue(self) -> list[CompileJob]:
+        """The jobs whose turn it is."""
+        return self._urgent or ([] if self._held else self._jobs)
+
     def _next(self) -> tuple[CompileJob, ProgramSpec] | None:
         """What to compile next; None: nothing is left, or the interpreter ends, and so must the
         thread."""
         while True:
             with self._lock:
-                if not self._jobs:
+                queue = self._queue()
+                if not queue:
                     self._worker = None
                     return None
-                job = self._jobs[0]
+                job = queue[0]
             if not threading.main_thread().is_alive():
                 # Whoever waits for a job must learn that it will never be finished.
                 job.error = RuntimeError("the interpreter ends")
@@ -190,7 +202,7 @@ class Compiler:
             if spec is not None:
                 return job, spec
             with self._lock:
-                self._jobs.remove(job)
+                queue.remove(job)
 
     def compile_all(self, place: Place = "warmup", progress: bool = True) -> None:
         """Compile every program that the engine needs and that is not there yet, with a progress

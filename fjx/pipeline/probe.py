@@ -8,10 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from fjx.errors import RegranularizationError
 from fjx.pipeline.batch import StepLayout
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.pieces import Pieces
 from fjx.pipeline.programs import Programs
+
+_TOLERANCE = 0.02
+"""Largest difference of two plans' logits, relative to the largest logit. Another tensor degree
+sums in another order."""
 
 
 def run_probe(
@@ -48,7 +53,27 @@ def run_probe(
     head = compiler.get(("head", limits.sample_buckets[0], last))
     logits = head(pieces.head.params, x)
     yield
-    return np.asarray(logits)[0]
+    first: np.ndarray = np.asarray(logits)[0]
+    return first
+
+
+def compare_logits(number: int, expected: np.ndarray, got: np.ndarray) -> None:
+    """Check what a replica of the new plan gave for the probe.
+
+    Raises:
+        RegranularizationError: the new plan does not compute what the old one does.
+    """
+    if not np.isfinite(got).all():
+        raise RegranularizationError(
+            f"replica {number} of the new plan gave logits that are not finite in its test step"
+        )
+    limit = _TOLERANCE * float(np.abs(expected).max())
+    off = float(np.abs(got - expected).max())
+    if off > limit:
+        raise RegranularizationError(
+            f"replica {number} of the new plan gave other logits in its test step: off by "
+            f"{off:.3g}, at most {limit:.3g} is expected"
+        )
 
 
 def _two_tokens(layout: StepLayout) -> np.ndarray:

@@ -32,7 +32,7 @@ from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.pieces import Pieces, granule_places, piece_places, stage_shapes
 from fjx.pipeline.placement import Placement
-from fjx.pipeline.probe import run_probe
+from fjx.pipeline.probe import compare_logits, run_probe
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
 from fjx.pipeline.transfer import GranuleMove, PageMover, move_params, params_crossing
@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 _SLICE_BYTES = 4 << 20
 """KV pages that are copied between two steps; more, while the dirty ones do not become fewer."""
-_PROBE_TOLERANCE = 0.02
-"""Largest difference of the two plans' logits of the probe, relative to the largest logit. Another
-tensor degree sums in another order."""
 _POLL_SECONDS = 0.002
 
 
@@ -221,7 +218,7 @@ class Regranularization:
             self.expected = yield from run_probe(self._programs, self._compiler, old)
         for number, new in enumerate(self._new, start=1):
             got = yield from run_probe(self._programs, self._compiler, new.pieces)
-            _compare_probe(number, self.expected, got)
+            compare_logits(number, self.expected, got)
         for new, in_use in zip(self._new, self._pages_in_use, strict=False):
             new.dirty = DirtyPages(in_use())
             new.left = len(new.dirty)
@@ -394,21 +391,3 @@ def _without_stayers(
     for shape in shapes:
         if not places or any(places[granule] != shape.placement for granule in shape.granules):
             yield shape
-
-
-def _compare_probe(number: int, expected: np.ndarray, got: np.ndarray) -> None:
-    """
-    Raises:
-        RegranularizationError: the new plan does not compute what the old one does.
-    """
-    if not np.isfinite(got).all():
-        raise RegranularizationError(
-            f"replica {number} of the new plan gave logits that are not finite in its test step"
-        )
-    limit = _PROBE_TOLERANCE * float(np.abs(expected).max())
-    off = float(np.abs(got - expected).max())
-    if off > limit:
-        raise RegranularizationError(
-            f"replica {number} of the new plan gave other logits in its test step: off by "
-            f"{off:.3g}, at most {limit:.3g} is expected"
-        )

@@ -19,7 +19,7 @@ import jax
 from fjx.engine.engine import Engine
 from fjx.engine.request import Request
 from fjx.outputs import PositionLogprobs, SwitchRecord
-from fjx.pipeline import compiler
+from fjx.pipeline import background
 from fjx.pipeline.compiler import Compiler
 from fjx.sampling_params import SamplingParams
 from fjx.sharding.plan import Deployment, Plan, Stage
@@ -132,7 +132,7 @@ def programs(dtype: str, kv_heads: int, **sizes: Any) -> Compiler:
     """The programs of all engines of one type and sizes."""
     # Tests wait for what is compiled in the background; where others use the machine, a thread of
     # low priority would hardly get on.
-    compiler._BACKGROUND_NICENESS = 0
+    background._NICENESS = 0
     return Compiler(cache_dir=None)
 
 

@@ -118,7 +118,7 @@ def test_regranularization_that_drops_a_replica_computes_its_requests_again(
     engine: Engine,
 ) -> None:
     change(engine, PLAIN_TARGETS["2 replicas"])
-    params = SamplingParams(seed=3, n=3, max_tokens=30, ignore_eos=True)
+    params = SamplingParams(seed=3, n=3, max_tokens=90, ignore_eos=True)
     engine.add("three", [9, 8, 7], params, arrival=1.0)
     engine.add("more", [6, 5], dataclasses.replace(params, n=2), arrival=1.0)
     requests = [r for each in engine.replicas for r in each.scheduler.waiting]

@@ -234,3 +234,15 @@ begun.wait()
     )
     assert done.stdout == "ended: the interpreter ends\n", done.stderr
     assert done.returncode == 0
+
+
+def test_what_can_wait_waits_while_it_is_held_and_what_is_needed_does_not() -> None:
+    compiler = Compiler(cache_dir=None)
+    compiler.hold_background(True)
+    optional = compiler.compile_background([spec("optional")])
+    needed = compiler.compile_later([spec("needed")])
+    compiler.wait_background()
+    assert (needed.finished, optional.finished) == (True, False)
+    compiler.hold_background(False)
+    compiler.wait_background()
+    assert optional.finished

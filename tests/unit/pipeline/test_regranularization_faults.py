@@ -21,7 +21,6 @@ import fjx.pipeline.regranularize as regranularize
 from fjx.engine.engine import Engine
 from fjx.errors import MeshError, RegranularizationBusyError
 from fjx.outputs import SwitchRecord
-from fjx.pipeline.executor import Executor
 from fjx.pipeline.transfer import PageMover
 from fjx.sharding.errors import MemoryFitError
 from fjx.sharding.plan import Deployment, Device, Mesh, Plan, Stage
@@ -232,7 +231,7 @@ def test_other_logits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_probe_itself_fails(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Executor, "probe", fail_late(Executor.probe, 1))
+        patch.setattr(regranularize, "run_probe", fail_late(regranularize.run_probe, 0))
         record = attempt(engine, nothing)
     assert record.error == EXHAUSTED
     assert_next_change_succeeds(engine)
