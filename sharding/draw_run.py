@@ -10,7 +10,8 @@ the run. Its keys:
 - ``switches``: the changes of plan. Each has ``label`` ("1->2"), ``begin``, ``state`` ("done" or
   "aborted") and ``phases``: pairs of a state ("compiling", "copying", "switching") and its seconds.
 - ``first_tokens``: for each request, when its first token came, and its TTFT.
-- ``gaps``: inter-token latencies by bucket of time: begin, median, 95th percentile, largest.
+- ``gaps``: inter-token latencies by bucket of time: its begin and end, median, 95th percentile,
+  largest.
 - ``load``: when, how many requests were running, how many waiting.
 - ``devices``: the devices to show, as keys (may be left out: all that a plan uses).
 """
@@ -199,7 +200,7 @@ class _Drawing:
     def _latency(self, top: float) -> None:
         record = self.record
         values = [seconds for _, seconds in record["first_tokens"]]
-        values += [value for _, *of_bucket in record["gaps"] for value in of_bucket]
+        values += [value for _, _, *of_bucket in record["gaps"] for value in of_bucket]
         low, high = _decades(values)
         bottom = top + _LATENCY_HEIGHT
 
@@ -209,9 +210,7 @@ class _Drawing:
 
         for decade in range(low, high + 1):
             self._grid(height(10.0**decade), format_seconds(10.0**decade))
-        begins = [bucket[0] for bucket in record["gaps"]]
-        for bucket, end in zip(record["gaps"], [*begins[1:], record["seconds"]], strict=True):
-            begin, median, high_share, largest = bucket
+        for begin, end, median, high_share, largest in record["gaps"]:
             title = (
                 f"median {format_seconds(median)}, 95th percentile {format_seconds(high_share)}, "
                 f"largest {format_seconds(largest)}"

@@ -73,7 +73,7 @@ def _note(records: Sequence[SwitchRecord]) -> str:
 
 
 def _buckets(gaps: Sequence[Gap], begin: float, seconds: float) -> list[tuple[float, ...]]:
-    """Begin, median, 95th percentile and largest gap of equal parts of the run; empty parts are
+    """Begin, end, median, 95th percentile and largest gap of equal parts of the run; empty ones are
     left out."""
     width = seconds / _BUCKETS
     parts: dict[int, list[float]] = {}
@@ -82,6 +82,7 @@ def _buckets(gaps: Sequence[Gap], begin: float, seconds: float) -> list[tuple[fl
     return [
         (
             round(number * width, 4),
+            round((number + 1) * width, 4),
             *(round(float(value), 5) for value in np.percentile(parts[number], (50, 95, 100))),
         )
         for number in sorted(parts)
