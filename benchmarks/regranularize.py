@@ -50,6 +50,8 @@ MOST_ROWS = 64
 def main() -> None:
     """Measure and print."""
     options = parse_options()
+    for path in filter(None, (options.output, options.picture)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     config = EngineConfig(
         model=options.model,
         dtype=options.dtype,
@@ -110,7 +112,7 @@ def parse_options() -> argparse.Namespace:
     add("--only", nargs="+", choices=PARTS, default=list(PARTS))
     add("--trace", type=Path, default=DATA / "traces" / "azure_llm_2023_conv.csv")
     add("--prompts", type=Path, default=DATA / "prompts", help="folder with the prompt files")
-    add("--time-scale", type=float, default=4.0, help="seconds for each second of the trace [4]")
+    add("--time-scale", type=float, default=2.0, help="seconds for each second of the trace [2]")
     add("--length-scale", type=float, default=0.25, help="of the trace's lengths [0.25]")
     add("--seed", type=int, default=0)
     add("--output", type=Path, help="also write the result to this file")

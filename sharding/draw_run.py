@@ -219,7 +219,8 @@ class _Drawing:
             colored = ((largest, _LARGEST), (high_share, KV), (median, TIME))
             for seconds, color in colored:
                 y = height(seconds)
-                self.canvas.rect(x, y - 1, max(right - x, 1), 2, color, title=title)
+                shown = title if color == TIME else ""
+                self.canvas.rect(x, y - 1, max(right - x, 1), 2, color, title=shown)
         for at, seconds in record["first_tokens"]:
             title = f"first token after {format_seconds(seconds)}"
             self._dot(self._x(at), height(seconds), PARAMETERS, title)
@@ -237,7 +238,8 @@ class _Drawing:
                 (self._x(sample[0]), bottom - _LOAD_HEIGHT * sample[column] / most)
                 for sample in load
             ]
-            for (x, y), (to_x, to_y) in itertools.pairwise(points):
+            changes = [b for a, b in itertools.pairwise(points) if a[1] != b[1]]
+            for (x, y), (to_x, to_y) in itertools.pairwise([*points[:1], *changes, *points[-1:]]):
                 self.canvas.line(x, y, to_x, y, color, 1.2)
                 if to_y != y:
                     self.canvas.line(to_x, y, to_x, to_y, color, 1.2)
