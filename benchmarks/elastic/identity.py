@@ -61,38 +61,18 @@ def compare_with_unchanged(
     at_once = [replace(request, arrival=0.0, cancel_after=None) for request in requests]
     reference = serve(unchanged, at_once, (), "Unchanged")
     unchanged.check_idle()
-    records = [change.record for change in run.changes if change.record is not None]
-    compiles = {
-        place: after.compiles.get(place, 0) - before.compiles.get(place, 0)
-        for place in ("hot_path", "background", "warmup")
-    }
     result = {
         "workload": about,
         "first_visit": visited,
         "run_seconds": run.end - run.begin,
         "unchanged_seconds": reference.end - reference.begin,
         **asdict(compare(requests, run.streams, reference.streams)),
-        "compiles_during_run": compiles,
+        "hot_path_compiles": after.compiles.get("hot_path", 0),
+        "compiles_during_run": sum(after.compiles.values()) - sum(before.compiles.values()),
         "preemptions": after.num_preemptions,
         "prompt_tokens_cached": after.prefix_cache_hits,
-        "changes_done": sum(record.state == "done" for record in records),
-        "changes_aborted": sum(record.state == "aborted" for record in records),
-        "changes_with_requests_in_flight": sum(change.running > 0 for change in run.changes),
-        "bytes_as_planned": all(
-            record.moved_bytes == record.planned_bytes + record.dirty_bytes for record in records
-        ),
-        **distribution("pause", [r.pause_seconds for r in records if r.pause_seconds], (100.0,)),
         **latencies(requests, run),
-        "changes": [
-            {
-                "at_second": change.clock.asked - run.begin,
-                "running": change.running,
-                "waiting": change.waiting,
-                **describe(change.record),
-            }
-            for change in run.changes
-            if change.record is not None
-        ],
+        **changes(run),
     }
     return result, run_record(engine_config.model, requests, first_plan, run)
 
@@ -113,6 +93,31 @@ def compare(
     return Comparison(compared, wrong, requests_wrong, lost)
 
 
+def changes(run: Run) -> dict[str, Any]:
+    """The changes one by one, and what they have in common."""
+    ended = [(change, change.record) for change in run.changes if change.record is not None]
+    records = [record for _, record in ended]
+    pauses = [record.pause_seconds for record in records if record.pause_seconds is not None]
+    return {
+        "changes_done": sum(record.state == "done" for record in records),
+        "changes_aborted": sum(record.state == "aborted" for record in records),
+        "changes_with_requests_in_flight": sum(change.running > 0 for change, _ in ended),
+        "bytes_as_planned": all(
+            record.moved_bytes == record.planned_bytes + record.dirty_bytes for record in records
+        ),
+        **distribution("pause", pauses, (100.0,)),
+        "changes": [
+            {
+                "at_second": change.clock.asked - run.begin,
+                "running": change.running,
+                "waiting": change.waiting,
+                **describe(record),
+            }
+            for change, record in ended
+        ],
+    }
+
+
 def latencies(requests: Sequence[StreamedRequest], run: Run) -> dict[str, float | None]:
     """TTFT and inter-token latency, over the whole run and over what a change touched."""
     first = [
@@ -126,7 +131,8 @@ def latencies(requests: Sequence[StreamedRequest], run: Run) -> dict[str, float 
         for change in run.changes
         if change.record is not None
     ]
-    during, between = [], []
+    during: list[float] = []
+    between: list[float] = []
     for gap in gaps:
         touched = any(gap.end > begin and gap.begin < end for begin, end in spans)
         (during if touched else between).append(gap.seconds)
