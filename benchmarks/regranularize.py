@@ -70,34 +70,46 @@ def main() -> None:
         "max_num_seqs": RUNNING,
         "max_num_batched_tokens": MOST_ROWS,
     }
-    if "planner" in options.only:
-        result["planner"] = planner_time()
-    if "identity" in options.only:
-        requests_of = partial(
-            trace_requests,
-            options.trace,
-            options.prompts,
-            count=options.requests,
-            time_scale=options.time_scale,
-            length_scale=options.length_scale,
-            seed=options.seed,
-        )
-        result["identity"], record = compare_with_unchanged(config, requests_of, options.switches)
-        if options.picture is not None:
-            options.picture.write_text(run_svg(record), encoding="utf-8")
-        if options.output is not None:
-            beside = options.output.with_name(f"{options.output.stem}_run.json")
-            beside.write_text(json.dumps(record) + "\n")
-    if "pause" in options.only:
-        result["pause"] = measure_pauses(config, options.repeats)
-    if "baseline" in options.only:
-        result["baseline"] = measure_restarts(config, options.repeats)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "planner": planner_time,
+        "identity": partial(identity, config, options),
+        "pause": partial(measure_pauses, config, options.repeats),
+        "baseline": partial(measure_restarts, config, options.repeats),
+    }
+    for name, measure in parts.items():
+        if name in options.only:
+            result[name] = measure()
+            write(options.output, result)  # a part that fails later does not cost the others
     if "pause" in result and "baseline" in result:
         result["baseline_to_pause"] = ratios(result["pause"], result["baseline"])
-    encoded = json.dumps(result, indent=2)
-    print(encoded)
+    write(options.output, result)
+    print(json.dumps(result, indent=2))
+
+
+def identity(config: EngineConfig, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, draw the picture, and write the run record."""
+    requests_of = partial(
+        trace_requests,
+        options.trace,
+        options.prompts,
+        count=options.requests,
+        time_scale=options.time_scale,
+        length_scale=options.length_scale,
+        seed=options.seed,
+    )
+    result, record = compare_with_unchanged(config, requests_of, options.switches)
+    if options.picture is not None:
+        options.picture.write_text(run_svg(record), encoding="utf-8")
     if options.output is not None:
-        options.output.write_text(encoded + "\n")
+        beside = options.output.with_name(f"{options.output.stem}_run.json")
+        beside.write_text(json.dumps(record) + "\n")
+    return result
+
+
+def write(output: Path | None, result: dict[str, Any]) -> None:
+    """Write what is there so far."""
+    if output is not None:
+        output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def parse_options() -> argparse.Namespace:
