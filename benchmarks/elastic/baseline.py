@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import statistics
 import time
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from elastic.decoding import CONTEXT, RUNNING, begin_decoding, dispersion, steady_gaps
@@ -28,27 +30,20 @@ def measure_restarts(engine_config: EngineConfig, repeats: int) -> dict[str, Any
     """Each change of the ladder by starting anew in the same process.
 
     Python, JAX and the kernels are loaded already, and all programs come from the persistent cache:
-    one round goes before the measured ones.
+    one round, which may compile, goes before the measured ones.
     """
-    config = replace(engine_config, enable_prefix_caching=False)
     measured: dict[str, dict[str, list[dict[str, float]]]] = {}
-    with tqdm(total=len(WAYS) * (repeats + 1) * len(MESHES), desc="Restarts", unit="start") as bar:
-        for way, warmup in WAYS.items():
-            engine = _started(replace(config, mesh="single", warmup=warmup))
-            streams, before = begin_decoding(engine, seed=0), "single"
-            for repeat in range(repeats + 1):
-                for mesh in MESHES:
-                    new = replace(config, mesh=mesh, warmup=warmup)
-                    held = [engine]
-                    del engine
-                    engine, streams, figures = _restart(held, streams, new)
-                    change = f"{STAGES[before]}->{STAGES[mesh]}"
-                    if repeat:
-                        measured.setdefault(change, {}).setdefault(way, []).append(figures)
-                    before = mesh
-                    bar.update()
-            del engine
-            gc.collect()
+    rounds = [(None, True)] + [way for way in WAYS.items() for _ in range(repeats)]
+    held = [_started(replace(engine_config, mesh="single"))]
+    before = "single"
+    # It says for each program that it was not there in time, which one of the ways intends.
+    logging.getLogger("fjx.pipeline.compiler").setLevel(logging.ERROR)
+    for (way, warmup), mesh in tqdm(list(product(rounds, MESHES)), desc="Restarts"):
+        figures = _restart(held, replace(engine_config, mesh=mesh, warmup=warmup))
+        if way is not None:
+            change = f"{STAGES[before]}->{STAGES[mesh]}"
+            measured.setdefault(change, {}).setdefault(way, []).append(figures)
+        before = mesh
     return {
         "running_requests": RUNNING,
         "context_tokens": CONTEXT,
@@ -67,17 +62,18 @@ def _started(config: EngineConfig) -> Engine:
     return engine
 
 
-def _restart(
-    held: list[Engine], streams: Streams, config: EngineConfig
-) -> tuple[Engine, Streams, dict[str, float]]:
-    """Drop the engine in ``held``, and go on with its requests on a new one."""
+def _restart(held: list[Engine], config: EngineConfig) -> dict[str, float]:
+    """Let the engine in ``held`` decode, put a new one in its place, and go on with its
+    requests."""
+    streams = begin_decoding(held[0])
     steady = statistics.median(steady_gaps(held[0], streams, _STEADY_STEPS))
     prompts = _known_tokens(held[0])
     held.clear()
     gc.collect()
-    collected = time.perf_counter()
+    dropped = time.perf_counter()
     engine = _started(config)
     loaded = time.perf_counter()
+    held.append(engine)
     after = Streams()
     params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
     for id, tokens in prompts.items():
@@ -85,19 +81,15 @@ def _restart(
     while len(after.stamps) < len(prompts):
         after.step(engine)
     gaps = [after.stamps[id][0] - streams.stamps[id][-1] for id in prompts]
-    return (
-        engine,
-        after,
-        {
-            "steady_step_ms": 1e3 * steady,
-            "load_ms": 1e3 * (loaded - collected),
-            "recompute_ms": 1e3 * (max(s[0] for s in after.stamps.values()) - loaded),
-            "smallest_gap_ms": 1e3 * min(gaps),
-            "median_gap_ms": 1e3 * statistics.median(gaps),
-            "largest_gap_ms": 1e3 * max(gaps),
-            "largest_extra_gap_ms": 1e3 * (max(gaps) - steady),
-        },
-    )
+    return {
+        "steady_step_ms": 1e3 * steady,
+        "load_ms": 1e3 * (loaded - dropped),
+        "recompute_ms": 1e3 * (max(stamps[0] for stamps in after.stamps.values()) - loaded),
+        "smallest_gap_ms": 1e3 * min(gaps),
+        "median_gap_ms": 1e3 * statistics.median(gaps),
+        "largest_gap_ms": 1e3 * max(gaps),
+        "largest_extra_gap_ms": 1e3 * (max(gaps) - steady),
+    }
 
 
 def _known_tokens(engine: Engine) -> dict[str, list[int]]:

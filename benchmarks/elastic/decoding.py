@@ -13,17 +13,23 @@ from fjx.sampling_params import SamplingParams
 
 RUNNING, CONTEXT = 16, 512
 STEADY_STEPS = 40
+_PROMPT_SEED = 0
 
 
-def begin_decoding(engine: Engine, seed: int) -> Streams:
-    """Give the engine new requests, and step until all have their context and some tokens."""
+def begin_decoding(engine: Engine) -> Streams:
+    """Give the engine the requests anew, and step until all of them decode.
+
+    Their prompts are always the same and are computed once for a single token: then they are in the
+    prefix cache, and all requests begin to decode within a few steps, at about the same length.
+    """
     engine.abort_all()
-    while engine.has_work:
-        engine.step()
-    streams, source = Streams(), random.Random(seed)
-    params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
-    for i in range(RUNNING):
-        engine.add(f"decoding-{seed}-{i}", list(random_tokens(CONTEXT, source)), params)
+    for max_tokens in (1, None):
+        while engine.has_work:
+            engine.step()
+        source, streams = random.Random(_PROMPT_SEED), Streams()
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        for i in range(RUNNING):
+            engine.add(f"decoding-{i}", list(random_tokens(CONTEXT, source)), params)
     while len(streams.tokens) < RUNNING:
         streams.step(engine)
     for _ in range(3):  # the first steps still have a last chunk of prefill behind them

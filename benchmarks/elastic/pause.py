@@ -33,17 +33,15 @@ _SETTLING_STEPS = 2
 
 def measure_pauses(engine_config: EngineConfig, repeats: int) -> dict[str, Any]:
     """Each change of the ladder, so many times; back at its first plan after each round."""
-    engine = start_engine(replace(engine_config, mesh="single", enable_prefix_caching=False))
+    engine = start_engine(replace(engine_config, mesh="single"))
     visited = first_visit(engine, LADDER)
     before = engine.stats().compiles
     measured: dict[str, list[dict[str, Any]]] = {}
     with tqdm(total=repeats * len(LADDER), desc="Pauses", unit="change") as bar:
-        for repeat in range(repeats):
-            for number, target in enumerate(LADDER):
-                streams = begin_decoding(engine, seed=repeat * len(LADDER) + number)
-                one = _measure_one(engine, streams, target)
-                measured.setdefault(one["change"], []).append(one)
-                bar.update()
+        for target in LADDER * repeats:
+            one = _measure_one(engine, begin_decoding(engine), target)
+            measured.setdefault(one["change"], []).append(one)
+            bar.update()
     compiles = Counter(engine.stats().compiles) - Counter(before)
     return {
         "running_requests": RUNNING,
@@ -80,8 +78,10 @@ def _measure_one(engine: Engine, streams: Streams, target: Target) -> dict[str, 
     for gap in gaps:
         state = clock.state_of(gap, record)
         by_state[state] = max(by_state.get(state, 0.0), gap.seconds)
+    contexts = [len(request.tokens) for request in engine.scheduler.running]
     return {
         "change": change_label(record),
+        "context_tokens_at_end": [min(contexts), max(contexts)],
         "steady_step_ms": 1e3 * steady,
         "steady_step_after_ms": 1e3 * statistics.median(steady_gaps(engine, streams)),
         "largest_gap_ms": 1e3 * worst.seconds,
