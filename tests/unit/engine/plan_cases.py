@@ -30,8 +30,8 @@ NEAR_TIE = 1e-3
 PATIENCE = 120.0
 """Seconds after which preparing a change of plan counts as hanging."""
 
-GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=7, max_tokens=24, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=7, max_tokens=48, ignore_eos=True)
 PENALIZED = SamplingParams(
     temperature=0.8,
     top_p=0.9,
@@ -39,7 +39,7 @@ PENALIZED = SamplingParams(
     repetition_penalty=1.3,
     presence_penalty=0.4,
     frequency_penalty=0.2,
-    max_tokens=24,
+    max_tokens=48,
     ignore_eos=True,
 )
 SCORED = SamplingParams(temperature=0.8, top_k=20, seed=9, logprobs=3, max_tokens=16)

@@ -110,7 +110,7 @@ def assert_next_change_succeeds(engine: Engine, target: Plan = TARGET) -> None:
     if target == TARGET:
         assert_right(answers(engine, MIXED))
     else:  # another tensor degree adds in another order
-        assert [len(got.tokens) for got in answers(engine, GREEDY)] == [24] * len(GREEDY)
+        assert [len(got.tokens) for got in answers(engine, GREEDY)] == [48] * len(GREEDY)
         engine.check_idle()
 
 
