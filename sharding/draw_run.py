@@ -263,12 +263,12 @@ class _Drawing:
                     title = f"stage {number + 1} of {plan.granularity}, granules {granules}"
                     color = _stage_color(number)
                     for device in stage.mesh.devices:
-                        y = lane_of.get(device)
-                        if y is None:
+                        lane = lane_of.get(device)
+                        if lane is None:
                             continue
-                        self.canvas.rect(x, y, width, _LANE_HEIGHT - 3, color, title=title)
+                        self.canvas.rect(x, lane, width, _LANE_HEIGHT - 3, color, title=title)
                         if text_width(granules, 10) + 4 <= width:
-                            middle = y + _LANE_HEIGHT / 2 - 1.5
+                            middle = lane + _LANE_HEIGHT / 2 - 1.5
                             ink = readable_ink(color)
                             self.canvas.text(
                                 x + width / 2, middle, granules, 10, ink, anchor="middle"
