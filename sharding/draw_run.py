@@ -247,8 +247,8 @@ class _Drawing:
     def _lanes(self, top: float) -> None:
         one_host = len({device.host for device in self.devices}) == 1
         lane_of = {}
-        for lane, device in enumerate(self.devices):
-            y = top + lane * _LANE_HEIGHT
+        for number, device in enumerate(self.devices):
+            y = top + number * _LANE_HEIGHT
             lane_of[device] = y
             name = f"{device.platform}:{device.index}" if one_host else str(device)
             room = _LEFT - _MARGIN - 8
