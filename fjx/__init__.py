@@ -21,6 +21,7 @@ from fjx.outputs import (
     PositionLogprobs,
     RequestOutput,
     RequestTiming,
+    SpeculationStats,
     SwitchRecord,
     TokenLogprob,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "RequestOutput",
     "RequestTiming",
     "SamplingParams",
+    "SpeculationStats",
     "SwitchRecord",
     "TokenLogprob",
     "UserError",

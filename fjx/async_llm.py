@@ -360,6 +360,9 @@ def _output_of(
         logprobs=progress.logprobs,
         finish_reason=progress.finish_reason,
         stop_reason=None if progress.finish_reason is None else request.stop_reason,
+        steps=request.steps,
+        drafted_tokens=request.drafted_tokens,
+        accepted_tokens=request.accepted_tokens,
     )
     return RequestOutput(
         request_id=request.id,

@@ -11,6 +11,8 @@ from typing import Literal
 
 from fjx.errors import UserError
 
+LONGEST_DRAFT = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -53,6 +55,18 @@ class EngineConfig:
     batch_invariant: bool = False
     """Run every step in one shape of max_num_seqs rows, so that not even the last bit of a logit
     depends on the batch. In bfloat16 on a CPU this holds without it."""
+    drafter: str = "auto"
+    """Who proposes tokens for speculative decoding: ngram (what followed in the request's own
+    text), head (the draft head that comes with fjx for this model), a head's .safetensors file,
+    another model of the same vocabulary (named like model), auto (the head, if there is one, and
+    ngram), or off."""
+    draft_policy: str = "marginal"
+    """How long drafts are: marginal (as long as they pay, for each request), fixed:K, batch (by the
+    number of requests), confidence, faser, or off; see docs/speculation.md."""
+    max_draft_length: int = 8
+    """Longest draft of a request in one round."""
+    draft_mesh: str = "single"
+    """Devices of a draft model, like mesh."""
     mesh: str = "single"
     """Devices and stages: the name of a ready-made mesh, a mesh file, or auto: as few stages as
     the free memory of the machine's devices allows."""
@@ -85,6 +99,9 @@ class EngineConfig:
     hand)."""
 
     def __post_init__(self) -> None:
+        # It needs NumPy, for which --help does not wait.
+        from fjx.speculation.policies import policy_by_name
+
         def check(ok: bool, message: str) -> None:
             if not ok:
                 raise UserError(message)
@@ -94,6 +111,14 @@ class EngineConfig:
             "trace_steps",
         ):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check(
+            0 <= self.max_draft_length <= LONGEST_DRAFT,
+            f"max_draft_length must be in [0, {LONGEST_DRAFT}], got {self.max_draft_length}",
+        )
+        try:
+            policy_by_name(self.draft_policy)
+        except ValueError as error:
+            raise UserError(f"draft_policy: {error}") from None
         check(
             self.max_num_batched_tokens >= self.max_num_seqs,
             f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "

@@ -45,6 +45,14 @@ class CompletionOutput:
     cancelled."""
     stop_reason: int | str | None = None
     """The stop token or stop string that ended it; None for the model's end-of-sequence token."""
+    steps: int = 0
+    """Steps that brought it a token; like the counts below, in a stream the total so far."""
+    drafted_tokens: int = 0
+    """Drafted tokens that were verified; what was drafted and not verified does not count."""
+    accepted_tokens: int = 0
+    """Those among them that were its own tokens, and saved it a step each."""
+    pruned_tokens: int = 0
+    """Drafted tokens that were given up inside the verification."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,26 @@ class PlanStats:
 
 
 @dataclass(frozen=True)
+class SpeculationStats:
+    """Counters of speculation, since the start."""
+
+    drafter: str
+    policy: str
+    num_drafts: int = 0
+    """Drafts that were verified."""
+    num_draft_tokens: int = 0
+    """Drafted tokens that were verified."""
+    num_accepted_tokens: int = 0
+    """Those among them that were the requests' own tokens."""
+    num_trimmed_tokens: int = 0
+    """Tokens that were drafted and, by the policy, not verified."""
+    accepted_per_position: tuple[int, ...] = ()
+    """Accepted tokens by their place in the draft."""
+    draft_lengths: dict[int, int] = field(default_factory=dict)
+    """How often which length was verified, 0 included."""
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """A snapshot of the engine: gauges now, counters since the start."""
 
@@ -182,3 +210,5 @@ class EngineStats:
     requests_finished: dict[str, int] = field(default_factory=dict)
     """Finished requests by finish reason."""
     plan: PlanStats = field(default_factory=PlanStats)
+    speculation: SpeculationStats | None = None
+    """None: the engine never speculates."""

@@ -57,6 +57,9 @@ class SamplingParams:
     """None: no log-probabilities. k: those of the chosen token and of the k most likely ones."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    max_draft_tokens: int | None = None
+    """Longest draft for this request; 0: no speculation, None: as the engine decides. It changes
+    how fast tokens come, not which."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, expected: str) -> None:
@@ -89,6 +92,11 @@ class SamplingParams:
             len(self.logit_bias) <= MAX_LOGIT_BIAS,
             "logit_bias",
             f"at most {MAX_LOGIT_BIAS} entries",
+        )
+        check(
+            self.max_draft_tokens is None or self.max_draft_tokens >= 0,
+            "max_draft_tokens",
+            "at least 0",
         )
         check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
 

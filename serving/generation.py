@@ -13,7 +13,7 @@ from typing import TypeVar
 from fjx import CompletionOutput, EngineDeadError, RequestOutput, SamplingParams
 from fjx.serving.errors import ApiError, unavailable
 from fjx.serving.metrics import RequestMeter
-from fjx.serving.protocol import PromptTokensDetails, Usage
+from fjx.serving.protocol import CompletionTokensDetails, PromptTokensDetails, Usage
 from fjx.serving.state import ServerState
 
 logger = logging.getLogger("fjx.server")
@@ -45,13 +45,17 @@ class Tally:
     completion_tokens: int = 0
     cached_tokens: dict[str, int] = field(default_factory=dict)
     """By engine request."""
+    drafts: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    """Drafted and accepted tokens of each engine request's completions."""
 
     def add(self, output: RequestOutput) -> None:
         """Count what is new of an engine request."""
         if output.request_id not in self.cached_tokens:
             self.prompt_tokens += len(output.prompt_token_ids)
         self.cached_tokens[output.request_id] = output.num_cached_tokens
-        self.completion_tokens += sum(len(part.token_ids) for part in output.outputs)
+        for part in output.outputs:
+            self.completion_tokens += len(part.token_ids)
+            self.drafts[output.request_id, part.index] = part.drafted_tokens, part.accepted_tokens
 
     def usage(self) -> Usage:
         """The counts as the API reports them."""
@@ -62,6 +66,18 @@ class Tally:
             prompt_tokens_details=PromptTokensDetails(
                 cached_tokens=sum(self.cached_tokens.values())
             ),
+            completion_tokens_details=self._draft_details(),
+        )
+
+    def _draft_details(self) -> CompletionTokensDetails | None:
+        drafted = sum(drafted for drafted, _ in self.drafts.values())
+        accepted = sum(accepted for _, accepted in self.drafts.values())
+        if drafted == 0:
+            return None
+        return CompletionTokensDetails(
+            accepted_prediction_tokens=accepted,
+            rejected_prediction_tokens=drafted - accepted,
+            drafted_tokens=drafted,
         )
 
 
@@ -116,6 +132,9 @@ async def collect(state: ServerState, job: Job, tally: Tally) -> list[Completion
             completion.finish_reason = part.finish_reason or completion.finish_reason
             if part.stop_reason is not None:
                 completion.stop_reason = part.stop_reason
+            completion.steps = part.steps
+            completion.drafted_tokens = part.drafted_tokens
+            completion.accepted_tokens = part.accepted_tokens
     return whole
 
 

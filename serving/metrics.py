@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -14,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from fjx import EngineStats, PlanStats, RequestOutput
+from fjx import EngineStats, PlanStats, RequestOutput, SpeculationStats
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1,
                  0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 40.0)  # fmt: skip
@@ -27,6 +28,8 @@ TOKEN_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000,
 """Bucket bounds of prompt and output lengths, in tokens."""
 PAUSE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bucket bounds of the pause of a change of plan: a token's time is the aim, seconds a failure."""
+DRAFT_LENGTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64)
+"""Bucket bounds of draft lengths, in tokens: each length that is usual."""
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
 COMPILE_PLACES = ("warmup", "background", "hot_path")
@@ -165,13 +168,22 @@ class _Families:
         return family
 
     def histogram(
-        self, name: str, text: str, bounds: Sequence[float], values: Sequence[float]
+        self,
+        name: str,
+        text: str,
+        bounds: Sequence[float],
+        counts: Mapping[int, int] | Mapping[float, int],
     ) -> Metric:
-        """A histogram of all values since the start."""
+        """A histogram of all values since the start, given how often each was seen."""
         family = HistogramMetricFamily(f"fjx:{name}", text, labels=_LABELS)
-        buckets = [(str(bound), float(sum(v <= bound for v in values))) for bound in bounds]
-        buckets.append(("+Inf", float(len(values))))
-        family.add_metric([self._model_name], buckets, sum(values))
+
+        def up_to(bound: float) -> float:
+            return float(sum(count for value, count in counts.items() if value <= bound))
+
+        buckets = [(str(float(bound)), up_to(bound)) for bound in bounds]
+        buckets.append(("+Inf", up_to(float("inf"))))
+        total = sum(value * count for value, count in counts.items())
+        family.add_metric([self._model_name], buckets, total)
         return family
 
 
@@ -187,6 +199,8 @@ class _EngineCollector(Collector):
         stats = self._stats()
         yield from _request_metrics(self._families, stats)
         yield from _plan_metrics(self._families, stats.plan)
+        if stats.speculation is not None:
+            yield from _speculation_metrics(self._families, stats.speculation)
 
 
 def _request_metrics(make: _Families, stats: EngineStats) -> Iterable[Metric]:
@@ -252,7 +266,7 @@ def _plan_metrics(make: _Families, plan: PlanStats) -> Iterable[Metric]:
         "regranularization_pause_seconds",
         "From the last step of a plan to the first of the next.",
         PAUSE_SECONDS,
-        plan.pauses,
+        Counter(plan.pauses),
     )
     yield make.counters(
         "granularity_decisions",
@@ -260,4 +274,36 @@ def _plan_metrics(make: _Families, plan: PlanStats) -> Iterable[Metric]:
         "reason",
         (),
         plan.decisions,
+    )
+
+
+def _speculation_metrics(make: _Families, stats: SpeculationStats) -> Iterable[Metric]:
+    yield make.counter("spec_decode_num_drafts", "Drafts that were verified.", stats.num_drafts)
+    yield make.counter(
+        "spec_decode_num_draft_tokens",
+        "Drafted tokens that were verified.",
+        stats.num_draft_tokens,
+    )
+    yield make.counter(
+        "spec_decode_num_accepted_tokens",
+        "Drafted tokens that were the requests' own.",
+        stats.num_accepted_tokens,
+    )
+    yield make.counters(
+        "spec_decode_num_accepted_tokens_per_pos",
+        "Accepted tokens by their place in the draft, from 0.",
+        "position",
+        (),
+        {str(place): count for place, count in enumerate(stats.accepted_per_position)},
+    )
+    yield make.counter(
+        "spec_decode_num_trimmed_tokens",
+        "Tokens that were drafted and, by the policy, not verified.",
+        stats.num_trimmed_tokens,
+    )
+    yield make.histogram(
+        "spec_decode_draft_length",
+        "Tokens of a draft that were to be verified, where one was possible.",
+        DRAFT_LENGTHS,
+        stats.draft_lengths,
     )

@@ -105,6 +105,8 @@ def sampling_params(
     given = {name: getattr(request, name) for name in _SAME_NAME}
     fields = {name: value for name, value in given.items() if value is not None}
     bias = {_token_id(key, vocab_size): value for key, value in (request.logit_bias or {}).items()}
+    if request.speculative is not None:
+        fields["max_draft_tokens"] = request.speculative.max_draft_tokens
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, logit_bias=bias, **fields)
 
 

@@ -54,6 +54,20 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+class Speculative(BaseModel):
+    """How far a request is speculated on; that changes how fast its tokens come, not which."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    max_draft_tokens: Annotated[int, Field(ge=0)] | None = None
+
+
+_Speculative = Annotated[
+    Speculative | None,
+    _expects("an object with max_draft_tokens, a whole number of at least 0, and nothing else"),
+]
+
+
 class GenerationRequest(_Request):
     """The fields that completions and chat completions share."""
 
@@ -78,6 +92,7 @@ class GenerationRequest(_Request):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     priority: int | None = None
+    speculative: _Speculative = None
 
     @property
     def include_usage(self) -> bool:
@@ -168,6 +183,16 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """What speculation brought."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+    """Unlike OpenAI's, not among the ``completion_tokens``."""
+    drafted_tokens: int
+    """The sum of both: drafted tokens that were verified."""
+
+
 class Usage(BaseModel):
     """Tokens of one HTTP request, over all its prompts and choices."""
 
@@ -175,6 +200,10 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: Annotated[
+        CompletionTokensDetails | None, Field(exclude_if=lambda details: details is None)
+    ] = None
+    """Absent where nothing was drafted."""
 
 
 class CompletionLogprobs(BaseModel):

@@ -56,7 +56,8 @@ def add_options(parser: CommandParser) -> None:
         prompts,
         "--json",
         action="store_true",
-        help="Write one JSON object per completion: prompt_tokens, token_ids, text, finish_reason.",
+        help="Write one JSON object per completion: prompt_tokens, token_ids, text, finish_reason; "
+        "steps that brought tokens, and drafted_tokens, accepted_tokens, pruned_tokens of them.",
     )
     parser.add_section(SAMPLING)
     parser.add_section(ENGINE)
@@ -125,6 +126,10 @@ def _as_json(
         "token_ids": completion.token_ids,
         "text": completion.text,
         "finish_reason": completion.finish_reason,
+        "steps": completion.steps,
+        "drafted_tokens": completion.drafted_tokens,
+        "accepted_tokens": completion.accepted_tokens,
+        "pruned_tokens": completion.pruned_tokens,
     }
     if completion.logprobs is not None:
         record["logprobs"] = [asdict(position) for position in completion.logprobs]

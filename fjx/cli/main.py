@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from fjx.cli import bench, convert, generate, plan, profile, serve
+from fjx.cli import bench, convert, distill, generate, plan, profile, serve
 from fjx.cli.config_file import nearest
 from fjx.cli.options import CommandParser
 from fjx.errors import UserError
@@ -53,6 +53,13 @@ COMMANDS = (
         "Measure what a model's pieces cost on this machine.",
         profile.add_options,
         profile.run,
+        config_file=False,
+    ),
+    Command(
+        "distill",
+        "Train a draft head from a model's own outputs.",
+        distill.add_options,
+        distill.run,
         config_file=False,
     ),
 )

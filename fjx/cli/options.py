@@ -46,6 +46,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**(defaults | arguments))
         self.flags: list[str] = []
         """All long options, for suggestions."""
+        self._headings: dict[str, argparse._ArgumentGroup] = {}
 
     def error(self, message: str) -> NoReturn:
         """Report a bad argument.
@@ -78,7 +79,8 @@ class CommandParser(argparse.ArgumentParser):
         return group
 
     def add_section(self, section: Section[Any]) -> None:
-        """Add an option for each field, by group; a flag that is taken gets the section's name."""
+        """Add an option for each field, by group; a flag that is taken gets the section's name, and
+        a heading that is there gets more options."""
         specs = {spec.name: spec for spec in section.specs()}
         named = {name for names in section.groups.values() for name in names}
         rest = [name for name in specs if name not in named]
@@ -86,9 +88,10 @@ class CommandParser(argparse.ArgumentParser):
         if rest:
             groups[section.name] = [*groups.get(section.name, ()), *rest]
         for heading, names in groups.items():
-            group = self.add_argument_group(heading)
+            if heading not in self._headings:
+                self._headings[heading] = self.add_argument_group(heading)
             for name in names:
-                self._add_field(group, section.name, specs[name])
+                self._add_field(self._headings[heading], section.name, specs[name])
 
     def _add_field(self, group: argparse._ActionsContainer, section: str, spec: FieldSpec) -> None:
         flag = "--" + spec.name.replace("_", "-")

@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
-    from fjx.engine.start import make_programs
+    from fjx.engine.loading import make_programs
     from fjx.models.costs import model_graph
     from fjx.models.loading.load import load_model_config
     from fjx.models.loading.source import cache_root, resolve_config

@@ -27,6 +27,7 @@ SAMPLING = Section(
             "logit_bias",
         ),
         "what a completion holds": ("logprobs", "skip_special_tokens"),
+        "speculation": ("max_draft_tokens",),
     },
 )
 
@@ -65,6 +66,7 @@ ENGINE = Section(
             "page_size",
             "enable_prefix_caching",
         ),
+        "speculation": ("drafter", "draft_policy", "max_draft_length", "draft_mesh"),
     },
 )
 

@@ -28,7 +28,7 @@ class _Arrangement:
     while the same requests decode."""
 
     key: tuple[Any, ...]
-    """Slots, counts of rows, which requests choose a token, and whose last row is pending."""
+    """Slots, counts of rows, how many of them choose a token, and whose last row is pending."""
     layout: StepLayout
     packed: np.ndarray
     """The step's integers, but for what follows the requests' progress."""
@@ -38,7 +38,9 @@ class _Arrangement:
     behind: np.ndarray
     """How far each row lies behind the end of its request's context."""
     choosing: np.ndarray
-    """Requests that choose a token."""
+    """For each row that chooses a token, its request."""
+    choosing_behind: np.ndarray
+    """How far each of them lies behind the last row of its request."""
     read: tuple[tuple[int, int, int], ...]
     """Request, first and last + 1 of the rows whose tokens the host knows."""
 
@@ -76,11 +78,14 @@ class BatchBuilder:
         ``part``: which of the plan's microbatches they are.
         """
         requests: tuple[Request, ...]
-        requests, starts, counts, samples = zip(*scheduled, strict=True)
+        requests, starts, counts, samples, _ = zip(*scheduled, strict=True)
         self._refresh_slots(requests)
         slots = [request.slot for request in requests]
         # A pending row's token was chosen by the step before and is known to the device alone.
-        pending = [start + n > len(request.tokens) for request, start, n, _ in scheduled]
+        pending = [
+            start + n > len(request.tokens) + len(request.draft)
+            for request, start, n, *_ in scheduled
+        ]
         key = slots, counts, samples, pending
         known = self._arrangements.get(part)
         each = known if known is not None and known.key == key else self._arrange(*key)
@@ -89,7 +94,7 @@ class BatchBuilder:
         step = each.layout.split(packed)
         for i, first, end in each.read:
             start = starts[i]
-            step.tokens[first:end] = requests[i].tokens[start : start + end - first]
+            step.tokens[first:end] = requests[i].known_tokens(start, start + end - first)
         context_len = np.array(starts, np.int32) + each.counts
         n, total = len(slots), len(each.request_of)
         step.rows.context_len[:n] = context_len
@@ -99,14 +104,19 @@ class BatchBuilder:
             packed=packed,
             num_rows=each.layout.rows,
             num_samples=len(each.choosing),
-            **self._sampling(requests, each.choosing, step.sample_slots, context_len),
+            **self._sampling(
+                requests,
+                each.choosing,
+                each.slots,
+                context_len[each.choosing] - each.choosing_behind,
+            ),
         )
 
     def _arrange(
         self,
         slots: list[int],
         counts: tuple[int, ...],
-        samples: tuple[bool, ...],
+        samples: tuple[int, ...],
         pending: list[bool],
     ) -> _Arrangement:
         slot, count = np.array(slots, np.int32), np.array(counts, np.int32)
@@ -122,10 +132,14 @@ class BatchBuilder:
         request_of = np.repeat(np.arange(n, dtype=np.int32), count)
         step.rows.request_of[:total] = request_of
         step.rows.request_of[total:] = -1
-        choosing = np.flatnonzero(samples)
-        step.sample_rows[: len(choosing)] = ends[choosing] - 1
-        step.sample_slots[: len(choosing)] = slot[choosing]
-        step.sample_slots[len(choosing) :] = layout.slots
+        choosing = np.repeat(np.arange(n, dtype=np.int32), samples)
+        chosen = np.cumsum(samples, dtype=np.int32)
+        choosing_behind = chosen[choosing] - 1 - np.arange(len(choosing), dtype=np.int32)
+        step.sample_rows[: len(choosing)] = ends[choosing] - 1 - choosing_behind
+        # What a request's last row chooses feeds its next step.
+        step.sample_slots[:] = layout.slots
+        last = choosing_behind == 0
+        step.sample_slots[: len(choosing)][last] = slot[choosing][last]
         known_rows = count - np.array(pending)
         firsts = ends - count
         return _Arrangement(
@@ -137,6 +151,7 @@ class BatchBuilder:
             request_of=request_of,
             behind=ends[request_of] - np.arange(total, dtype=np.int32),
             choosing=choosing,
+            choosing_behind=choosing_behind,
             read=tuple(
                 (i, int(firsts[i]), int(firsts[i] + known_rows[i]))
                 for i in np.flatnonzero(known_rows).tolist()
@@ -168,11 +183,12 @@ class BatchBuilder:
         self,
         requests: tuple[Request, ...],
         choosing: np.ndarray,
-        sample_slots: np.ndarray,
-        context_len: np.ndarray,
+        slot: np.ndarray,
+        position: np.ndarray,
     ) -> dict[str, Any]:
+        """How the rows that choose a token do it, and at which ``position`` the token stands."""
         n = len(choosing)
-        slots = sample_slots[:n]
+        slots = slot[choosing]
         edits = bool(self._edits_logits[slots].any())
         greedy = not edits and not self._temperature[slots].any()
         logprobs = bool(self._wants_logprobs[slots].any())
@@ -180,10 +196,13 @@ class BatchBuilder:
         S = bucket_for(n, self._sample_buckets if fine else self._coarse_sample_buckets)
         sampling = None
         if not greedy:
-            position = np.zeros(S, np.int32)
-            position[:n] = context_len[choosing]
-            sampling = self._sampling_rows(sample_slots[:S], position)
-        edited = [requests[i] for i in choosing] if edits else []
+            padded = np.zeros(S, np.int32)
+            padded[:n] = position
+            of_padding = np.full(S - n, self._limits.max_num_seqs, slots.dtype)
+            sampling = self._sampling_rows(np.concatenate([slots, of_padding]), padded)
+        edited = []
+        if edits:
+            edited = [(requests[i], p) for i, p in zip(choosing, position.tolist(), strict=True)]
         return {
             "sample_bucket": S,
             "sampling": sampling,
@@ -197,7 +216,8 @@ class BatchBuilder:
         temperature, top_k, top_p, min_p, seed = (values[slots] for values in state)
         return SamplingRows(temperature, top_k, top_p, min_p, seed, position)
 
-    def _edits(self, requests: list[Request], S: int) -> LogitEdits:
+    def _edits(self, rows: list[tuple[Request, int]], S: int) -> LogitEdits:
+        """Of each row: its request, and the position of the token to be chosen."""
         edits: Any = LogitEdits(
             history=_filled((S, self._limits.max_model_len), -1, np.int32),
             prompt_len=_filled((S,), 0, np.int32),
@@ -207,16 +227,16 @@ class BatchBuilder:
             bias_ids=_filled((S, BIAS_ENTRIES), -1, np.int32),
             bias=_filled((S, BIAS_ENTRIES), 0, np.float32),
         )
-        for i, request in enumerate(requests):
+        for i, (request, position) in enumerate(rows):
             params = request.params
-            edits.history[i, : len(request.tokens)] = request.tokens
+            history = request.known_tokens(0, position)
+            edits.history[i, : len(history)] = history
             edits.prompt_len[i] = request.prompt_len
             edits.repetition[i] = params.repetition_penalty
             edits.presence[i] = params.presence_penalty
             edits.frequency[i] = params.frequency_penalty
             bias = dict(params.logit_bias)
-            # unread counts the token that this step chooses, too
-            if request.num_output + request.unread - 1 < params.min_tokens:
+            if position - request.prompt_len < params.min_tokens:
                 held_back = (*self._end_tokens, *params.stop_token_ids)[:MAX_END_TOKENS]
                 bias |= dict.fromkeys(held_back, _HELD_BACK)
             edits.bias_ids[i, : len(bias)] = list(bias.keys())
@@ -229,10 +249,10 @@ def _filled(shape: tuple[int, ...], value: int, dtype: Any) -> Any:
     return np.full(shape, value, dtype)
 
 
-def _pending_slots(requests: list[Request], S: int) -> np.ndarray:
+def _pending_slots(rows: list[tuple[Request, int]], S: int) -> np.ndarray:
     """Slots of tokens chosen by the step before, which the host has not read yet."""
     pending = np.full(S, -1, np.int32)
-    for i, request in enumerate(requests):
-        if request.unread > 1:
+    for i, (request, position) in enumerate(rows):
+        if position > len(request.tokens) + len(request.draft):
             pending[i] = request.slot
     return pending

@@ -12,11 +12,12 @@ import numpy as np
 from fjx.config import EngineConfig
 from fjx.engine.autopilot import Autopilot
 from fjx.engine.plan_changes import PlanChanges
-from fjx.engine.progress import Progress, logprobs_of
+from fjx.engine.progress import Progress, commit
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.engine.request_check import check_request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.engine.speculator import Speculator
 from fjx.engine.text import Transcripts
 from fjx.engine.tracing import StepTrace
 from fjx.errors import MeshError, QueueFullError, RegranularizationError, RequestError
@@ -26,7 +27,7 @@ from fjx.outputs import (
     FinishReason,
     SwitchRecord,
 )
-from fjx.pipeline.executor import Executor
+from fjx.pipeline.executor import Executor, StepOutput
 from fjx.pipeline.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams
 from fjx.sharding.plan import Deployment
@@ -46,6 +47,7 @@ class Engine:
         tokenizer: Tokenizer,
         planner: Planner,
         autopilot: Autopilot | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         """
         Args:
@@ -54,6 +56,7 @@ class Engine:
             tokenizer: the model's.
             planner: finds the plans that `regranularize` is asked for.
             autopilot: changes plans by itself.
+            speculator: drafts tokens; None: every request gets one row a step.
         """
         limits = executors[0].limits
         self.config = config
@@ -61,6 +64,7 @@ class Engine:
         self.max_model_len = limits.max_model_len
         self.replicas = [self._new_replica(executor) for executor in executors]
         self.autopilot = autopilot
+        self.speculator = speculator
         self.plans = PlanChanges(
             Deployment(tuple(each.plan for each in executors)), planner, executors[0].compiler
         )
@@ -73,6 +77,7 @@ class Engine:
         self._finished: Counter[str] = Counter()
         self._step_seconds = self._wait_seconds = 0.0
         self._last_collected: float | None = None
+        self._last_read = 0.0
         self._trace: StepTrace | None = None
         if config.trace_dir is not None:
             self._trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
@@ -106,10 +111,17 @@ class Engine:
         started, waited = time.perf_counter(), self._wait_seconds
         self.look()
         before, progress = self._take_in_flight(), []
-        if self.plans.advance():
+        speculates = self.speculator is not None and self.speculator.due()
+        switches = self.plans.advance()
+        if speculates or switches:
             progress, before = self._collect_all(before), []
+        if switches:
             self._adopt(self.plans.switch())
+        if speculates and self.speculator is not None:
+            self.speculator.draft(self.replicas)
         self._dispatch()
+        if speculates and self.speculator is not None:
+            self.speculator.feed(self.replicas)
         if not self.config.overlap:
             before += self._take_in_flight()
         progress += self._collect_all(before)
@@ -240,6 +252,7 @@ class Engine:
             compiles=dict(self.executor.compiler.counts),
             requests_finished=dict(self._finished),
             plan=self.plans.stats(None if self.autopilot is None else self.autopilot.decisions),
+            speculation=None if self.speculator is None else self.speculator.stats(),
         )
 
     def check_idle(self) -> None:
@@ -249,6 +262,8 @@ class Engine:
         assert not self._requests, "a finished request is still known"
         assert not self._transcripts, "a finished request still has text"
         assert not self._replica_of, "a finished request still has a replica"
+        if self.speculator is not None:
+            self.speculator.check_idle()
 
     def regranularize(self, target: PlanTarget, reason: str = "request") -> SwitchRecord:
         """Begin to change to another plan; steps go on meanwhile, and do the work.
@@ -331,7 +346,16 @@ class Engine:
                     self._counts["prompt_tokens"] += request.prompt_len
 
     def _collect_all(self, microbatches: list[Microbatch]) -> list[Progress]:
-        return [progress for each in microbatches for progress in self._collect(each)]
+        progress = [progress for each in microbatches for progress in self._collect(each)]
+        if microbatches and self.speculator is not None:
+            now, rows = time.perf_counter(), [row for m in microbatches for row in m.scheduled]
+            self.speculator.observe_step(
+                sum(row.count for row in rows),
+                sum(row.start + row.count for row in rows),
+                now - max(microbatches[0].sent, self._last_read),
+            )
+            self._last_read = now
+        return progress
 
     def _collect(self, microbatch: Microbatch) -> list[Progress]:
         """Read the tokens that were chosen: extend, stop, stream and free."""
@@ -339,29 +363,35 @@ class Engine:
         tokens = microbatch.output.read_tokens()
         self._wait_seconds += time.perf_counter() - started
         now = time.monotonic()
-        progress = []
-        chosen = (granted.request for granted in microbatch.scheduled if granted.samples)
-        for row, (request, token) in enumerate(zip(chosen, tokens, strict=True)):
-            request.unread -= 1
-            if request.finished:
+        progress, end = [], 0
+        for rows in microbatch.scheduled:
+            begin, end = end, end + rows.samples
+            if begin == end or rows.request.finished or rows.is_void:
                 continue
-            request.tokens.append(token)
-            if request.first_token is None:
-                request.first_token = now
-                if self.autopilot is not None:
-                    self.autopilot.first_token(now, now - request.arrival)
-            logprobs = None
-            if request.params.logprobs is not None:
-                logprobs = [logprobs_of(microbatch.output, row, token, request.params.logprobs)]
-            text, reason = self._transcripts.add(request, token)
-            if reason is not None:
-                self._finish(request, reason)
-            progress.append(Progress(request, text, [token], logprobs, reason))
-        self._counts["generation_tokens"] += len(progress)
+            progress.append(self._take(rows, tokens[begin:end], microbatch.output, begin, now))
         if self.autopilot is not None:
             if self._last_collected is not None and tokens:
                 self.autopilot.step(now, now - self._last_collected)
             self._last_collected = now if self.has_work else None
+        return progress
+
+    def _take(
+        self, rows: ScheduledRows, chosen: list[int], output: StepOutput, first: int, now: float
+    ) -> Progress:
+        """Commit what a request's rows chose."""
+        request, confidences = rows.request, rows.request.confidences
+        if request.first_token is None:
+            request.first_token = now
+            if self.autopilot is not None:
+                self.autopilot.first_token(now, now - request.arrival)
+        progress, verified = commit(request, chosen, output, first, self._transcripts)
+        if verified.drafted and self.speculator is not None:
+            if progress.finish_reason is not None:
+                confidences = confidences[: len(progress.token_ids)]  # the rest was not decided
+            self.speculator.observe(request, confidences, *verified)
+        if progress.finish_reason is not None:
+            self._finish(request, progress.finish_reason)
+        self._counts["generation_tokens"] += len(progress.token_ids)
         return progress
 
     def _end_tokens_of(self, params: SamplingParams) -> frozenset[int]:
@@ -375,6 +405,8 @@ class Engine:
         scheduler.share_full_pages(request)
         scheduler.finish(request)
         self._finished[reason] += 1
+        if self.speculator is not None:
+            self.speculator.forget(request)
         if self.autopilot is not None:
             self.autopilot.ended(request.ended, len(request.tokens))
         if all(sibling.finished for sibling in self._requests[request.id]):
@@ -384,6 +416,6 @@ class Engine:
 def _written_pages(scheduled: list[ScheduledRows], page_size: int) -> list[int]:
     return [
         page
-        for request, start, count, _ in scheduled
+        for request, start, count, *_ in scheduled
         for page in request.pages[start // page_size : (start + count - 1) // page_size + 1]
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fjx.engine.request import Request
+from fjx.engine.text import Transcripts
 from fjx.outputs import FinishReason, PositionLogprobs, TokenLogprob
 from fjx.pipeline.executor import StepOutput
 
@@ -18,6 +19,48 @@ class Progress(NamedTuple):
     logprobs: list[PositionLogprobs] | None
     finish_reason: FinishReason | None
     """Why the request ended with this step; None: it goes on."""
+
+
+class Verified(NamedTuple):
+    """What became of a request's draft in a step."""
+
+    drafted: int
+    """Tokens of it that rows were there to verify."""
+    accepted: int
+    """Those among them that the target chose, too."""
+
+
+def commit(
+    request: Request, chosen: list[int], output: StepOutput, first: int, transcripts: Transcripts
+) -> tuple[Progress, Verified]:
+    """Take what a request's rows chose, up to the first token that was drafted otherwise, or that
+    ends the request.
+
+    Args:
+        request: must not have ended.
+        chosen: a token for each of its rows.
+        output: of the step.
+        first: the first of the rows in ``output``.
+        transcripts: of all requests.
+    """
+    drafted, before = min(len(request.draft), len(chosen)), request.accepted_tokens
+    took: list[int] = []
+    best = request.params.logprobs
+    logprobs: list[PositionLogprobs] = []
+    text, reason = "", None
+    for row, token in enumerate(chosen, start=first):
+        right = request.commit(token)
+        took.append(token)
+        if best is not None:
+            logprobs.append(logprobs_of(output, row, token, best))
+        new, reason = transcripts.add(request, token)
+        text += new
+        if reason is not None or not right:
+            break
+    request.steps += 1
+    request.drafted_tokens += drafted
+    progress = Progress(request, text, took, None if best is None else logprobs, reason)
+    return progress, Verified(drafted, request.accepted_tokens - before)
 
 
 def logprobs_of(output: StepOutput, row: int, token: int, k: int) -> PositionLogprobs:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fjx.cache.page_pool import PagePool
 from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.pipeline.batch import Batch
 from fjx.pipeline.executor import Executor, StepOutput
 
 
@@ -15,7 +18,10 @@ class Microbatch:
     """Some rows of a step, and what they will bring."""
 
     scheduled: list[ScheduledRows]
+    batch: Batch
     output: StepOutput
+    sent: float
+    """When the step was begun, in seconds of ``time.perf_counter``."""
 
 
 class Replica:
@@ -30,6 +36,7 @@ class Replica:
             PagePool(limits.num_pages, limits.page_size, share_prefixes),
             limits.max_num_seqs,
             limits.max_num_batched_tokens,
+            limits.max_draft_rows,
         )
         self._builder = BatchBuilder(limits, end_tokens)
         self._in_flight: list[Microbatch] = []
@@ -46,12 +53,19 @@ class Replica:
 
     def dispatch(self) -> list[ScheduledRows]:
         """Send the next step to the devices."""
+        begun = time.perf_counter()
         scheduled = self.scheduler.schedule()
         for part, rows in enumerate(self._parts(scheduled)):
             if rows:
                 batch = self._builder.build(rows, part)
-                self._in_flight.append(Microbatch(rows, self.executor.dispatch(batch, part)))
+                output = self.executor.dispatch(batch, part)
+                self._in_flight.append(Microbatch(rows, batch, output, begun))
         return scheduled
+
+    @property
+    def in_flight(self) -> Sequence[Microbatch]:
+        """The steps that were sent and not read yet."""
+        return self._in_flight
 
     def take_in_flight(self) -> list[Microbatch]:
         """The steps that were sent and not read yet; the caller reads them."""

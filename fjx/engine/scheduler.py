@@ -21,17 +21,32 @@ class ScheduledRows(NamedTuple):
     request: Request
     start: int
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
-    samples: bool
-    """Whether the last row chooses the request's next token."""
+    samples: int
+    """How many of the last rows choose a token: that of the last committed token, and those behind
+    it."""
+    rejections: int = 0
+    """`Request.rejections` when the rows were sent."""
+
+    @property
+    def is_void(self) -> bool:
+        """Whether a token before these rows turned out otherwise than they took it to be."""
+        return self.rejections != self.request.rejections
 
 
 class Scheduler:
     """Owns the waiting and running requests and their pages."""
 
-    def __init__(self, pool: PagePool, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_draft_rows: int = 0,
+    ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_draft_rows = max_draft_rows
         self.running: list[Request] = []
         self.num_preemptions = 0
         self.prefix_queries = 0
@@ -64,7 +79,7 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledRows]:
         """Hand out the rows of the next step; empty if nothing can run now."""
-        budget = self.max_num_batched_tokens
+        budget, draft_budget = self.max_num_batched_tokens, self.max_draft_rows
         rows: dict[Request, ScheduledRows] = {}
         preempted = False
         for request in list(self.running):
@@ -74,6 +89,10 @@ class Scheduler:
             if request.slot < 0 or not wanted:
                 continue
             count = min(wanted, budget)
+            if request.draft:
+                self._trim_draft(request, budget, draft_budget)
+                count = min(request.wanted_rows, budget)
+                draft_budget -= len(request.draft)
             if self._pages_lacking(request, count) > 0:
                 victims = self._make_room(request, count)
                 preempted |= bool(victims)
@@ -81,7 +100,7 @@ class Scheduler:
                     budget += rows.pop(victim).count if victim in rows else 0
                 if request in victims:
                     continue
-            rows[request] = ScheduledRows(request, request.computed, count, count == wanted)
+            rows[request] = _rows(request, count)
             budget -= count
         while budget > 0 and not preempted and self._waiting:
             if not self._may_admit(self._waiting[0][-1]):
@@ -97,16 +116,28 @@ class Scheduler:
                 break
             self._count_prefix(request)
             self.running.append(request)
-            rows[request] = ScheduledRows(request, request.computed, count, count == wanted)
+            rows[request] = _rows(request, count)
             budget -= count
         scheduled = list(rows.values())
         size = self.pool.page_size
-        for request, start, count, samples in scheduled:
+        for request, start, count, *_ in scheduled:
             request.computed = end = start + count
-            request.unread += samples
+            if end == len(request.tokens) + len(request.draft) + request.unread:
+                request.unread += 1
             if end // size > request.shared_pages:
                 self.share_full_pages(request)
         return scheduled
+
+    def reserve(self, request: Request, count: int) -> int:
+        """Give a running request pages for ``count`` tokens behind its committed ones, as far as
+        no other request can need them in the next step; for how many it has pages now."""
+        committed, size = len(request.tokens), self.pool.page_size
+        lacking = -(-(committed + count) // size) - len(request.pages)
+        needed = len(self.running) + self.max_num_batched_tokens // size + 1
+        spare = self.pool.num_available - needed
+        if min(lacking, spare) > 0:
+            request.pages += self.pool.take(min(lacking, spare))
+        return max(min(count, len(request.pages) * size - committed), 0)
 
     def finish(self, request: Request) -> None:
         """Take a finished or cancelled request out, wherever it is."""
@@ -170,6 +201,13 @@ class Scheduler:
             self.prefix_hits += request.computed
             request.cached_tokens = request.computed
 
+    def _trim_draft(self, request: Request, budget: int, draft_budget: int) -> None:
+        """Keep of a draft what costs no other request its rows or pages."""
+        gap = len(request.tokens) - request.computed
+        slots = len(request.pages) * self.pool.page_size - len(request.tokens)
+        length = max(min(len(request.draft), draft_budget, budget - gap, slots), 0)
+        del request.draft[length:]
+
     def _pages_lacking(self, request: Request, count: int) -> int:
         """Pages to take for ``count`` more tokens; not positive: it has them."""
         return -(-(request.computed + count) // self.pool.page_size) - len(request.pages)
@@ -196,6 +234,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.num_preemptions += 1
+        request.forget_draft()  # not sent yet: what is sent is read before the next step
         self.running.remove(request)
         self._release(request)
         self.add(request)
@@ -204,3 +243,10 @@ class Scheduler:
         self.pool.give_back(request.pages)
         self._free_slots.append(request.slot)
         request.pages, request.computed, request.slot, request.shared_pages = [], 0, -1, 0
+
+
+def _rows(request: Request, count: int) -> ScheduledRows:
+    """The next rows of a request."""
+    start = request.computed
+    samples = start + count - max(start, len(request.tokens) - 1)
+    return ScheduledRows(request, start, count, max(samples, 0), request.rejections)

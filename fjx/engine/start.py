@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-
-import jax.numpy as jnp
-import numpy as np
 
 from fjx.config import EngineConfig
 from fjx.engine.autopilot import start_autopilot
-from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.engine.engine import Engine
-from fjx.errors import UserError
-from fjx.kernels.matmul import multiplies_bfloat16
-from fjx.models.config import ModelConfig
-from fjx.models.costs import model_graph
-from fjx.models.cuts import check_cuts
-from fjx.models.granules import Model
-from fjx.models.loading.load import load_model_config, load_params
-from fjx.models.loading.source import cache_root, resolve, resolve_tokenizer
-from fjx.models.tensors import random_tensors
+from fjx.engine.loading import load_executors, make_planner, make_programs
+from fjx.engine.start_speculator import find_head, start_speculator
+from fjx.models.loading.load import load_model_config
+from fjx.models.loading.source import resolve, resolve_tokenizer
 from fjx.models.tokenizer import load_tokenizer
-from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.executor import Executor
-from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import Loader, move_programs, step_programs
+from fjx.pipeline.pieces import move_programs, step_programs
 from fjx.pipeline.placement import live_devices
-from fjx.pipeline.plan_target import Planner, live_planner, make_cpu_devices
-from fjx.pipeline.profile import read_profile_of
-from fjx.pipeline.programs import Programs
-from fjx.sharding.figures import Workload
-
-logger = logging.getLogger(__name__)
+from fjx.pipeline.plan_target import make_cpu_devices
 
 
 def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
@@ -53,105 +32,26 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
         if config.tokenizer is None
         else resolve_tokenizer(config.tokenizer, None, config.cache_dir)
     )
-    programs = make_programs(config, model_config)
-    planner = _planner(config, programs)
+    head = find_head(config, model_config)
+    programs = make_programs(config, model_config, hidden=head is not None)
+    planner = make_planner(config, programs)
     deployment, devices = planner.plan(config.mesh), live_devices()
-    compiler = Compiler(cache_root(config.cache_dir) / "programs")
-    compiler.register(step_programs(programs, deployment, devices))
-    loaders = [Loader(programs, plan, devices) for plan in deployment.replicas]
-
-    def take(name: str, values: np.ndarray) -> None:
-        for loader in loaders:
-            loader.take(name, values)
-
-    if config.load_random_weights:
-        read = partial(_place_random, model_config)
+    if head is None:
+        executors = load_executors(config, source, programs, deployment, progress)
     else:
-        read = partial(load_params, source, model_config, progress=progress)
-    with ThreadPoolExecutor(1, thread_name_prefix="fjx-load") as pool:
-        loading = pool.submit(read, take)
-        check_cuts(programs.model, programs.dtype)
-        if config.warmup:
-            compiler.compile_all(progress=progress)
-        loading.result()
-    executors = [Executor(programs, compiler, loader.pieces()) for loader in loaders]
+        needed = head.programs(programs, deployment, devices)
+        executors = load_executors(
+            config, source, programs, deployment, progress, needed.specs(), head.take
+        )
     config = replace(config, max_model_len=programs.limits.max_model_len)
     autopilot = start_autopilot(config, planner, time.monotonic())
     if autopilot is not None:
         # Later changes will not have to wait for the compiler.
         for rung in autopilot.ladder.rungs:
-            needed = (
+            of_rung = (
                 *step_programs(programs, rung.deployment, devices),
                 *move_programs(programs, rung.deployment, devices),
             )
-            compiler.compile_background(spec for spec in needed if not spec.background)
-    return Engine(config, executors, tokenizer, planner, autopilot)
-
-
-def make_programs(config: EngineConfig, model_config: ModelConfig) -> Programs:
-    """What an engine of this configuration runs.
-
-    Raises:
-        UserError: the configuration does not fit the model.
-    """
-    dtype = _dtype(config)
-    limits = _limits(config, model_config, dtype)
-    return Programs(Model(model_config, config.granule_layers), limits, dtype)
-
-
-def _planner(config: EngineConfig, programs: Programs) -> Planner:
-    """For plans that hold all of the KV memory; a stage's time is that of a full decode step."""
-    limits, model = programs.limits, programs.model
-    graph = model_graph(model.config, programs.dtype, config.granule_layers, limits.row_buckets)
-    if config.profile is not None:
-        graph = read_profile_of(config.profile, graph, limits.max_num_seqs)
-    kv_tokens = limits.num_pages * limits.page_size
-    return live_planner(graph, Workload(rows=limits.max_num_seqs, kv_tokens=kv_tokens))
-
-
-def _place_random(model_config: ModelConfig, place: Callable[[str, np.ndarray], None]) -> None:
-    for name, values in random_tensors(model_config, seed=0):
-        place(name, values)
-
-
-def _dtype(config: EngineConfig) -> jnp.dtype:
-    name = config.dtype
-    if name == "auto":
-        name = "bfloat16" if multiplies_bfloat16() else "float32"
-    dtype: jnp.dtype = jnp.dtype(name)
-    return dtype
-
-
-def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limits:
-    """Sizes of batches and KV memory; the context never exceeds what the pages can hold."""
-    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
-    wanted = config.max_model_len or model.max_positions
-    if config.max_model_len is not None and config.max_model_len > model.max_positions:
-        raise UserError(
-            f"max_model_len is {config.max_model_len}, but the model was trained for "
-            f"{model.max_positions} positions; use at most that"
-        )
-    slots = config.kv_cache_tokens or int(config.kv_cache_memory * 2**30) // token_bytes
-    useful = config.max_num_seqs * (wanted + config.page_size)
-    pages = min(slots, useful) // config.page_size
-    held = pages * config.page_size
-    if held < (config.max_model_len or 2 * config.page_size):
-        raise UserError(
-            f"KV memory holds {held} tokens, but max_model_len is {wanted}; raise kv_cache_memory "
-            f"({config.kv_cache_memory} GiB; a token takes {token_bytes} bytes) or lower "
-            "max_model_len"
-        )
-    if held < wanted:
-        logger.warning("the context is limited to %d of %d tokens by KV memory", held, wanted)
-    return Limits(
-        max_model_len=min(wanted, held),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=(
-            # one shape for all steps: the smallest that gives every running request a row
-            config.max_num_seqs if config.batch_invariant else config.max_num_batched_tokens
-        ),
-        num_pages=pages + 1,  # page 0 is never handed out
-        page_size=config.page_size,
-        bias_entries=BIAS_ENTRIES,
-        one_bucket=config.batch_invariant,
-    )
+            executors[0].compiler.compile_background(s for s in of_rung if not s.background)
+    speculator = start_speculator(config, tokenizer, executors[0], head, progress)
+    return Engine(config, executors, tokenizer, planner, autopilot, speculator)

@@ -113,6 +113,15 @@ def edit_logits(logits: Float[Array, "S V"], edits: LogitEdits) -> Float[Array, 
     return logits.at[row, bias_ids].add(edits.bias, mode="drop")
 
 
+def token_probability(
+    logits: Float[Array, "S V"], tokens: Int32[Array, " S"]
+) -> Float[Array, " S"]:
+    """The probability of each row's token under the model, without temperature and truncation."""
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    probability: Array = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
+    return probability
+
+
 def top_logprobs(
     logits: Float[Array, "S V"], tokens: Int32[Array, " S"], k: int
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"], Float[Array, "S k"], Int32[Array, "S k"]]:

@@ -22,9 +22,9 @@ class StepRows(NamedTuple):
     """[T] slot whose last sampled token feeds the row; -1: from ``tokens``."""
     rows: RaggedRows
     sample_rows: Any
-    """[N] rows that choose a token; only the first ones are used."""
+    """[C] rows that choose a token; only the first ones are used."""
     sample_slots: Any
-    """[N] slot of each chosen token; N where unused."""
+    """[C] slot whose last token the chosen one becomes; N, which is no slot, where it does not."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,19 @@ class StepLayout:
     """P, pages of the longest context."""
     slots: int
     """N, most requests in any step."""
+    samples: int
+    """C, most rows of any step that choose a token."""
 
     @property
     def size(self) -> int:
         """Entries of the array."""
-        return 4 * self.rows + (2 + self.pages) * self.requests + 1 + 2 * self.slots
+        return 4 * self.rows + (2 + self.pages) * self.requests + 1 + 2 * self.samples
 
     def split(self, packed: Any) -> StepRows:
         """Views of a NumPy array, or slices of a traced one."""
-        T, R, N = self.rows, self.requests, self.slots
+        T, R, C = self.rows, self.requests, self.samples
         parts, start = [], 0
-        for size in (T, T, T, T, R + 1, R, N, N, R * self.pages):
+        for size in (T, T, T, T, R + 1, R, C, C, R * self.pages):
             parts.append(packed[start : start + size])
             start += size
         tokens, token_slot, positions, request_of, query_start, context_len = parts[:6]

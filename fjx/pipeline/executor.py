@@ -23,20 +23,38 @@ _STEPS_BEFORE_FUSING = 100
 class StepOutput:
     """What a step will bring; reading waits for the device."""
 
-    def __init__(self, tokens: Any, logprobs: Any, num_samples: int) -> None:
-        self._tokens = tokens
+    def __init__(
+        self,
+        tokens: Any,
+        num_samples: int,
+        logprobs: Any = None,
+        confidences: Any = None,
+        stream: Any = None,
+    ) -> None:
+        self.tokens = tokens
+        """The chosen tokens on the device, padded; None: the step chooses none."""
+        self.stream = stream
+        """The residual stream of all rows on the device, see `Limits.hidden`."""
         self._logprobs = logprobs
+        self._confidences = confidences
         self._num_samples = num_samples
         if jax.default_backend() != "cpu":
-            for array in jax.tree.leaves((tokens, logprobs)):
+            for array in jax.tree.leaves((tokens, logprobs, confidences)):
                 array.copy_to_host_async()
 
     def read_tokens(self) -> list[int]:
         """The chosen tokens, in the order of the batch's samples."""
-        if self._tokens is None:
+        if self.tokens is None:
             return []
-        tokens: list[int] = np.asarray(self._tokens)[: self._num_samples].tolist()
+        tokens: list[int] = np.asarray(self.tokens)[: self._num_samples].tolist()
         return tokens
+
+    def read_confidences(self) -> list[float]:
+        """The probability of each chosen token, where `Limits.confidences` asks for it."""
+        if self._confidences is None:
+            return []
+        confidences: list[float] = np.asarray(self._confidences)[: self._num_samples].tolist()
+        return confidences
 
     def read_logprobs(self) -> tuple[np.ndarray, ...]:
         """Log-probability and rank of each token, values and ids of the best; see
@@ -112,19 +130,21 @@ class Executor:
                 for spec in self.programs.stage(shape)
                 if spec.background
             )
-        x, slots = self._run_stages(batch.num_rows, batch.packed, part)
+        x, slots, stream = self._run_stages(batch.num_rows, batch.packed, part)
         if batch.num_samples == 0:
-            return StepOutput(None, None, 0)
-        return self._sample(batch, x, slots, part)
+            return StepOutput(None, 0, stream=stream)
+        output = self._sample(batch, x, slots, part)
+        output.stream = stream
+        return output
 
-    def _run_stages(self, rows: int, packed: np.ndarray, part: int) -> tuple[Any, Any]:
+    def _run_stages(self, rows: int, packed: np.ndarray, part: int) -> tuple[Any, Any, Any]:
         source = (self._fed_back or self._last_token)[part]
-        slots = None
+        slots = stream = None
         for stage in self._stages:
             if not stage.shape.first:
                 source = jax.device_put(source, stage.placement.whole)
-            source, slots = stage.run(rows, source, packed)
-        return source, slots
+            source, slots, stream = stage.run(rows, source, packed)
+        return source, slots, stream
 
     def _sample(self, batch: Batch, x: Any, slots: Any, part: int) -> StepOutput:
         S, at = batch.sample_bucket, self._stages[-1].placement.key
@@ -144,4 +164,5 @@ class Executor:
             first = self._stages[0].placement
             self._fed_back[part] = jax.device_put(last_token, first.whole)
         logprobs = get(("score", S, at))(raw, tokens) if batch.logprobs else None
-        return StepOutput(tokens, logprobs, batch.num_samples)
+        sure = get(("confidence", S, at))(raw, tokens) if self.limits.confidences else None
+        return StepOutput(tokens, batch.num_samples, logprobs, sure)

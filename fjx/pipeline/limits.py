@@ -21,6 +21,12 @@ class Limits:
     """Logit-bias entries of one request."""
     one_bucket: bool = False
     """Pad every step to the largest size (batch-invariant mode)."""
+    max_draft_rows: int = 0
+    """Most drafted tokens verified in one step; 0: nothing is ever drafted."""
+    hidden: bool = False
+    """Whether steps also return the residual stream of all rows, which a draft head reads."""
+    confidences: bool = False
+    """Whether the probability of each chosen token is returned, as is that of a draft model's."""
 
     @property
     def row_buckets(self) -> tuple[int, ...]:
@@ -30,14 +36,16 @@ class Limits:
     @property
     def sample_buckets(self) -> tuple[int, ...]:
         """Padded numbers of rows that choose a token."""
-        return self._buckets(self.max_num_seqs)
+        return self._buckets(self.max_num_seqs + self.max_draft_rows)
 
     @property
     def coarse_sample_buckets(self) -> tuple[int, ...]:
-        """Fewer sizes, for the programs that only sampled, edited or scored rows need."""
+        """Fewer sizes, for the programs that only sampled, edited or scored rows need: powers of 4,
+        or of 2 where a single request can bring several rows to verify."""
         fine = self.sample_buckets
+        powers = (size for size in fine[:-1] if size >= 4 and size.bit_count() == 1)
         return (
-            *(size for size in fine[:-1] if size.bit_length() % 2 and size.bit_count() == 1),
+            *(size for size in powers if self.max_draft_rows or size.bit_length() % 2),
             fine[-1],
         )
 
@@ -47,7 +55,8 @@ class Limits:
             rows=rows,
             requests=min(rows, self.max_num_seqs),
             pages=-(-self.max_model_len // self.page_size),
-            slots=self.sample_buckets[-1],
+            slots=self.max_num_seqs,
+            samples=self.sample_buckets[-1],
         )
 
     def _buckets(self, largest: int) -> tuple[int, ...]:

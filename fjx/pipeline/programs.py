@@ -23,6 +23,7 @@ from fjx.kernels.token_rule import (
     choose_tokens,
     edit_logits,
     largest_token,
+    token_probability,
     top_logprobs,
 )
 from fjx.models.granules import WHOLE, Model, Params
@@ -236,8 +237,10 @@ class Programs:
                 x = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
                 x, pages = model.granule(granule, x, pages, split.rows)
                 after.append(pages)
-            chosen = (x[split.sample_rows], split.sample_slots) if stage.last else (x,)
-            return *chosen, *after
+            if not stage.last:
+                return x, *after
+            stream = (x,) if self.limits.hidden else ()
+            return x[split.sample_rows], split.sample_slots, *stream, *after
 
         granules = [f"{index}" for index in stage.granules]
         embed_shards = self.partitions("embed") if stage.first else {}
@@ -248,7 +251,7 @@ class Programs:
         source = self._last_token() if stage.first else self._hidden(T)
         kv_pages = tuple(at.struct(self.kv_struct(depth), KV_PARTITION) for depth in depths)
         pages = (KV_PARTITION,) * len(depths)
-        results = (WHOLE,) * (2 if stage.last else 1)
+        results = (WHOLE,) * (2 + self.limits.hidden if stage.last else 1)
         return ProgramSpec(
             ("stage", T, depths, stage.first, stage.last, at.key),
             self._on(at, run, (shards, WHOLE, WHOLE, pages), (*results, *pages)),
@@ -262,15 +265,20 @@ class Programs:
         model = self.model.shard(at.degree)
 
         def greedy(logits, last_token, slots):  # type: ignore[no-untyped-def]
-            tokens = largest_token(logits)
-            return tokens, last_token.at[slots[:S]].set(tokens)
+            return self._chosen(largest_token(logits), last_token, slots)
+
+        def confidence(logits, tokens):  # type: ignore[no-untyped-def]
+            return token_probability(logits, tokens[:S])
 
         shards = self.partitions("head")
         params = at.structs(self.params("head", at.degree), shards)
         hidden = at.struct(self._hidden(self.limits.sample_buckets[-1]))
         head = self._on(at, lambda params, x: model.head(params, x[:S]), (shards, WHOLE), WHOLE)
         yield ProgramSpec(("head", S, at.key), head, (params, hidden))
-        yield self._sampler(("greedy", S), greedy, self._choice(S), at, donate=(1,))
+        logits, last_token, slots = self._choice(S)
+        yield self._sampler(("greedy", S), greedy, (logits, last_token, slots), at, donate=(1,))
+        if self.limits.confidences:
+            yield self._sampler(("confidence", S), confidence, (logits, slots), at)
 
     def _samplers(self, S: int, at: Placement) -> Iterator[ProgramSpec]:
         floats, seed = _struct((S,), jnp.float32), _struct((S, 2), jnp.uint32)
@@ -286,21 +294,26 @@ class Programs:
         )
 
         def choose(logits, last_token, slots, sampling):  # type: ignore[no-untyped-def]
-            tokens = choose_tokens(logits, sampling)
-            return tokens, last_token.at[slots[:S]].set(tokens)
+            return self._chosen(choose_tokens(logits, sampling), last_token, slots)
 
         def edit(logits, last_token, edits, pending):  # type: ignore[no-untyped-def]
             return edit_logits(logits, _with_pending(edits, pending, last_token))
 
         def score(logits, tokens):  # type: ignore[no-untyped-def]
-            return top_logprobs(logits, tokens, MAX_LOGPROBS)
+            return top_logprobs(logits, tokens[:S], MAX_LOGPROBS)
 
         logits, last_token, slots = self._choice(S)
         yield self._sampler(
             ("choose", S), choose, (logits, last_token, slots, sampling), at, donate=(1,)
         )
         yield self._sampler(("edit", S), edit, (logits, last_token, edits, _ints(S)), at)
-        yield self._sampler(("score", S), score, (logits, _ints(S)), at)
+        yield self._sampler(("score", S), score, (logits, slots), at)
+
+    def _chosen(self, tokens: Any, last_token: Any, slots: Any) -> tuple[Any, Any]:
+        """The tokens, padded to one size for whatever reads them on the device, and the slots' last
+        ones."""
+        padded = jnp.pad(tokens, (0, len(slots) - len(tokens)))
+        return padded, last_token.at[slots[: len(tokens)]].set(tokens)
 
     def _choice(self, S: int) -> tuple[Any, Any, Any]:
         logits = _struct((S, self.model.config.vocab_size), jnp.float32)

@@ -55,7 +55,7 @@ class Stage:
         embed_params = {} if embed is None else embed.params
         self._arrays = jax.tree.leaves((embed_params, tuple(g.params for g in granules)))
 
-    def run(self, T: int, source: Any, packed: np.ndarray) -> tuple[Any, Any]:
+    def run(self, T: int, source: Any, packed: np.ndarray) -> tuple[Any, Any, Any]:
         """Dispatch the stage's part of a step of T rows.
 
         Args:
@@ -65,8 +65,8 @@ class Stage:
             packed: the step's integers, see `StepLayout`.
 
         Returns:
-            The residual stream, and None; for the last stage, the rows that choose a token, and
-            their slots.
+            The residual stream, and twice None; for the last stage, the rows that choose a token,
+            their slots, and, where `Limits.hidden` asks for it, the residual stream of all rows.
         """
         fused = self._compiler.find(("stage", T, *self._fused_key))
         if fused is None:
@@ -75,11 +75,12 @@ class Stage:
         kv_pages = [granule.kv_pages for granule in self.granules]
         x, *rest = fused([*self._arrays, source, step, *kv_pages])
         slots = rest.pop(0) if self.shape.last else None
+        stream = rest.pop(0) if len(rest) > len(self.granules) else None
         for granule, pages in zip(self.granules, rest, strict=True):
             granule.kv_pages = pages
-        return x, slots
+        return x, slots, stream
 
-    def _run_chained(self, T: int, source: Any, packed: np.ndarray) -> tuple[Any, Any]:
+    def _run_chained(self, T: int, source: Any, packed: np.ndarray) -> tuple[Any, Any, Any]:
         """Piece by piece: the same arithmetic as the fused program, which takes longer to
         compile."""
         get, key = self._compiler.get, self._key
@@ -92,6 +93,6 @@ class Stage:
             program = get(("granule", granule.depth, T, key))
             x, granule.kv_pages = program([*granule.arrays, x, granule.kv_pages, step])
         if not self.shape.last:
-            return x, None
-        x, slots = get(("select", T, key))(x, step)
-        return x, slots
+            return x, None, None
+        chosen, slots = get(("select", T, key))(x, step)
+        return chosen, slots, x

@@ -16,7 +16,9 @@ import fjx.async_llm
 import fjx.pipeline.regranularize as regranularize
 from fjx.async_llm import AsyncLLM
 from fjx.config import EngineConfig
+from fjx.engine.drafter import PromptLookup
 from fjx.engine.engine import Engine
+from fjx.engine.speculator import Speculator
 from fjx.errors import (
     EngineDeadError,
     MeshError,
@@ -29,6 +31,7 @@ from fjx.errors import (
 )
 from fjx.outputs import RequestOutput
 from fjx.sampling_params import SamplingParams
+from fjx.speculation.policies import Fixed
 from tests.unit.engine.plan_cases import (
     MIXED,
     Ask,
@@ -128,6 +131,30 @@ async def test_what_streams_adds_up_to_the_whole() -> None:
         by_text = await collect(llm, text([7, 8]), GREEDY, "text")
         assert tokens_of(by_text) == alone([7, 8])
         assert by_text[0].prompt == text([7, 8])
+
+
+@with_limit
+async def test_tokens_of_one_step_stream_together() -> None:
+    of_two = SamplingParams(
+        temperature=0, max_tokens=48, logit_bias={5: 50.0, 6: 50.0}, logprobs=0, ignore_eos=True
+    )
+    ask = Ask((5, 6) * 8, of_two)
+    engine = deep_engine(max_draft_rows=20)
+    with pytest.MonkeyPatch.context() as patch:
+        buckets = engine.executor.limits.row_buckets
+        patch.setattr(engine, "speculator", Speculator(PromptLookup(4), Fixed(4), buckets))
+        async with serving(engine) as llm:
+            outputs = await collect(llm, list(ask.prompt), ask.params, "drafted")
+    parts = [output.outputs[0] for output in outputs]
+    right = expected(ask)
+    assert tokens_of(outputs) == right.tokens
+    for part in parts:
+        assert [each.sampled.token_id for each in part.logprobs] == part.token_ids
+    assert "".join(part.text for part in parts) == text(right.tokens)
+    assert max(len(part.token_ids) for part in parts) > 1
+    last = parts[-1]
+    assert last.steps == len(parts) == 48 - last.accepted_tokens
+    assert last.drafted_tokens >= last.accepted_tokens > 0
 
 
 @with_limit

@@ -10,12 +10,16 @@ import pytest
 
 import fjx.llm
 import fjx.pipeline.regranularize as regranularize
+from fjx.engine.drafter import PromptLookup
 from fjx.engine.engine import Engine
+from fjx.engine.speculator import Speculator
 from fjx.errors import RegranularizationBusyError, RegranularizationError, RequestError
 from fjx.llm import LLM
 from fjx.sampling_params import SamplingParams
+from fjx.speculation.policies import Fixed
 from tests.unit.engine.plan_cases import (
     MIXED,
+    Ask,
     change,
     change_threads,
     deep_engine,
@@ -25,6 +29,10 @@ from tests.unit.engine.plan_cases import (
 from tests.unit.engine.tiny import LetterTokenizer, tiny_engine, tokens_alone
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+OF_TWO = SamplingParams(
+    temperature=0, max_tokens=48, logit_bias={5: 50.0, 6: 50.0}, logprobs=0, ignore_eos=True
+)
+"""Only two tokens are possible, so that the text repeats itself."""
 
 
 def text(tokens: list[int]) -> str:
@@ -82,6 +90,40 @@ def test_several_completions_of_one_prompt(llm: LLM) -> None:
         assert completion.token_ids == alone([50, 51], single)
         assert completion.logprobs is not None
         assert [each.sampled.token_id for each in completion.logprobs] == completion.token_ids
+
+
+def test_outputs_count_steps_and_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = deep_engine(max_draft_rows=20)
+    speculator = Speculator(PromptLookup(4), Fixed(4), engine.executor.limits.row_buckets)
+    monkeypatch.setattr(engine, "speculator", speculator)
+    monkeypatch.setattr(fjx.llm, "start_engine", lambda config, progress: engine)
+    llm = LLM("tiny", progress=False)
+    asks = [Ask((5, 6) * 8, OF_TWO), Ask((6, 6, 5), OF_TWO)]
+    outputs = llm.generate([list(a.prompt) for a in asks], [a.params for a in asks], use_tqdm=False)
+    completions = [output.outputs[0] for output in outputs]
+    for ask, completion in zip(asks, completions, strict=True):
+        right = expected(ask)
+        assert completion.token_ids == right.tokens
+        assert completion.logprobs is not None
+        assert [each.sampled.token_id for each in completion.logprobs] == right.tokens
+        assert [each.sampled.logprob for each in completion.logprobs] == pytest.approx(
+            [each.sampled.logprob for each in right.logprobs], abs=1e-5
+        )
+        # each step brings the accepted tokens and one more
+        assert completion.steps + completion.accepted_tokens == OF_TWO.max_tokens
+        assert 0 < completion.accepted_tokens <= completion.drafted_tokens
+        assert completion.pruned_tokens == 0
+    stats = llm.stats().speculation
+    assert stats is not None
+    assert stats.num_draft_tokens == sum(each.drafted_tokens for each in completions)
+    assert stats.num_accepted_tokens == sum(each.accepted_tokens for each in completions)
+    engine.check_idle()
+
+
+def test_without_speculation_each_token_is_a_step(llm: LLM) -> None:
+    (output,) = llm.generate([50, 51], GREEDY, use_tqdm=False)
+    (completion,) = output.outputs
+    assert (completion.steps, completion.drafted_tokens, completion.accepted_tokens) == (6, 0, 0)
 
 
 def test_times_are_in_order(llm: LLM) -> None:

@@ -30,7 +30,15 @@ class FakeTokenizer:
 
 def complete(token_ids: list[int], params: SamplingParams, index: int) -> CompletionOutput:
     text = "".join(chr(t) for t in token_ids if t > 1).upper()
-    return CompletionOutput(index, text, [ord(c) for c in text], finish_reason="stop")
+    return CompletionOutput(
+        index,
+        text,
+        [ord(c) for c in text],
+        finish_reason="stop",
+        steps=1,
+        drafted_tokens=4,
+        accepted_tokens=len(text) - 1,
+    )
 
 
 class FakeLLM:
@@ -99,9 +107,10 @@ def objects(text: str) -> list[dict[str, Any]]:
 def test_json_is_one_object_per_prompt_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "ab", "--prompt", "é", "--json"]) == 0
     out, err = capsys.readouterr()
+    ends = {"finish_reason": "stop", "steps": 1, "drafted_tokens": 4, "pruned_tokens": 0}
     assert objects(out) == [
-        {"prompt_tokens": 3, "token_ids": [65, 66], "text": "AB", "finish_reason": "stop"},
-        {"prompt_tokens": 2, "token_ids": [201], "text": "É", "finish_reason": "stop"},
+        {"prompt_tokens": 3, "token_ids": [65, 66], "text": "AB", "accepted_tokens": 1, **ends},
+        {"prompt_tokens": 2, "token_ids": [201], "text": "É", "accepted_tokens": 0, **ends},
     ]
     assert err == "a progress bar\n"
 
@@ -137,6 +146,26 @@ def test_options_reach_the_engine_and_the_sampler(tmp_path: Path) -> None:
     assert llm.config == EngineConfig(page_size=8, seed=3)
     assert llm.params == SamplingParams(top_k=5, seed=2, max_tokens=None, stop=("x",))
     assert not llm.open
+
+
+def test_options_of_speculation_come_from_the_file_and_the_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "fjx.toml"
+    config.write_text(
+        '[engine]\ndrafter = "ngram"\ndraft_policy = "fixed:4"\nmax_draft_length = 6\n'
+        "[sampling]\nmax_draft_tokens = 3\n"
+    )
+    assert main(["generate", "--prompt", "a", "--config", str(config)]) == 0
+    words = ["--draft-policy", "batch", "--draft-mesh", "tensor-2", "--max-draft-tokens", "0"]
+    assert main(["generate", "--prompt", "a", "--config", str(config), *words]) == 0
+    by_file, by_both = FakeLLM.made
+    assert by_file.config == EngineConfig(
+        drafter="ngram", draft_policy="fixed:4", max_draft_length=6
+    )
+    assert by_file.params.max_draft_tokens == 3
+    assert by_both.config == EngineConfig(
+        drafter="ngram", draft_policy="batch", max_draft_length=6, draft_mesh="tensor-2"
+    )
+    assert by_both.params.max_draft_tokens == 0
 
 
 def test_a_prompts_file_holds_text_and_token_ids(

@@ -30,6 +30,13 @@ def fjx(*words: str) -> subprocess.CompletedProcess[str]:
         (["generate", "--prompt", "a", "--config", "/nowhere"], "cannot read /nowhere"),
         (["serve", "--port", "70000"], "port must be in"),
         (["serve", "--page-size", "0"], "page_size must be at least 1, got 0"),
+        (["serve", "--draft-policy", "best"], "draft_policy: .*best"),
+        (["generate", "--prompt", "a", "--draft-policy", "fixed:x"], "draft_policy: .*fixed:x"),
+        (["serve", "--max-draft-length", "65"], r"max_draft_length must be in \[0, 64\], got 65"),
+        (
+            ["generate", "--prompt", "a", "--max-draft-tokens", "-1"],
+            "max_draft_tokens must be at least 0, got -1",
+        ),
         (["bench"], "the following arguments are required: BENCHMARK"),
         (["bench", "latency", "--num-iters", "0"], "num_iters must be at least 1"),
         (["bench", "serve", "--goodput", "itl:5"], "goodput: expected METRIC:MILLISECONDS"),
@@ -122,6 +129,19 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], words: list[
     assert exit.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith(" ".join(["usage: fjx", *words]))
+
+
+@pytest.mark.parametrize("command", ["generate", "serve"])
+def test_options_of_speculation_stand_together(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    _, group = capsys.readouterr().out.split("\nspeculation:\n")
+    group, *_ = group.split("\n\n")
+    for option in ("--drafter", "--draft-policy", "--max-draft-length", "--draft-mesh"):
+        assert option in group
+    assert ("--max-draft-tokens" in group) == (command == "generate")
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:

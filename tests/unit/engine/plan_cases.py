@@ -137,7 +137,13 @@ def programs(dtype: str, kv_heads: int, **sizes: Any) -> Compiler:
 
 
 def deep_engine(
-    *replicas: Plan, dtype: str = "float32", kv_heads: int = 2, num_pages: int = 65, **more: Any
+    *replicas: Plan,
+    dtype: str = "float32",
+    kv_heads: int = 2,
+    num_pages: int = 65,
+    max_draft_rows: int = 0,
+    hidden: bool = False,
+    **more: Any,
 ) -> Engine:
     """An engine that serves by these plans; by default all on the first device."""
     return tiny_engine(
@@ -148,7 +154,11 @@ def deep_engine(
         layers=8,
         kv_heads=kv_heads,
         deployment=Deployment(replicas or (even(1),)),
-        compiler=programs(dtype, kv_heads, num_pages=num_pages),
+        compiler=programs(
+            dtype, kv_heads, num_pages=num_pages, max_draft_rows=max_draft_rows, hidden=hidden
+        ),
+        max_draft_rows=max_draft_rows,
+        hidden=hidden,
         **more,
     )
 

@@ -212,7 +212,7 @@ def logits(name: str, plan: Plan, dtype: str) -> np.ndarray:
         compiler.register(programs.stage(shape))
         granules = [pieces.granules[index] for index in shape.granules]
         stage = Stage(shape, pieces.embed if shape.first else None, granules, compiler)
-        x, _ = stage.run(ROWS, jax.device_put(x, shape.placement.whole), packed)
+        x, *_ = stage.run(ROWS, jax.device_put(x, shape.placement.whole), packed)
     head = compiler.get(("head", ROWS, shape.placement.key))
     return np.asarray(head(pieces.head.params, x))
 

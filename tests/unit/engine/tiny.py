@@ -98,6 +98,9 @@ def tiny_engine(
     fused: bool = False,
     layers: int = 4,
     kv_heads: int = 2,
+    max_draft_rows: int = 0,
+    hidden: bool = False,
+    confidences: bool = False,
     deployment: Deployment | None = None,
     compiler: Compiler | None = None,
 ) -> Engine:
@@ -114,6 +117,9 @@ def tiny_engine(
         page_size=16,
         bias_entries=BIAS_ENTRIES,
         one_bucket=one_bucket,
+        max_draft_rows=max_draft_rows,
+        hidden=hidden,
+        confidences=confidences,
     )
     config = ModelConfig.from_hf(
         {**HF_CONFIG, "num_hidden_layers": layers, "num_key_value_heads": kv_heads}

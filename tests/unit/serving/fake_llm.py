@@ -97,6 +97,8 @@ class FakeLLM:
         self.reply = reply
         self.token_seconds = token_seconds
         self.cached_tokens = 0
+        self.drafted = self.accepted = 0
+        """Drafted and accepted tokens of each step: it brings the accepted ones and one more."""
         self.refuse: Exception | None = None
         """Raised instead of the first token."""
         self.fail_after: int | None = None
@@ -183,15 +185,20 @@ class FakeLLM:
         tokens = [*text.encode(), EOS]
         length = len(tokens) if params.max_tokens is None else min(len(tokens), params.max_tokens)
         stream = self.tokenizer.stream()
-        parts = [
-            CompletionOutput(
+        parts = []
+        for step, begin in enumerate(range(0, length, 1 + self.accepted), start=1):
+            brought = tokens[begin : min(begin + 1 + self.accepted, length)]
+            part = CompletionOutput(
                 index=index,
-                text=stream.add([token]),
-                token_ids=[token],
-                logprobs=None if params.logprobs is None else [_logprobs(token, params.logprobs)],
+                text=stream.add(brought),
+                token_ids=brought,
+                steps=step,
+                drafted_tokens=step * self.drafted,
+                accepted_tokens=begin + len(brought) - step,
             )
-            for token in tokens[:length]
-        ]
+            if params.logprobs is not None:
+                part.logprobs = [_logprobs(token, params.logprobs) for token in brought]
+            parts.append(part)
         parts[-1].finish_reason = "stop" if length == len(tokens) else "length"
         parts[-1].stop_reason = stop_reason
         return parts

@@ -90,3 +90,9 @@ def test_logprobs_without_alternatives(post):
     content = answer["choices"][0]["logprobs"]["content"]
     assert [token["token"] for token in content] == [*"Hello", "<eos>"]
     assert all(token["top_logprobs"] == [] for token in content)
+
+
+def test_longest_draft_reaches_the_engine(post, llm):
+    body = {"messages": USER, "speculative": {"max_draft_tokens": 5}}
+    assert post("/v1/chat/completions", **body).status_code == 200
+    assert llm.calls[0].params.max_draft_tokens == 5

@@ -31,6 +31,17 @@ def test_completion_has_the_openai_shape(post, llm):
     }
 
 
+def test_usage_says_what_speculation_brought(post, llm):
+    llm.drafted, llm.accepted = 4, 1  # Hello0 and its end token come in four steps, two each
+    usage = post("/v1/completions", prompt=["A", "B"], n=2).json()["usage"]
+    assert usage["completion_tokens"] == 4 * 7
+    assert usage["completion_tokens_details"] == {
+        "accepted_prediction_tokens": 4 * 3,
+        "rejected_prediction_tokens": 4 * (16 - 3),
+        "drafted_tokens": 4 * 16,
+    }
+
+
 @pytest.mark.parametrize(
     ("prompt", "encoded"),
     [
@@ -114,6 +125,15 @@ def test_every_sampling_field_reaches_the_engine(post, llm):
         assert getattr(call.params, name) == value, name
 
 
+@pytest.mark.parametrize(
+    ("speculative", "longest"),
+    [({"max_draft_tokens": 3}, 3), ({"max_draft_tokens": 0}, 0), ({}, None), (None, None)],
+)
+def test_longest_draft_reaches_the_engine(post, llm, speculative, longest):
+    assert post("/v1/completions", prompt="Hi", speculative=speculative).status_code == 200
+    assert llm.calls[0].params.max_draft_tokens == longest
+
+
 def test_null_fields_keep_their_defaults(post, llm):
     names = ("temperature", "top_p", "n", "stop", "seed", "logit_bias", "stream", "best_of", "echo")
     response = post("/v1/completions", prompt="Hi", **dict.fromkeys(names))
@@ -160,7 +180,9 @@ def test_logprobs_zero_gives_the_chosen_token_only(post):
     assert answer["choices"][0]["logprobs"]["top_logprobs"][0] == {"H": -0.5}
 
 
-def test_stream_says_what_the_whole_answer_says(post, llm):
+@pytest.mark.parametrize("accepted", [0, 2])
+def test_stream_says_what_the_whole_answer_says(post, llm, accepted):
+    llm.drafted, llm.accepted = 2 * accepted, accepted
     llm.reply = "naïve 🙂 text"
     body = {"prompt": ["A", "B"], "n": 2, "logprobs": 1, "max_tokens": 40}
     whole = post("/v1/completions", **body).json()
@@ -185,6 +207,15 @@ def test_stream_says_what_the_whole_answer_says(post, llm):
 def test_stream_without_include_usage_has_no_usage(post):
     chunks = events(post("/v1/completions", prompt="Hi", stream=True))
     assert all("usage" not in chunk for chunk in chunks)
+
+
+def test_tokens_of_one_step_come_in_one_chunk(post, llm):
+    llm.drafted = llm.accepted = 3
+    chunks = events(post("/v1/completions", prompt="Hi", stream=True, logprobs=0))
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["text"] for choice in choices] == ["Hell", "o"]
+    assert [choice["logprobs"]["tokens"] for choice in choices] == [[*"Hell"], ["o", "<eos>"]]
+    assert [choice["logprobs"]["text_offset"] for choice in choices] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_stream_sends_nothing_for_half_a_character(post, llm):

@@ -50,6 +50,12 @@ def error_of(response, status):
             {"prompt": "Hi", "stream_options": {"include_usage": True}},
             "stream_options",
         ),
+        (COMPLETIONS, {"prompt": "Hi", "speculative": 4}, "speculative"),
+        (COMPLETIONS, {"prompt": "Hi", "speculative": {"max_draft_tokens": -1}}, "speculative"),
+        (COMPLETIONS, {"prompt": "Hi", "speculative": {"max_draft_tokens": "4"}}, "speculative"),
+        (COMPLETIONS, {"prompt": "Hi", "speculative": {"max_draft_tokens": True}}, "speculative"),
+        (COMPLETIONS, {"prompt": "Hi", "speculative": {"num_tokens": 4}}, "speculative"),
+        (CHAT, {"messages": USER, "speculative": {"num_tokens": 4}}, "speculative"),
         (CHAT, {}, "messages"),
         (CHAT, {"messages": []}, "messages"),
         (CHAT, {"messages": "Hi"}, "messages"),
@@ -77,6 +83,11 @@ def test_message_says_what_was_expected_and_given(post):
     assert error["message"] == 'temperature must be a valid number, got "hot"'
     error = error_of(post(COMPLETIONS, prompt=5), 400)
     assert error["message"].startswith("prompt must be a string, a list of strings, ")
+    error = error_of(post(COMPLETIONS, prompt="Hi", speculative={"tokens": 4}), 400)
+    assert error["message"] == (
+        "speculative must be an object with max_draft_tokens, a whole number of at least 0, and "
+        'nothing else, got {"tokens": 4}'
+    )
 
 
 @pytest.mark.parametrize(

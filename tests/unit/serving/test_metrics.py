@@ -5,7 +5,7 @@ import asyncio
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from fjx import EngineStats, PlanStats
+from fjx import EngineStats, PlanStats, SpeculationStats
 from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
 
@@ -77,6 +77,19 @@ def test_latency_histograms_count_requests_and_tokens(llm):
     assert samples["fjx:inter_token_latency_seconds_sum",] >= spread * 0.9
 
 
+def test_tokens_that_come_together_share_the_time_since_the_ones_before(llm):
+    llm.token_seconds = 0.02
+    llm.reply = "x" * 11
+    llm.drafted = llm.accepted = 3
+    samples = scrape(llm, {"prompt": "Hi"})
+    name = "fjx:inter_token_latency_seconds"
+    assert samples[f"{name}_count",] == 12 - 4
+    assert samples["fjx:request_generation_tokens_sum",] == 12
+    # the times add up to those of the second and the third step, not to four times as much
+    e2e = samples["fjx:e2e_request_latency_seconds_sum",]
+    assert 2 * 0.02 * 0.9 <= samples[f"{name}_sum",] <= e2e
+
+
 def test_nothing_is_observed_for_a_request_that_was_refused(llm):
     samples = scrape(llm, {"prompt": [65] * 200})
     assert samples["fjx:e2e_request_latency_seconds_count",] == 0
@@ -122,3 +135,42 @@ def test_metrics_of_plans_and_their_changes(llm):
     }
     assert {name: samples[name] for name in expected} == expected
     assert round(samples[f"{pause}_sum",], 6) == 0.304
+
+
+def test_metrics_of_speculation(llm):
+    llm.engine_stats = EngineStats(
+        speculation=SpeculationStats(
+            drafter="ngram",
+            policy="marginal",
+            num_drafts=5,
+            num_draft_tokens=17,
+            num_accepted_tokens=9,
+            num_trimmed_tokens=3,
+            accepted_per_position=(4, 3, 2),
+            draft_lengths={0: 7, 1: 1, 4: 2, 11: 1, 64: 1},
+        )
+    )
+    samples = scrape(llm)
+    decode, length = "fjx:spec_decode", "fjx:spec_decode_draft_length"
+    expected = {
+        (f"{decode}_num_drafts_total",): 5,
+        (f"{decode}_num_draft_tokens_total",): 17,
+        (f"{decode}_num_accepted_tokens_total",): 9,
+        (f"{decode}_num_accepted_tokens_per_pos_total", "0"): 4,
+        (f"{decode}_num_accepted_tokens_per_pos_total", "1"): 3,
+        (f"{decode}_num_accepted_tokens_per_pos_total", "2"): 2,
+        (f"{decode}_num_trimmed_tokens_total",): 3,
+        (f"{length}_bucket", "0.0"): 7,
+        (f"{length}_bucket", "1.0"): 8,
+        (f"{length}_bucket", "3.0"): 8,
+        (f"{length}_bucket", "4.0"): 10,
+        (f"{length}_bucket", "12.0"): 11,
+        (f"{length}_bucket", "+Inf"): 12,
+        (f"{length}_count",): 12,
+        (f"{length}_sum",): 1 + 8 + 11 + 64,
+    }
+    assert {name: samples[name] for name in expected} == expected
+
+
+def test_an_engine_that_never_speculates_has_no_metrics_of_it(llm):
+    assert not [name for name, *_ in scrape(llm) if "spec_decode" in name]

@@ -34,6 +34,28 @@ def test_openai_client_streams_a_chat_as_it_is_made(served, llm):
     assert times[-1] - times[0] > 0.06, "the chunks came all at once"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_client_reads_what_speculation_brought(served, llm, stream):
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+
+    def usage():
+        answer = served.openai.chat.completions.create(
+            model="tiny",
+            messages=USER,
+            extra_body={"speculative": {"max_draft_tokens": 4}},
+            **options,
+        )
+        return [*answer][-1].usage if stream else answer.usage
+
+    assert usage().completion_tokens_details is None
+    llm.drafted, llm.accepted = 4, 2  # six tokens in two steps
+    assert usage().completion_tokens == 6
+    details = usage().completion_tokens_details
+    assert details.accepted_prediction_tokens == 4
+    assert details.rejected_prediction_tokens == 4
+    assert llm.calls[-1].params.max_draft_tokens == 4
+
+
 def test_openai_client_streams_several_choices(served):
     stream = served.openai.chat.completions.create(model="tiny", messages=USER, n=2, stream=True)
     texts, ends = {0: "", 1: ""}, {}

@@ -1,0 +1,118 @@
+"""Who proposes tokens: one protocol for all drafters, and prompt lookup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from fjx.engine.replica import Microbatch
+from fjx.engine.request import Request
+from fjx.speculation.ngram import SuffixIndex
+
+
+class Draft(NamedTuple):
+    """What a drafter proposes to follow a request's tokens."""
+
+    tokens: list[int]
+    confidences: tuple[float, ...]
+    """How sure it is of each of them, given that those before are right; 0 to 1."""
+
+
+NO_DRAFT = Draft([], ())
+_REPEATS = 0.6
+"""Confidence from which prompt lookup is taken before a head's draft."""
+
+
+class Drafter(Protocol):
+    """Proposes tokens. It can change how fast a request is, never which tokens it gets."""
+
+    name: str
+    free: bool
+    """Whether drafting takes no time to speak of, so that it needs no decision of its own."""
+    longest: int
+    """Most tokens of a draft."""
+
+    def feed(self, microbatch: Microbatch) -> None:
+        """The target was just sent these rows."""
+
+    def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+        """Propose up to so many tokens for each request, whose tokens have all been read."""
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+
+    def check_idle(self) -> None:
+        """Audit what is held while no request runs."""
+
+
+class PromptLookup:
+    """Proposes what followed when the request's last tokens stood in its text before (Saxena 2023,
+    "Prompt lookup decoding"). No model, and nothing to load."""
+
+    name = "ngram"
+    free = True
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self._indexes: dict[Request, SuffixIndex] = {}
+
+    def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+        """See `Drafter`."""
+        return [self._propose(*each) for each in zip(requests, lengths, strict=True)]
+
+    def feed(self, microbatch: Microbatch) -> None:
+        """See `Drafter`."""
+
+    def _propose(self, request: Request, length: int) -> Draft:
+        if length == 0:
+            return NO_DRAFT
+        index = self._indexes.get(request)
+        if index is None:
+            index = self._indexes[request] = SuffixIndex()
+        index.extend(request.tokens[len(index) :])
+        tokens, confidences = index.propose(length)
+        return Draft(tokens, tuple(confidences))
+
+    def forget(self, request: Request) -> None:
+        """See `Drafter`."""
+        self._indexes.pop(request, None)
+
+    def check_idle(self) -> None:
+        """See `Drafter`."""
+        assert not self._indexes, "a finished request is still indexed"
+
+
+class LookupOrHead:
+    """Prompt lookup where the text repeats itself for long, a draft head elsewhere."""
+
+    name = "ngram+head"
+    free = False
+
+    def __init__(self, lookup: PromptLookup, head: Drafter) -> None:
+        self.lookup, self.head = lookup, head
+        self.longest = min(lookup.longest, head.longest)
+
+    def feed(self, microbatch: Microbatch) -> None:
+        """See `Drafter`."""
+        self.head.feed(microbatch)
+
+    def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+        """See `Drafter`."""
+        found = self.lookup.propose(requests, lengths)
+        repeats = [bool(each.tokens) and each.confidences[0] >= _REPEATS for each in found]
+        asked = [0 if sure else length for sure, length in zip(repeats, lengths, strict=True)]
+        made = self.head.propose(requests, asked) if any(asked) else [NO_DRAFT] * len(asked)
+        return [
+            looked_up if sure or not drafted.tokens else drafted
+            for sure, looked_up, drafted in zip(repeats, found, made, strict=True)
+        ]
+
+    def forget(self, request: Request) -> None:
+        """See `Drafter`."""
+        self.lookup.forget(request)
+        self.head.forget(request)
+
+    def check_idle(self) -> None:
+        """See `Drafter`."""
+        self.lookup.check_idle()
+        self.head.check_idle()

@@ -1,0 +1,170 @@
+"""A model's programs, sizes and weights, as executors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+
+from fjx.config import EngineConfig
+from fjx.engine.batch_builder import BIAS_ENTRIES
+from fjx.errors import UserError
+from fjx.kernels.matmul import multiplies_bfloat16
+from fjx.models.config import ModelConfig
+from fjx.models.costs import model_graph
+from fjx.models.cuts import check_cuts
+from fjx.models.granules import Model
+from fjx.models.loading.load import load_params
+from fjx.models.loading.source import ModelSource, cache_root
+from fjx.models.tensors import random_tensors
+from fjx.pipeline.compiler import Compiler, ProgramSpec
+from fjx.pipeline.executor import Executor
+from fjx.pipeline.limits import Limits
+from fjx.pipeline.pieces import Loader, step_programs
+from fjx.pipeline.placement import live_devices
+from fjx.pipeline.plan_target import Planner, live_planner
+from fjx.pipeline.profile import read_profile_of
+from fjx.pipeline.programs import Programs
+from fjx.sharding.figures import Workload
+from fjx.sharding.plan import Deployment
+
+logger = logging.getLogger(__name__)
+
+_LONG_DRAFTS = 8
+"""Requests that may have the longest draft at once."""
+
+
+def load_executors(
+    config: EngineConfig,
+    source: ModelSource,
+    programs: Programs,
+    deployment: Deployment,
+    progress: bool,
+    more_programs: Iterable[ProgramSpec] = (),
+    look_at: Callable[[str, np.ndarray], None] | None = None,
+) -> list[Executor]:
+    """Read weights and compile programs, side by side: an executor for each replica.
+
+    Args:
+        config: how it serves.
+        source: the model's files.
+        programs: what runs.
+        deployment: where.
+        progress: show bars on stderr.
+        more_programs: others that are needed, too.
+        look_at: is shown the name and values of each canonical tensor.
+
+    Raises:
+        UserError: the weights cannot be had.
+    """
+    devices, model_config = live_devices(), programs.model.config
+    compiler = Compiler(cache_root(config.cache_dir) / "programs")
+    compiler.register(step_programs(programs, deployment, devices))
+    compiler.register(more_programs)
+    loaders = [Loader(programs, plan, devices) for plan in deployment.replicas]
+
+    def take(name: str, values: np.ndarray) -> None:
+        for loader in loaders:
+            loader.take(name, values)
+        if look_at is not None:
+            look_at(name, values)
+
+    if config.load_random_weights:
+        read = partial(_place_random, model_config)
+    else:
+        read = partial(load_params, source, model_config, progress=progress)
+    with ThreadPoolExecutor(1, thread_name_prefix="fjx-load") as pool:
+        loading = pool.submit(read, take)
+        check_cuts(programs.model, programs.dtype)
+        if config.warmup:
+            compiler.compile_all(progress=progress)
+        loading.result()
+    return [Executor(programs, compiler, loader.pieces()) for loader in loaders]
+
+
+def make_programs(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    *,
+    hidden: bool = False,
+    confidences: bool = False,
+) -> Programs:
+    """What an engine of this configuration runs; ``hidden``, ``confidences``: see `Limits`.
+
+    Raises:
+        UserError: the configuration does not fit the model.
+    """
+    dtype = _dtype(config)
+    limits = _limits(config, model_config, dtype)
+    limits = replace(limits, hidden=hidden, confidences=confidences)
+    return Programs(Model(model_config, config.granule_layers), limits, dtype)
+
+
+def make_planner(config: EngineConfig, programs: Programs) -> Planner:
+    """For plans that hold all of the KV memory; a stage's time is that of a full decode step."""
+    limits, model = programs.limits, programs.model
+    graph = model_graph(model.config, programs.dtype, config.granule_layers, limits.row_buckets)
+    if config.profile is not None:
+        graph = read_profile_of(config.profile, graph, limits.max_num_seqs)
+    kv_tokens = limits.num_pages * limits.page_size
+    return live_planner(graph, Workload(rows=limits.max_num_seqs, kv_tokens=kv_tokens))
+
+
+def _place_random(model_config: ModelConfig, place: Callable[[str, np.ndarray], None]) -> None:
+    for name, values in random_tensors(model_config, seed=0):
+        place(name, values)
+
+
+def _dtype(config: EngineConfig) -> jnp.dtype:
+    name = config.dtype
+    if name == "auto":
+        name = "bfloat16" if multiplies_bfloat16() else "float32"
+    dtype: jnp.dtype = jnp.dtype(name)
+    return dtype
+
+
+def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limits:
+    """Sizes of batches and KV memory; the context never exceeds what the pages can hold."""
+    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+    wanted = config.max_model_len or model.max_positions
+    if config.max_model_len is not None and config.max_model_len > model.max_positions:
+        raise UserError(
+            f"max_model_len is {config.max_model_len}, but the model was trained for "
+            f"{model.max_positions} positions; use at most that"
+        )
+    slots = config.kv_cache_tokens or int(config.kv_cache_memory * 2**30) // token_bytes
+    useful = config.max_num_seqs * (wanted + config.page_size)
+    pages = min(slots, useful) // config.page_size
+    held = pages * config.page_size
+    if held < (config.max_model_len or 2 * config.page_size):
+        raise UserError(
+            f"KV memory holds {held} tokens, but max_model_len is {wanted}; raise kv_cache_memory "
+            f"({config.kv_cache_memory} GiB; a token takes {token_bytes} bytes) or lower "
+            "max_model_len"
+        )
+    if held < wanted:
+        logger.warning("the context is limited to %d of %d tokens by KV memory", held, wanted)
+    # one shape for all steps: the smallest that gives every running request a row
+    rows = config.max_num_seqs if config.batch_invariant else config.max_num_batched_tokens
+    return Limits(
+        max_model_len=min(wanted, held),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=rows,
+        num_pages=pages + 1,  # page 0 is never handed out
+        page_size=config.page_size,
+        bias_entries=BIAS_ENTRIES,
+        one_bucket=config.batch_invariant,
+        max_draft_rows=min(_draft_rows(config), rows - config.max_num_seqs),
+    )
+
+
+def _draft_rows(config: EngineConfig) -> int:
+    """Drafted tokens that a step may verify: one for each request, or a few long drafts."""
+    if "off" in (config.drafter, config.draft_policy) or not config.max_draft_length:
+        return 0
+    return max(config.max_num_seqs, _LONG_DRAFTS * config.max_draft_length)

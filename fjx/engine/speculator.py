@@ -1,0 +1,162 @@
+"""Drafting in the engine's step: when, for whom, how long; and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from fjx.engine.drafter import Draft, Drafter
+from fjx.engine.replica import Replica
+from fjx.engine.request import Request
+from fjx.outputs import SpeculationStats
+from fjx.speculation.acceptance import AcceptanceModel
+from fjx.speculation.cost import CostModel
+from fjx.speculation.policies import LengthPolicy, RequestView, RoundView
+
+_PATIENCE = 8
+"""Rounds in a row without a draft for each step that goes by without trying."""
+_LONGEST_REST = 4
+"""Most steps without trying."""
+
+
+class Speculator:
+    """Gives requests drafts before a step, and learns from what the step brings.
+
+    The host must have read a request's tokens before it can draft for it. So while drafts are
+    verified, each step is read before the next one is sent; while none pay, steps overlap as
+    they do without speculation, and drafting is tried again now and then.
+    """
+
+    def __init__(self, drafter: Drafter, policy: LengthPolicy, buckets: Sequence[int]) -> None:
+        """``buckets``: padded sizes of the target's steps."""
+        self.drafter = drafter
+        self.policy = policy
+        self._acceptance = AcceptanceModel()
+        self._target_cost = CostModel(buckets, padded=True)
+        self._draft_cost = None if drafter.free else CostModel(buckets)
+        self._in_flight = False
+        self._empty = self._rest = 0
+        self._counts: Counter[str] = Counter()
+        self._accepted_at: Counter[int] = Counter()
+        self._lengths: Counter[int] = Counter()
+
+    def due(self) -> bool:
+        """Whether the steps in flight must be read before the next one is sent."""
+        if self._in_flight:
+            return True
+        self._rest = max(self._rest - 1, 0)
+        return self._rest == 0
+
+    def draft(self, replicas: Sequence[Replica]) -> None:
+        """Give drafts to the requests that can have one, where the policy says that they pay."""
+        self._in_flight = False
+        running = [request for each in replicas for request in each.scheduler.running]
+        most = {
+            request: each.scheduler.reserve(request, self._most(request))
+            for each in replicas
+            for request in each.scheduler.running
+            if request.awaits_draft
+        }
+        view = self._view(most, running, replicas)
+        if not any(each.most for each in view.requests):
+            if most:
+                self._count_empty(True)
+            return
+        lengths = self.policy.draft_lengths(view)
+        waiting = list(most)
+        drafts = self._propose(waiting, lengths)
+        kept = self.policy.verify_lengths(view, [draft.confidences for draft in drafts])
+        for request, draft, length in zip(waiting, drafts, kept, strict=True):
+            self._give(request, draft, length)
+        self._count_empty(not self._in_flight)
+
+    def _propose(self, waiting: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+        """Draft, and learn what a round of it costs."""
+        begun = time.perf_counter()
+        drafts = self.drafter.propose(waiting, lengths)
+        if self._draft_cost is not None and any(lengths):
+            seconds = (time.perf_counter() - begun) / max(lengths)
+            drafting = [len(r.tokens) for r, k in zip(waiting, lengths, strict=True) if k]
+            self._draft_cost.observe(len(drafting), sum(drafting), seconds)
+        return drafts
+
+    def feed(self, replicas: Sequence[Replica]) -> None:
+        """The step that `draft` was for has been sent."""
+        for replica in replicas:
+            for microbatch in replica.in_flight:
+                self.drafter.feed(microbatch)
+
+    def observe(
+        self, request: Request, confidences: Sequence[float], drafted: int, accepted: int
+    ) -> None:
+        """A step has verified so many tokens of a request's draft."""
+        self._counts.update(drafts=1, drafted=drafted, accepted=accepted)
+        self._lengths[drafted] += 1
+        self._accepted_at.update(range(accepted))
+        self._acceptance.observe(request, tuple(confidences[:drafted]), accepted)
+
+    def observe_step(self, rows: int, context: int, seconds: float) -> None:
+        """A step of so many rows, over so many tokens of context, took so long."""
+        self._target_cost.observe(rows, context, seconds)
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+        self.drafter.forget(request)
+        self._acceptance.forget(request)
+
+    def check_idle(self) -> None:
+        """Audit what is held while no request runs."""
+        self.drafter.check_idle()
+
+    def stats(self) -> SpeculationStats:
+        """Counters since the start."""
+        longest = max(self._accepted_at, default=-1) + 1
+        return SpeculationStats(
+            drafter=self.drafter.name,
+            policy=self.policy.name,
+            num_drafts=self._counts["drafts"],
+            num_draft_tokens=self._counts["drafted"],
+            num_accepted_tokens=self._counts["accepted"],
+            num_trimmed_tokens=self._counts["proposed"] - self._counts["drafted"],
+            accepted_per_position=tuple(self._accepted_at[i] for i in range(longest)),
+            draft_lengths=dict(self._lengths),
+        )
+
+    def _view(
+        self, most: Mapping[Request, int], running: Sequence[Request], replicas: Sequence[Replica]
+    ) -> RoundView:
+        limits = replicas[0].executor.limits
+        others = sum(request.wanted_rows for request in running) - len(most)
+        budget = limits.max_num_batched_tokens * len(replicas) - len(most)
+        return RoundView(
+            requests=tuple(
+                RequestView(request, longest, len(request.tokens))
+                for request, longest in most.items()
+            ),
+            other_rows=max(min(others, budget), 0),
+            most_rows=limits.max_draft_rows * len(replicas),
+            acceptance=self._acceptance,
+            target_cost=self._target_cost,
+            draft_cost=self._draft_cost,
+        )
+
+    def _most(self, request: Request) -> int:
+        """Longest draft that can be of use: the last token of a request needs none behind it."""
+        asked = request.params.max_draft_tokens
+        longest = self.drafter.longest if asked is None else min(asked, self.drafter.longest)
+        return max(min(longest, request.max_len - len(request.tokens) - 1), 0)
+
+    def _give(self, request: Request, draft: Draft, length: int) -> None:
+        self._counts["proposed"] += len(draft.tokens)
+        if not length:
+            self._lengths[0] += 1
+        else:
+            request.draft = draft.tokens[:length]
+            request.confidences = draft.confidences[:length]
+            self._in_flight = True
+
+    def _count_empty(self, empty: bool) -> None:
+        """After rounds without a draft, rest for a while."""
+        self._empty = self._empty + 1 if empty else 0
+        self._rest = min(self._empty // _PATIENCE, _LONGEST_REST) + 1

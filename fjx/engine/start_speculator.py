@@ -1,0 +1,202 @@
+"""From a configuration to what drafts: nothing, prompt lookup, a draft head, or a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fjx.config import EngineConfig
+from fjx.engine.draft_head import HeadDrafter
+from fjx.engine.draft_model import DraftModel
+from fjx.engine.drafter import Drafter, LookupOrHead, PromptLookup
+from fjx.engine.loading import load_executors, make_planner, make_programs
+from fjx.engine.replica import Replica
+from fjx.engine.speculator import Speculator
+from fjx.errors import UserError
+from fjx.models.config import ModelConfig
+from fjx.models.draft_head import DraftHead
+from fjx.models.loading.draft_head import (
+    Fingerprint,
+    built_in_draft_head,
+    check_target,
+    load_draft_head,
+)
+from fjx.models.loading.load import load_model_config
+from fjx.models.loading.source import resolve
+from fjx.models.tokenizer import Tokenizer, load_tokenizer
+from fjx.pipeline.draft_programs import HeadPrograms
+from fjx.pipeline.executor import Executor
+from fjx.pipeline.limits import Limits
+from fjx.pipeline.programs import Programs
+from fjx.sharding.plan import Deployment, Device
+from fjx.speculation.policies import policy_by_name
+
+logger = logging.getLogger(__name__)
+
+HEAD_SUFFIX = ".safetensors"
+
+
+class HeadStart:
+    """A draft head's file, and what it takes from the target's tensors while they are read."""
+
+    def __init__(self, path: Path, target: str, config: ModelConfig) -> None:
+        """
+        Raises:
+            ModelError: the file is broken, or for another target.
+        """
+        self._path, self._target, self._config = path, target, config
+        self._loaded = load_draft_head(path)
+        check_target(path, self._loaded.config, target, config, None)
+        self._head = DraftHead(config, self._loaded.token_ids)
+        self._fingerprint = Fingerprint(config)
+        self._tensors = dict(self._loaded.tensors)
+
+    def take(self, name: str, values: np.ndarray) -> None:
+        """Look at one of the target's canonical tensors."""
+        self._fingerprint.take(name, values)
+        shared = self._head.from_target(name, values)
+        if shared is not None:
+            self._tensors[name] = shared
+
+    def programs(
+        self, target: Programs, deployment: Deployment, devices: Mapping[Device, jax.Device]
+    ) -> HeadPrograms:
+        """The head's programs, on the first device of the last stage: what it reads is there."""
+        last = deployment.replicas[0].stages[-1].mesh.devices[0]
+        return HeadPrograms(
+            self._head,
+            target.model,
+            target.limits,
+            target.dtype,
+            devices[last],
+            target.stacked,
+        )
+
+    def drafter(self, executor: Executor, longest: int) -> HeadDrafter:
+        """The head at work, once all of the target is read.
+
+        Raises:
+            ModelError: it is for other weights.
+        """
+        digest = self._fingerprint.digest()
+        check_target(self._path, self._loaded.config, self._target, self._config, digest)
+        pieces, target = executor.pieces, executor.programs
+        device = pieces.shapes[-1].placement.devices[0]
+        programs = HeadPrograms(
+            self._head, target.model, target.limits, target.dtype, device, target.stacked
+        )
+        embed = jax.device_put(pieces.embed.params, device)
+        params = programs.place(self._tensors)
+        return HeadDrafter(programs, params, embed, executor.compiler, longest)
+
+
+def find_head(config: EngineConfig, model_config: ModelConfig) -> HeadStart | None:
+    """The draft head that the configuration asks for; None: none.
+
+    Raises:
+        UserError: there is no such head, or it is for another target.
+    """
+    name = config.drafter
+    if config.draft_policy == "off" or not config.max_draft_length or config.batch_invariant:
+        return None
+    if name.endswith(HEAD_SUFFIX):
+        return HeadStart(Path(name), config.model, model_config)
+    if name not in ("auto", "head"):
+        return None
+    path = None if config.load_random_weights else built_in_draft_head(config.model)
+    if path is not None:
+        return HeadStart(path, config.model, model_config)
+    if name == "head":
+        raise UserError(
+            f"no draft head for {config.model!r} comes with fjx; train one with 'fjx distill "
+            f"--model {config.model}' and give its file as drafter"
+        )
+    return None
+
+
+def start_speculator(
+    config: EngineConfig,
+    tokenizer: Tokenizer,
+    target: Executor,
+    head: HeadStart | None,
+    progress: bool,
+) -> Speculator | None:
+    """What drafts for a target; None: nothing does.
+
+    Raises:
+        UserError: the drafter cannot be had, or is not for this target.
+    """
+    limits = target.limits
+    if not limits.max_draft_rows:
+        if config.drafter not in ("auto", "off"):
+            logger.warning(
+                "nothing is drafted: a step of %d rows has none left behind those of %d requests; "
+                "raise max_num_batched_tokens or lower max_num_seqs",
+                limits.max_num_batched_tokens,
+                limits.max_num_seqs,
+            )
+        return None
+    longest = config.max_draft_length
+    drafter: Drafter
+    if head is not None:
+        drafter = head.drafter(target, longest)
+        if config.drafter == "auto":
+            drafter = LookupOrHead(PromptLookup(longest), drafter)
+    elif config.drafter in ("auto", "ngram"):
+        drafter = PromptLookup(longest)
+    else:
+        drafter = _start_draft_model(config, limits, tokenizer, progress)
+    return Speculator(drafter, policy_by_name(config.draft_policy), limits.row_buckets)
+
+
+def _start_draft_model(
+    config: EngineConfig, limits: Limits, tokenizer: Tokenizer, progress: bool
+) -> DraftModel:
+    """A model with pages for as many tokens as the target has."""
+    of_draft = replace(
+        config,
+        model=config.drafter,
+        revision=None,
+        max_model_len=None,
+        kv_cache_tokens=limits.num_pages * limits.page_size,
+        mesh=config.draft_mesh,
+        granule_layers=None,
+        profile=None,
+        drafter="off",
+    )
+    source = resolve(config.drafter, None, config.cache_dir)
+    check_same_vocabulary(config.drafter, load_tokenizer(source), config.model, tokenizer)
+    programs = make_programs(of_draft, load_model_config(source), confidences=True)
+    deployment = make_planner(of_draft, programs).plan(of_draft.mesh)
+    (executor, *_) = load_executors(of_draft, source, programs, deployment, progress)
+    # Its pages hold tokens that are not committed yet, which must not be found by others.
+    replica = Replica(executor, share_prefixes=False, end_tokens=tokenizer.eos_token_ids)
+    return DraftModel(config.drafter, replica, config.max_draft_length)
+
+
+def check_same_vocabulary(
+    drafter: str, of_drafter: Tokenizer, target: str, of_target: Tokenizer
+) -> None:
+    """Check that a token means the same to both.
+
+    Raises:
+        UserError: a token of one is another text in the other.
+    """
+    sizes = of_drafter.vocab_size, of_target.vocab_size
+    differing = next(
+        (id for id in range(min(sizes)) if of_drafter.token_bytes(id) != of_target.token_bytes(id)),
+        None if sizes[0] == sizes[1] else min(sizes),
+    )
+    if differing is not None:
+        raise UserError(
+            f"the drafter {drafter!r} and the target {target!r} have different vocabularies "
+            f"({sizes[0]} and {sizes[1]} tokens): token {differing} is "
+            f"{of_drafter.token_bytes(differing)!r} in one and "
+            f"{of_target.token_bytes(differing)!r} in the other; choose a drafter of the target's "
+            "family"
+        )

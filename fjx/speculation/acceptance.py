@@ -1,0 +1,209 @@
+"""How likely drafted tokens are to be accepted, learned from what became of earlier ones."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+LEAST, MOST = 0.01, 0.99
+"""No token is given up for ever, and none is taken for certain."""
+
+_POSITIONS = (0, 1, 2, 3, 4, 6, 8, 12)
+"""Where the bins of positions begin."""
+_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Between the bins of confidence."""
+_MIDDLES = np.array([(a + b) / 2 for a, b in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True)])
+_RECENT = 32
+"""How many drafts of a request are kept one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptanceConfig:
+    """How fast statistics follow what is observed. Strengths are in tokens."""
+
+    prior: float = 0.7
+    """Share of drafted tokens accepted, before anything is observed and without a confidence."""
+    prior_strength: float = 4.0
+    """Of that prior, and of the one that a confidence is the probability of acceptance."""
+    neighbour_strength: float = 8.0
+    """Of the neighbouring bins' tokens as a prior of a bin."""
+    request_strength: float = 8.0
+    """Of all requests' record as a prior of one request's."""
+    forgetting: float = 0.995
+    """What a token in a bin still counts when the next one comes."""
+    request_forgetting: float = 0.97
+    """Likewise within a request."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """One request's tokens, and how many of them all requests' record had promised."""
+
+    trials: float = 0.0
+    hits: float = 0.0
+    by_confidence: float = 0.0
+    by_position: float = 0.0
+    recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+
+class AcceptanceModel:
+    """Acceptance by position, confidence and request.
+
+    A position is observed only where all earlier ones of its draft were accepted, so what is
+    learned are conditional probabilities; survival is their running product. All requests share a
+    table by position and confidence. A request that does better or worse than the table says
+    multiplies the odds of all its tokens.
+    """
+
+    def __init__(self, config: AcceptanceConfig | None = None) -> None:
+        self._config = config or AcceptanceConfig()
+        shape = len(_POSITIONS), len(_MIDDLES)
+        self._trials = np.zeros(shape).tolist()
+        self._hits = np.zeros(shape).tolist()
+        self._position_trials = [0.0] * len(_POSITIONS)
+        self._position_hits = [0.0] * len(_POSITIONS)
+        self._records: dict[Hashable, _Record] = {}
+        self._refresh()
+
+    def survival(self, key: Hashable, confidences: Sequence[float]) -> tuple[float, ...]:
+        """Probability that the first i+1 drafted tokens are all accepted, for each i.
+
+        Args:
+            key: The request.
+            confidences: The drafter's, for each drafted token, 0 to 1.
+        """
+        self._refresh_if_stale()
+        factor = self._factor(key, by_confidence=True)
+        against = [
+            self._against[_position(i)][bisect_right(_EDGES, confidence)]
+            for i, confidence in enumerate(confidences)
+        ]
+        return _running_product(against, factor)
+
+    def expected(self, key: Hashable, length: int) -> tuple[float, ...]:
+        """The same for a draft of so many tokens that is not drafted yet."""
+        self._refresh_if_stale()
+        factor = self._factor(key, by_confidence=False)
+        against = [self._position_against[_position(i)] for i in range(length)]
+        return _running_product(against, factor)
+
+    def observe(self, key: Hashable, confidences: Sequence[float], accepted: int) -> None:
+        """A draft was verified.
+
+        Args:
+            key: The request.
+            confidences: The drafter's, of the tokens that were verified.
+            accepted: How many of them, from the first on, were accepted.
+
+        Raises:
+            ValueError: more tokens are accepted than there are.
+        """
+        if not 0 <= accepted <= len(confidences):
+            raise ValueError(
+                f"accepted must be 0 to {len(confidences)}, the tokens of the draft; got {accepted}"
+            )
+        if not confidences:
+            return
+        record = self._records.setdefault(key, _Record())
+        record.recent.append((len(confidences), accepted))
+        for i, confidence in enumerate(confidences[: accepted + 1]):
+            self._count(record, _position(i), bisect_right(_EDGES, confidence), i < accepted)
+        self._stale = True
+
+    def recent(self, key: Hashable) -> tuple[tuple[int, int], ...]:
+        """A request's last drafts, at most 32, the latest one last: (drafted, accepted) tokens."""
+        record = self._records.get(key)
+        return tuple(record.recent) if record else ()
+
+    def forget(self, key: Hashable) -> None:
+        """The request has ended: drop its record. What all share stays."""
+        self._records.pop(key, None)
+
+    def _count(self, record: _Record, position: int, bin: int, hit: bool) -> None:
+        keep, request_keep = self._config.forgetting, self._config.request_forgetting
+        trials, hits = self._trials[position], self._hits[position]
+        trials[bin] = trials[bin] * keep + 1
+        hits[bin] = hits[bin] * keep + hit
+        self._position_trials[position] = self._position_trials[position] * keep + 1
+        self._position_hits[position] = self._position_hits[position] * keep + hit
+        record.trials = record.trials * request_keep + 1
+        record.hits = record.hits * request_keep + hit
+        promised = 1 / (1 + self._against[position][bin])
+        record.by_confidence = record.by_confidence * request_keep + promised
+        promised = 1 / (1 + self._position_against[position])
+        record.by_position = record.by_position * request_keep + promised
+
+    def _factor(self, key: Hashable, by_confidence: bool) -> float:
+        """By how much the request's odds against acceptance differ from all requests'.
+
+        Both shares are means of Beta posteriors under the same prior, so that a short record
+        changes little.
+        """
+        record = self._records.get(key)
+        if record is None:
+            return 1.0
+        half = self._config.request_strength / 2
+        promised = record.by_confidence if by_confidence else record.by_position
+        kept = (record.trials - record.hits + half) / (record.hits + half)
+        return kept * (promised + half) / (record.trials - promised + half)
+
+    def _refresh_if_stale(self) -> None:
+        if self._stale:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring the tables of the odds against acceptance up to date."""
+        config = self._config
+        trials, hits = np.array(self._trials), np.array(self._hits)
+        elsewhere = hits.sum(0) - hits, trials.sum(0) - trials
+        prior = _posterior(*elsewhere, _MIDDLES, config.prior_strength)
+        self._against: list[list[float]] = self._odds_against(hits, trials, prior).tolist()
+        trials = np.array(self._position_trials)[:, None]
+        hits = np.array(self._position_hits)[:, None]
+        elsewhere = hits.sum() - hits, trials.sum() - trials
+        prior = _posterior(*elsewhere, config.prior, config.prior_strength)
+        self._position_against: list[float] = self._odds_against(hits, trials, prior)[:, 0].tolist()
+        self._stale = False
+
+    def _odds_against(self, hits: Floats, trials: Floats, prior: Floats) -> Floats:
+        """Of each bin; its prior are the bins beside it, and theirs is the given one."""
+        strength = self._config.neighbour_strength
+        near = _posterior(_around(hits) - hits, _around(trials) - trials, prior, strength)
+        share = np.clip(_posterior(hits, trials, near, strength), LEAST, MOST)
+        return np.asarray((1 - share) / share)
+
+
+def _position(i: int) -> int:
+    return bisect_right(_POSITIONS, i) - 1
+
+
+def _posterior(
+    hits: Floats | float, trials: Floats | float, prior: Floats | float, strength: float
+) -> Floats:
+    """Mean of a Beta posterior."""
+    return np.asarray((hits + strength * prior) / (trials + strength))
+
+
+def _around(counts: Floats) -> Floats:
+    """Sums over each bin and the bins beside it."""
+    for axis in (0, 1):
+        padded = np.pad(counts, [(1, 1) if a == axis else (0, 0) for a in (0, 1)])
+        size = counts.shape[axis]
+        counts = sum((padded.take(range(i, i + size), axis) for i in range(3)), np.zeros(()))
+    return counts
+
+
+def _running_product(against: Sequence[float], factor: float) -> tuple[float, ...]:
+    """Survival from each token's odds against its acceptance, times a factor of them all."""
+    survival, product = [], 1.0
+    for odds in against:
+        product *= min(max(1 / (1 + odds * factor), LEAST), MOST)
+        survival.append(product)
+    return tuple(survival)

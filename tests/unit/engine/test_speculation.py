@@ -1,0 +1,342 @@
+"""Speculation changes how fast tokens come, never which: any drafter, any lengths, any plan."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fjx.engine.draft_head import HeadDrafter
+from fjx.engine.draft_model import DraftModel
+from fjx.engine.drafter import Draft, LookupOrHead, PromptLookup
+from fjx.engine.engine import Engine
+from fjx.engine.request import Request
+from fjx.engine.speculator import Speculator
+from fjx.models.draft_head import DraftHead
+from fjx.pipeline.draft_programs import HeadPrograms
+from fjx.sampling_params import SamplingParams
+from fjx.speculation.policies import Fixed, RoundView
+from tests.unit.engine.plan_cases import (
+    GREEDY,
+    MIXED,
+    PLAIN_TARGETS,
+    Ask,
+    Served,
+    answers,
+    deep_engine,
+    even,
+    expected,
+    finish_change,
+)
+from tests.unit.engine.tiny import VOCABULARY, staged, tiny_engine
+
+LONGEST = 6
+
+
+@dataclass
+class RandomLengths:
+    """Drafts and verifies as many tokens as chance says."""
+
+    source: random.Random
+    name: str = "random"
+
+    def draft_lengths(self, view: RoundView) -> list[int]:
+        return [self.source.randint(0, each.most) for each in view.requests]
+
+    def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
+        return [self.source.randint(0, len(each)) for each in confidences]
+
+
+class Guesses:
+    """Knows what each request will get, and errs now and then."""
+
+    name, free, longest = "guesses", False, LONGEST
+
+    def __init__(self, source: random.Random, error_rate: float) -> None:
+        self.source, self.error_rate = source, error_rate
+        self.known: dict[str, list[int]] = {}
+
+    def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+        return [self._guess(*each) for each in zip(requests, lengths, strict=True)]
+
+    def _guess(self, request: Request, length: int) -> Draft:
+        coming = self.known[request.id][request.num_output :][:length]
+        tokens = [
+            self.source.randrange(VOCABULARY) if self.source.random() < self.error_rate else token
+            for token in coming
+        ]
+        return Draft(tokens, tuple(self.source.random() for _ in tokens))
+
+    def feed(self, microbatch: Any) -> None: ...
+
+    def forget(self, request: Request) -> None: ...
+
+    def check_idle(self) -> None: ...
+
+
+_ENGINES: list[Engine] = []
+
+
+@pytest.fixture(autouse=True)
+def _plain_again() -> Iterator[None]:
+    """Engines are shared by tests."""
+    yield
+    for engine in _ENGINES:
+        engine.speculator = None
+    _ENGINES.clear()
+
+
+def speculating(engine: Engine, drafter: Any, seed: int = 0, policy: Any = None) -> Engine:
+    """The engine with this drafter and, by default, random lengths."""
+    policy = policy or RandomLengths(random.Random(seed))
+    _ENGINES.append(engine)
+    engine.speculator = Speculator(drafter, policy, engine.executor.limits.row_buckets)
+    return engine
+
+
+def guesses(asks: Sequence[Ask], error_rate: float, seed: int = 0, name: str = "") -> Guesses:
+    drafter = Guesses(random.Random(seed), error_rate)
+    drafter.known = {f"{name}{i}": expected(ask).tokens for i, ask in enumerate(asks)}
+    return drafter
+
+
+def assert_same(engine: Engine, asks: Sequence[Ask] = MIXED) -> None:
+    for ask, got in zip(asks, answers(engine, asks), strict=True):
+        right = expected(ask)
+        assert got.tokens == right.tokens, ask
+        # The sum over the vocabulary depends on how many rows it is taken for, by its last bit.
+        assert [each.sampled.logprob for each in got.logprobs] == pytest.approx(
+            [each.sampled.logprob for each in right.logprobs], abs=1e-5
+        )
+    engine.check_idle()
+
+
+PLANS = {
+    "1 stage": even(1),
+    "2 stages": even(2),
+    "4 stages, 2 microbatches": even(4, microbatches=2),
+}
+
+
+@pytest.mark.parametrize("error_rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("plan", PLANS)
+def test_tokens_and_logprobs_are_those_of_plain_decoding(plan: str, error_rate: float) -> None:
+    engine = deep_engine(PLANS[plan], max_draft_rows=20)
+    assert_same(speculating(engine, guesses(MIXED, error_rate)))
+    stats = engine.stats().speculation
+    assert stats is not None
+    assert stats.num_draft_tokens > 20
+    if error_rate == 0.0:
+        assert stats.num_accepted_tokens == stats.num_draft_tokens
+    if error_rate == 1.0:
+        assert stats.num_accepted_tokens < 0.05 * stats.num_draft_tokens
+
+
+def test_right_drafts_save_steps() -> None:
+    engine = deep_engine(max_draft_rows=20)
+    ask = Ask((3, 1, 4, 1, 5), GREEDY)
+    drafter = guesses([ask], error_rate=0.0)
+    plain = engine.stats().num_steps
+    assert_same(engine, [ask])
+    plain = engine.stats().num_steps - plain
+    before = engine.stats().num_steps
+    assert_same(speculating(engine, drafter, policy=Fixed(LONGEST)), [ask])
+    assert plain == GREEDY.max_tokens
+    # one step for the prompt, then seven tokens in each
+    assert engine.stats().num_steps - before == 1 + -(-(plain - 1) // (LONGEST + 1))
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+def test_prompt_lookup(synchronous: bool) -> None:
+    engine = deep_engine(max_draft_rows=20, overlap=not synchronous)
+    # Two tokens alone are possible, so that what comes has often been there before.
+    biased = replace(MIXED[1].params, logit_bias={5: 40.0, 6: 40.0})
+    repeating = [Ask((5, 6) * 8, biased), Ask((6, 6, 6, 5) * 5, replace(biased, temperature=0))]
+    assert_same(speculating(engine, PromptLookup(LONGEST)), [*MIXED, *repeating])
+    assert engine.stats().speculation.num_accepted_tokens > 0
+
+
+@cache
+def draft_replica(layers: int) -> Any:
+    engine = tiny_engine(
+        layers=layers,
+        granule_layers=layers if layers < 8 else 1,
+        one_bucket=True,
+        enable_prefix_caching=False,
+        confidences=True,
+        num_pages=129,
+    )
+    return engine.replicas[0]
+
+
+def test_a_draft_model() -> None:
+    engine = deep_engine(max_draft_rows=20)
+    assert_same(speculating(engine, DraftModel("small", draft_replica(2), LONGEST)))
+
+
+def test_a_model_that_drafts_for_itself_is_always_right() -> None:
+    """Also when sampling, and with penalties for the first of its tokens: drafter and target choose
+    by the same noise."""
+    asks = [ask for ask in MIXED if not ask.params.edits_logits]
+    engine = deep_engine(max_draft_rows=48)
+    drafter = DraftModel("itself", draft_replica(8), LONGEST)
+    assert_same(speculating(engine, drafter, policy=Fixed(3)), asks)
+    stats = engine.stats().speculation
+    assert stats.num_accepted_tokens == stats.num_draft_tokens > 50
+
+
+def test_drafts_are_given_up_where_pages_are_few() -> None:
+    engine = deep_engine(num_pages=17, max_draft_rows=20)
+    preempted = engine.stats().num_preemptions
+    assert_same(speculating(engine, guesses(MIXED, 0.2), policy=Fixed(LONGEST)))
+    assert engine.stats().num_preemptions > preempted
+
+
+def head_drafter(engine: Engine, dtype: str = "float32") -> HeadDrafter:
+    """A draft head of random weights that knows every second token."""
+    executor = engine.executor
+    model, limits = executor.model, executor.limits
+    head = DraftHead(model.config, np.arange(0, VOCABULARY, 2, dtype=np.int32))
+    device = executor.pieces.shapes[-1].placement.devices[0]
+    programs = HeadPrograms(head, model, limits, jnp.dtype(dtype), device, stacked=False)
+    executor.compiler.register(programs.specs())
+    draw = np.random.default_rng(0)
+    tensors = {
+        name: draw.standard_normal(spec.shape, np.float32) * 0.2
+        for name, spec in head.tensors().items()
+    }
+    embed = jax.device_put(executor.pieces.embed.params, device)
+    return HeadDrafter(programs, programs.place(tensors), embed, executor.compiler, LONGEST)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_draft_head(plan: str) -> None:
+    engine = deep_engine(PLANS[plan], max_draft_rows=20, hidden=True)
+    assert_same(speculating(engine, head_drafter(engine), policy=Fixed(3)))
+    assert engine.stats().speculation.num_draft_tokens > 100
+
+
+def test_a_draft_head_stays_where_it_is_when_the_plan_changes() -> None:
+    engine = deep_engine(max_draft_rows=20, hidden=True)
+    speculating(engine, LookupOrHead(PromptLookup(LONGEST), head_drafter(engine)), policy=Fixed(3))
+    served = Served(engine, MIXED)
+    served.step(4)
+    engine.regranularize(PLAIN_TARGETS["4 stages"])
+    engine.plans.wait(120)
+    for ask, got in zip(MIXED, served.finish(), strict=True):
+        assert got.tokens == expected(ask).tokens
+    assert finish_change(engine).state == "done"
+    assert_same(engine)
+    engine.regranularize(PLAIN_TARGETS["1 stage"])
+    assert finish_change(engine).state == "done"
+
+
+def test_a_request_can_ask_for_no_drafts() -> None:
+    asks = [Ask(ask.prompt, replace(ask.params, max_draft_tokens=0)) for ask in MIXED]
+    engine = deep_engine(max_draft_rows=20)
+    drafter = Guesses(random.Random(0), 0.0)
+    for ask, got in zip(MIXED, answers(speculating(engine, drafter), asks), strict=True):
+        assert got.tokens == expected(ask).tokens
+    assert engine.stats().speculation.num_draft_tokens == 0
+
+
+def test_stop_strings_and_end_tokens_cut_an_accepted_draft() -> None:
+    right = expected(Ask((3, 1, 4), GREEDY)).tokens
+    stop = chr(0x4E00 + right[9])
+    first = right.index(right[9])
+    params = SamplingParams(temperature=0, max_tokens=40, stop=(stop,), ignore_eos=True)
+    engine = deep_engine(max_draft_rows=20)
+    drafter = Guesses(random.Random(0), 0.0)
+    drafter.known["stops"] = right
+    speculating(engine, drafter, policy=Fixed(LONGEST))
+    (request,) = engine.add("stops", [3, 1, 4], params)
+    text = ""
+    while engine.has_work:
+        text += "".join(progress.text for progress in engine.step())
+    engine.check_idle()
+    assert request.finish_reason == "stop"
+    assert text == "".join(chr(0x4E00 + token) for token in right[:first])
+    assert request.tokens[3:] == right[: first + 1]
+
+
+@pytest.mark.parametrize("target", ["2 stages", "8 stages", "2 replicas"])
+def test_the_plan_changes_in_mid_draft(target: str) -> None:
+    engine = deep_engine(max_draft_rows=20)
+    speculating(engine, guesses(MIXED, 0.3), seed=4)
+    served = Served(engine, MIXED)
+    served.step(4)
+    for wanted in (PLAIN_TARGETS[target], PLAIN_TARGETS["1 stage"]):
+        engine.regranularize(wanted)
+        engine.plans.wait(120)
+        while engine.plans.active:
+            served.step()
+        assert engine.plans.status().last.state == "done"
+        served.step(2)
+    for ask, got in zip(MIXED, served.finish(), strict=True):
+        assert got.tokens == expected(ask).tokens
+    finish_change(engine)
+    engine.check_idle()
+
+
+requests = st.lists(
+    st.tuples(st.integers(0, len(MIXED) - 1), st.integers(0, 5), st.booleans()),
+    min_size=1,
+    max_size=10,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    workload=requests,
+    seed=st.integers(0, 99),
+    error_rate=st.sampled_from([0.1, 0.5]),
+    num_pages=st.sampled_from([17, 65]),
+)
+def test_tokens_do_not_depend_on_schedule_and_drafts(
+    workload: list, seed: int, error_rate: float, num_pages: int
+) -> None:
+    """Arrivals, cancels, preemptions and drafts in any order."""
+    engine = deep_engine(num_pages=num_pages, max_draft_rows=20)
+    asks = [MIXED[index] for index, _, _ in workload]
+    speculating(engine, guesses(asks, error_rate, seed), seed)
+    running: list[tuple[Request, Ask]] = []
+    cancelled = set()
+    for i, (ask, (_, steps, cancel)) in enumerate(zip(asks, workload, strict=True)):
+        (request,) = engine.add(str(i), list(ask.prompt), ask.params)
+        running.append((request, ask))
+        for _ in range(steps):
+            engine.step()
+        if cancel and i % 3 == 2:
+            cancelled.add(request)
+            engine.abort(str(i))
+    while engine.has_work:
+        engine.step()
+    engine.check_idle()
+    for request, ask in running:
+        got, right = request.tokens[request.prompt_len :], expected(ask).tokens
+        assert got == (right[: len(got)] if request in cancelled else right)
+
+
+def test_a_draft_model_of_another_plan_survives_a_change_of_the_targets() -> None:
+    engine = deep_engine(staged((8, (0,))), max_draft_rows=20)
+    speculating(engine, DraftModel("small", draft_replica(2), LONGEST))
+    served = Served(engine, MIXED)
+    served.step(5)
+    engine.regranularize(2)
+    engine.plans.wait(120)
+    for ask, got in zip(MIXED, served.finish(), strict=True):
+        assert got.tokens == expected(ask).tokens
+    finish_change(engine)
+    engine.regranularize(PLAIN_TARGETS["1 stage"])
+    assert finish_change(engine).state == "done"
+    engine.check_idle()
