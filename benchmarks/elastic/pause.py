@@ -27,8 +27,8 @@ from fjx.engine.start import start_engine
 from fjx.outputs import SwitchRecord
 from fjx.sharding.difference import difference
 
-NEW_PLAN = ("switching", "after")
-"""States whose gaps end with a token of the new plan."""
+NEW_PLAN = ("after",)
+"""States whose gaps end with a token of the new plan: the switch comes behind the last old step."""
 _SETTLING_STEPS = 2
 """Steps after the switch that still count as the change: the first tokens of the new plan."""
 
