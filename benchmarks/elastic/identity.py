@@ -8,7 +8,7 @@ from typing import Any
 
 from elastic.loop import Streams
 from elastic.record import run_record
-from elastic.serve import Run, serve
+from elastic.serve import Change, Run, serve
 from elastic.targets import CYCLE, describe, first_visit
 from elastic.workload import StreamedRequest
 
@@ -16,6 +16,7 @@ from fjx.bench.metrics import distribution
 from fjx.config import EngineConfig
 from fjx.engine.start import start_engine
 from fjx.models.tokenizer import Tokenizer
+from fjx.outputs import SwitchRecord
 from fjx.sharding.draw_run import RunRecord
 
 PERCENTILES = (95.0, 99.0)
@@ -101,7 +102,9 @@ def changes(run: Run) -> dict[str, Any]:
     return {
         "changes_done": sum(record.state == "done" for record in records),
         "changes_aborted": sum(record.state == "aborted" for record in records),
-        "changes_with_requests_in_flight": sum(change.running > 0 for change, _ in ended),
+        "changes_with_tokens_during_them": sum(
+            tokens_during(run, change, record) > 0 for change, record in ended
+        ),
         "bytes_as_planned": all(
             record.moved_bytes == record.planned_bytes + record.dirty_bytes for record in records
         ),
@@ -111,6 +114,7 @@ def changes(run: Run) -> dict[str, Any]:
                 "at_second": change.clock.asked - run.begin,
                 "running": change.running,
                 "waiting": change.waiting,
+                "tokens_during": tokens_during(run, change, record),
                 **describe(record),
             }
             for change, record in ended
@@ -118,10 +122,16 @@ def changes(run: Run) -> dict[str, Any]:
     }
 
 
+def tokens_during(run: Run, change: Change, record: SwitchRecord) -> int:
+    """Tokens that clients got from the moment that the change was asked for until it was done."""
+    begin, end = change.clock.asked, change.clock.end(record)
+    return sum(begin <= at <= end for stamps in run.streams.stamps.values() for at in stamps)
+
+
 def latencies(requests: Sequence[StreamedRequest], run: Run) -> dict[str, float | None]:
     """TTFT and inter-token latency, over the whole run and over what a change touched."""
     first = [
-        run.streams.stamps[request.id][0] - run.begin - request.arrival
+        run.streams.stamps[request.id][0] - run.arrivals[request.id]
         for request in requests
         if request.id in run.streams.stamps
     ]

@@ -33,7 +33,7 @@ def run_record(
     plans.append(_span(begin, seconds, serving))
     stamps = run.streams.stamps
     first_tokens = [
-        (stamps[request.id][0] - run.begin, stamps[request.id][0] - run.begin - request.arrival)
+        (stamps[request.id][0] - run.begin, stamps[request.id][0] - run.arrivals[request.id])
         for request in requests
         if request.id in stamps
     ]

@@ -36,6 +36,8 @@ class Run:
 
     begin: float
     streams: Streams = field(default_factory=Streams)
+    arrivals: dict[str, float] = field(default_factory=dict)
+    """When each request was due."""
     changes: list[Change] = field(default_factory=list)
     load: list[tuple[float, int, int]] = field(default_factory=list)
     end: float = 0.0
@@ -45,21 +47,33 @@ def serve(
     engine: Engine, requests: Sequence[StreamedRequest], targets: Sequence[Target], name: str
 ) -> Run:
     """Serve requests as they arrive, and begin a change whenever its share of the output tokens
-    is there."""
+    is there.
+
+    The clock of arrivals stands still before a request of a later share than that of the next
+    change: every change has requests to disturb, however long the one before took.
+    """
     run = Run(time.perf_counter())
     streams, upcoming, left = run.streams, deque(requests), deque(targets)
     total = sum(request.output_tokens for request in requests)
     cancels = {r.id: r.cancel_after for r in requests if r.cancel_after is not None}
-    delivered = 0
+    delivered, held = 0, 0.0
     with tqdm(total=total, desc=name, unit="token") as bar:
         while upcoming or engine.has_work or engine.plans.active or left:
             now = time.perf_counter()
-            while upcoming and upcoming[0].arrival <= now - run.begin and engine.queue_room:
-                request = upcoming.popleft()
-                engine.add(request.id, request.prompt, request.params)
             done = len(targets) - len(left)
+            share = len(requests) * (done + 1) / len(targets) if left else len(requests)
+            stands_still = False
+            while upcoming and upcoming[0].arrival <= now - run.begin - held and engine.queue_room:
+                stands_still = len(run.arrivals) >= share
+                if stands_still:
+                    held = now - run.begin - upcoming[0].arrival
+                    break
+                request = upcoming.popleft()
+                run.arrivals[request.id] = run.begin + held + request.arrival
+                engine.add(request.id, request.prompt, request.params)
             due = delivered >= total * (done + 0.5) / (len(targets) + 0.5)
-            if left and not engine.plans.active and (due or not (upcoming or engine.has_work)):
+            none_left = not engine.has_work and (stands_still or not upcoming)
+            if left and not engine.plans.active and (due or none_left):
                 run.changes.append(_begin_change(engine, left.popleft()))
             if engine.has_work or engine.plans.active:
                 progress = streams.step(engine)

@@ -17,7 +17,7 @@ from fjx.bench.traces import TraceEntry, read_trace
 from fjx.models.tokenizer import Tokenizer
 from fjx.sampling_params import SamplingParams
 
-PROMPT_CAP, OUTPUT_CAP = 256, 64
+PROMPT_CAP, OUTPUT_CAP = 256, 128
 TEMPERATURE = 0.8
 SHARING_EVERY = 5
 """Every so-manieth request begins like the one before it, so that the prefix cache has work."""
