@@ -107,6 +107,7 @@ def generate(
 ) -> dict[float, list[RequestOutput]]:
     """Outputs by temperature. At once, the second one's prompts are in the prefix cache."""
     llm = LLM(
+        drafter="off",
         max_model_len=1024,
         max_num_seqs=RUNNING,
         enable_prefix_caching=at_once,

@@ -82,6 +82,7 @@ def main() -> None:
             max_model_len=context,
             max_num_batched_tokens=max(256, options.requests),
             kv_cache_tokens=options.requests * (context + 16),
+            drafter="off",
             warmup=False,  # the warm steps compile the few programs that are needed
         )
     )
@@ -89,7 +90,7 @@ def main() -> None:
     for owner, method, phase in (
         (engine, "step", "step"),
         (engine.scheduler, "schedule", "schedule"),
-        (engine._builder, "build", "build"),
+        (engine.replicas[0]._builder, "build", "build"),
         (engine.executor, "dispatch", "dispatch"),
         (engine, "_collect", "collect"),
         (StepOutput, "read_tokens", "read"),

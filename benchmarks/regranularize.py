@@ -56,6 +56,7 @@ def main() -> None:
         model=options.model,
         dtype=options.dtype,
         granule_layers=options.granule_layers,
+        drafter="off",  # a token a step: gaps are steps
         max_num_seqs=RUNNING,
         max_num_batched_tokens=MOST_ROWS,
         max_model_len=MAX_MODEL_LEN,
