@@ -55,7 +55,12 @@ FEATURES = (
     ("GPU", r"^tests/gpu/"),
     ("Tensor parallelism", r"::test_tensor_parallel"),
     ("Pipeline stages, regranularization", r"::test_regranularization"),
-    ("Speculative decoding", r"::test_speculat"),
+    ("Speculation: prompt lookup", r"engine/test_speculation\.py::test_prompt_lookup"),
+    ("Speculation: a draft model", r"engine/test_speculation\.py::test_a_draft_model"),
+    ("Speculation: a draft head", r"engine/test_speculation\.py::test_a_draft_head"),
+    ("Speculation through a change of plan", r"::test_the_plan_changes_in_mid_draft"),
+    ("Pruning inside the verification", r"::test_pruning"),
+    ("Verification in chunks (frontiers)", r"::test_frontiers"),
     ("Structured output", r"::test_structured_output"),
     ("LoRA", r"::test_lora"),
 )
