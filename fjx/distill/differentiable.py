@@ -30,7 +30,7 @@ def differentiable(attend: Callable[..., Any]) -> Iterator[None]:
     """While this lasts, modules that this thread traces use kernels with derivatives, and
     ``attend`` for `fjx.kernels.attention.append_and_attend`."""
     owner = threading.get_ident()
-    plain = {
+    plain: dict[str, Callable[..., Any]] = {
         "matmul": _matmul,
         "rms_norm": _rms_norm,
         "layer_norm": _layer_norm,

@@ -38,7 +38,7 @@ def read_examples(folder: Path, target: Callable[[], Target], progress: bool) ->
     Raises:
         UserError: a file is broken or cannot be written.
     """
-    shards = []
+    shards: list[list[Sample]] = []
     while shard_path(folder, len(shards)).exists():
         shards.append(read_shard(shard_path(folder, len(shards))))
     tokens = sum(len(sample.tokens) for shard in shards for sample in shard)
@@ -60,7 +60,7 @@ def _write(path: Path, target: Target, samples: Sequence[Sample], bar: tqdm[None
     partial = path.with_suffix(".partial")
     rows = sum(len(sample.tokens) for sample in samples)
     try:
-        file = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+        file = np.lib.format.open_memmap(
             partial, "w+", np.uint16, (rows, target.config.hidden_size)
         )
         done = 0

@@ -58,8 +58,9 @@ def _least_squares(target: Target, samples: Sequence[Sample]) -> np.ndarray:
         if rows >= _ROWS:
             break
     ridge = _RIDGE * np.trace(squares) / len(squares)
-    return np.linalg.solve(squares + ridge * np.eye(2 * D), products).astype(np.float32)
+    solved: np.ndarray = np.linalg.solve(squares + ridge * np.eye(2 * D), products)
+    return solved.astype(np.float32)
 
 
 def _normed(x: np.ndarray) -> np.ndarray:
-    return x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-6)
+    return np.asarray(x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-6))

@@ -234,7 +234,6 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.num_preemptions += 1
-        request.forget_draft()  # not sent yet: what is sent is read before the next step
         self.running.remove(request)
         self._release(request)
         self.add(request)
@@ -242,6 +241,7 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self.pool.give_back(request.pages)
         self._free_slots.append(request.slot)
+        request.forget_draft()  # not sent yet: what is sent is read before the next step
         request.pages, request.computed, request.slot, request.shared_pages = [], 0, -1, 0
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fjx.engine.drafter import LookupOrHead, PromptLookup
+from fjx.engine.speculator import Speculator
 from fjx.sampling_params import SamplingParams
+from fjx.speculation.policies import Fixed
+from tests.unit.engine.draft_cases import head_drafter
 from tests.unit.engine.tiny import VOCABULARY, tiny_engine
 
 
@@ -30,8 +34,13 @@ def drawn_params(random: np.random.Generator) -> SamplingParams:
 
 
 @pytest.mark.slow
-def test_500_mixed_requests_compile_nothing_after_warm_up() -> None:
-    engine = tiny_engine(num_pages=23)  # of its own: other tests do not warm up
+@pytest.mark.parametrize("speculates", [False, True])
+def test_500_mixed_requests_compile_nothing_after_warm_up(speculates: bool) -> None:
+    # of its own: other tests do not warm up
+    engine = tiny_engine(num_pages=23, max_draft_rows=16 if speculates else 0, hidden=speculates)
+    if speculates:
+        drafter = LookupOrHead(PromptLookup(4), head_drafter(engine))
+        engine.speculator = Speculator(drafter, Fixed(3), engine.executor.limits.row_buckets)
     engine.executor.compiler.compile_all(progress=False)
     random = np.random.default_rng(0)
     stems = random.integers(0, VOCABULARY, (3, 200))
@@ -55,3 +64,4 @@ def test_500_mixed_requests_compile_nothing_after_warm_up() -> None:
     assert aborted > 0
     assert after.num_preemptions > 0
     assert after.prefix_cache_hits > 0
+    assert not speculates or after.speculation.num_accepted_tokens > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fjx.engine.batch_builder import BIAS_ENTRIES, BatchBuilder
@@ -155,3 +157,29 @@ def test_end_tokens_are_held_back_until_the_minimum() -> None:
         batch = builder().build([ScheduledRows(each, output, 1, True)])
         held.append(set(used_bias(batch, 0)))
     assert held == [{8, END}, {8, END}, set(), set()]
+
+
+def test_a_drafts_rows_choose_tokens_one_after_the_other() -> None:
+    limits = replace(LIMITS, max_draft_rows=4)
+    drafted = request(1, [1, 2, 3], SamplingParams(temperature=1.0, min_tokens=2), unread=1)
+    drafted.draft = [7, 8]
+    plain = request(3, [4, 5], unread=1)
+    rows = [ScheduledRows(drafted, 2, 3, 3), ScheduledRows(plain, 1, 1, 1)]
+    batch = BatchBuilder(limits, (END,)).build(rows)
+    step = limits.layout(batch.num_rows).split(batch.packed)
+    assert step.tokens[:4].tolist() == [3, 7, 8, 5]
+    assert step.rows.positions[:4].tolist() == [2, 3, 4, 1]
+    assert batch.num_samples == 4
+    assert step.sample_rows[:4].tolist() == [0, 1, 2, 3]
+    # only a request's last row chooses the token that its next step begins with
+    assert step.sample_slots[:4].tolist() == [SEQS, SEQS, 1, 3]
+    assert batch.sampling is not None
+    assert batch.edits is not None
+    assert batch.sampling.position[:4].tolist() == [3, 4, 5, 2]
+    assert batch.edits.history[:3, :6].tolist() == [
+        [1, 2, 3, -1, -1, -1],
+        [1, 2, 3, 7, -1, -1],
+        [1, 2, 3, 7, 8, -1],
+    ]
+    # two tokens must come before the end token
+    assert [END in used_bias(batch, row) for row in range(3)] == [True, True, False]

@@ -17,9 +17,13 @@ arrivals = counter()
 
 
 def make(
-    pages: int = 64, seqs: int = 4, tokens: int = 16, share_prefixes: bool = False
+    pages: int = 64,
+    seqs: int = 4,
+    tokens: int = 16,
+    share_prefixes: bool = False,
+    drafts: int = 0,
 ) -> Scheduler:
-    return Scheduler(PagePool(pages + 1, SIZE, share_prefixes), seqs, tokens)
+    return Scheduler(PagePool(pages + 1, SIZE, share_prefixes), seqs, tokens, drafts)
 
 
 def request(
@@ -222,6 +226,75 @@ def test_waiting_for_pages_does_not_count_as_prefix_lookups() -> None:
     for _ in range(3):
         assert step(scheduler) == {"big": 1}
     assert scheduler.prefix_queries == 12
+
+
+def drafting(scheduler: Scheduler, each: Request, draft: list[int]) -> list[ScheduledRows]:
+    """The rows of a request that runs, and of others, once it has this draft."""
+    each.draft = list(draft)
+    return scheduler.schedule()
+
+
+def test_a_draft_gets_a_row_for_each_token_behind_that_of_the_last_committed_one() -> None:
+    scheduler = make(tokens=16, drafts=8)
+    each = request(4)
+    add(scheduler, each)
+    step(scheduler)
+    assert scheduler.reserve(each, 3) == 3
+    (rows,) = drafting(scheduler, each, [7, 8, 9])
+    assert (rows.start, rows.count, rows.samples) == (4, 4, 4)
+    assert each.unread == 1
+    assert [each.commit(token) for token in (7, 5)] == [True, False]
+    assert each.tokens[-2:] == [7, 5]
+    assert (each.draft, each.unread, each.computed) == ([], 0, len(each.tokens) - 1)
+    assert rows.is_void
+    (rows,) = scheduler.schedule()
+    assert (rows.start, rows.count, rows.samples) == (6, 1, 1)
+
+
+def test_a_wholly_accepted_draft_brings_one_token_more() -> None:
+    scheduler = make(tokens=16, drafts=8)
+    each = request(4)
+    add(scheduler, each)
+    step(scheduler)
+    scheduler.reserve(each, 2)
+    (rows,) = drafting(scheduler, each, [7, 8])
+    assert [each.commit(token) for token in (7, 8, 3)] == [True] * 3
+    assert not rows.is_void
+    assert (each.computed, each.unread, each.accepted_tokens) == (len(each.tokens) - 1, 0, 2)
+
+
+def test_drafts_are_cut_to_their_budget_and_take_no_other_requests_row() -> None:
+    scheduler = make(tokens=6, drafts=3)
+    first, second = request(2), request(2)
+    add(scheduler, first, second)
+    step(scheduler)
+    for each in (first, second):
+        scheduler.reserve(each, 4)
+        each.draft = [1, 2, 3, 4]
+    assert [rows.samples for rows in scheduler.schedule()] == [4, 1]
+
+
+def test_a_preempted_request_loses_its_draft() -> None:
+    scheduler = make(pages=4, seqs=2, drafts=4)
+    old, young = request(7, max_tokens=12), request(7, max_tokens=12)
+    add(scheduler, old, young)
+    step(scheduler)
+    step(scheduler)
+    young.draft = [1, 2]
+    scheduler.schedule()
+    assert young.slot < 0
+    assert young.draft == []
+
+
+def test_pages_are_reserved_only_while_others_have_enough() -> None:
+    scheduler = make(pages=8, seqs=2, tokens=4, drafts=4)
+    each = request(4)
+    add(scheduler, each)
+    step(scheduler)
+    held = len(each.pages)
+    assert scheduler.reserve(each, 40) < 40
+    assert scheduler.pool.num_available >= 1 + 4 // SIZE + 1
+    assert len(each.pages) > held
 
 
 def test_requests_can_finish_in_every_state() -> None:

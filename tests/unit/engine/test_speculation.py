@@ -8,23 +8,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fjx.engine.draft_head import HeadDrafter
 from fjx.engine.draft_model import DraftModel
 from fjx.engine.drafter import Draft, LookupOrHead, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.request import Request
 from fjx.engine.speculator import Speculator
-from fjx.models.draft_head import DraftHead
-from fjx.pipeline.draft_programs import HeadPrograms
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.policies import Fixed, RoundView
+from tests.unit.engine.draft_cases import LONGEST, head_drafter
 from tests.unit.engine.plan_cases import (
     GREEDY,
     MIXED,
@@ -38,8 +33,6 @@ from tests.unit.engine.plan_cases import (
     finish_change,
 )
 from tests.unit.engine.tiny import VOCABULARY, staged, tiny_engine
-
-LONGEST = 6
 
 
 @dataclass
@@ -199,23 +192,6 @@ def test_drafts_are_given_up_where_pages_are_few() -> None:
     preempted = engine.stats().num_preemptions
     assert_same(speculating(engine, guesses(MIXED, 0.2), policy=Fixed(LONGEST)))
     assert engine.stats().num_preemptions > preempted
-
-
-def head_drafter(engine: Engine, dtype: str = "float32") -> HeadDrafter:
-    """A draft head of random weights that knows every second token."""
-    executor = engine.executor
-    model, limits = executor.model, executor.limits
-    head = DraftHead(model.config, np.arange(0, VOCABULARY, 2, dtype=np.int32))
-    device = executor.pieces.shapes[-1].placement.devices[0]
-    programs = HeadPrograms(head, model, limits, jnp.dtype(dtype), device, stacked=False)
-    executor.compiler.register(programs.specs())
-    draw = np.random.default_rng(0)
-    tensors = {
-        name: draw.standard_normal(spec.shape, np.float32) * 0.2
-        for name, spec in head.tensors().items()
-    }
-    embed = jax.device_put(executor.pieces.embed.params, device)
-    return HeadDrafter(programs, programs.place(tensors), embed, executor.compiler, LONGEST)
 
 
 @pytest.mark.parametrize("plan", PLANS)
