@@ -39,6 +39,7 @@ DISTILL = Section(
             "window",
             "windows",
             "draft_positions",
+            "unroll_every",
             "learning_rate",
             "hidden_weight",
             "seed",

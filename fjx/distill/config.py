@@ -64,8 +64,11 @@ class DistillConfig:
     """Longest training, in minutes; the learning rate has fallen by then."""
     draft_positions: int = 4
     """Positions that are drafted in training from the head's own estimates, and measured."""
-    learning_rate: float = 1e-3
-    """Highest learning rate of AdamW."""
+    unroll_every: int = 4
+    """One of so many batches is trained on all draft_positions, the others, for speed, on the first
+    alone."""
+    learning_rate: float = 1e-2
+    """Highest learning rate of AdamW, relative to the root mean square of each tensor."""
     hidden_weight: float = 1.0
     """Weight of the loss on the estimated residual stream, beside the cross-entropy's 1."""
     seed: int = 0
@@ -74,7 +77,7 @@ class DistillConfig:
     def __post_init__(self) -> None:
         for name in (
             *("tokens", "max_tokens", "max_num_seqs", "vocabulary", "windows"),
-            "draft_positions",
+            *("draft_positions", "unroll_every"),
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -61,7 +61,6 @@ def distill(
         head,
         target,
         length=config.window,
-        passes=config.draft_positions,
         hidden_weight=config.hidden_weight,
     )
     index_of = np.full(target.config.vocab_size, -1, np.int32)

@@ -28,11 +28,15 @@ def training_svg(title: str, log: Sequence[dict[str, Any]]) -> str:
         An SVG document.
     """
     steps = [line for line in log if line["kind"] == "step"]
-    passes = len(steps[0]["cross_entropy"]) if steps else 0
+    passes = max((len(line["cross_entropy"]) for line in steps), default=0)
     losses: list[Curve] = [
         (
             f"position {number + 1}",
-            [(line["step"], line["cross_entropy"][number]) for line in steps],
+            [
+                (line["step"], line["cross_entropy"][number])
+                for line in steps
+                if len(line["cross_entropy"]) > number
+            ],
         )
         for number in range(passes)
     ]

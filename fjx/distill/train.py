@@ -90,6 +90,9 @@ class Trainer:
             optax.add_decayed_weights(
                 _WEIGHT_DECAY, mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
             ),
+            # The tensors begin as parts of the target and as a least-squares fit: their scales
+            # differ by more than a factor of ten.
+            optax.scale_by_param_block_rms(),
         )
         self._update = jax.jit(self._make_update, donate_argnums=(0, 1))
         self._agreement = jax.jit(head.agreement)
@@ -181,6 +184,8 @@ class Trainer:
         config = self._config
         epoch, number = divmod(step, self._an_epoch)
         order = np.random.default_rng([config.seed, epoch]).permutation(len(self._windows))
+        # A draft of several positions costs as much as so many batches of one.
+        passes = 1 if step % config.unroll_every else config.draft_positions
         chosen: list[Window] = [
             self._windows[i]
             for i in order[number * config.windows : (number + 1) * config.windows].tolist()
@@ -189,7 +194,7 @@ class Trainer:
             self._training,
             chosen,
             config.window,
-            config.draft_positions,
+            passes,
             self._index_of,
             np.random.default_rng([config.seed, step]),
         )

@@ -25,22 +25,21 @@ Tensors = Mapping[str, Array]
 
 
 class UnrolledHead:
-    """The losses of a draft head over batches of windows; it holds no arrays.
+    """The losses of a draft head over batches of windows, in as many passes as their weights are
+    for; it holds no arrays.
 
     Row t of pass s is fed the estimate that row t - 1 of pass s - 1 made of x_t, and the true token
     t + 1: what a draft position s sees where all drafted tokens before it were right.
     """
 
     def __init__(
-        self, head: DraftHead, target: Target, *, length: int, passes: int, hidden_weight: float
+        self, head: DraftHead, target: Target, *, length: int, hidden_weight: float
     ) -> None:
         self.head = head
         self._embed = target.embed
         self._dtype = target.dtype
         self._length = length
-        self._passes = passes
         self._hidden_weight = hidden_weight
-        self._shapes = head.tensors()
         self._head_module = SplitModule(FAMILIES[head.config.family].head(head.config))
 
     def frozen(self, target: Target) -> dict[str, Any]:
@@ -64,7 +63,7 @@ class UnrolledHead:
         x, earlier = jnp.asarray(batch.hidden, jnp.float32), ()
         passes = []
         with differentiable(attend_windows(self._length)):
-            for _ in range(self._passes):
+            for _ in range(len(batch.weights)):
                 h, earlier = self.head.feed(params, x, embedded, earlier, rows)  # type: ignore[arg-type, assignment]
                 passes.append(h)
                 x = shifted_rows(h, self._length, 1)
@@ -84,7 +83,7 @@ class UnrolledHead:
         hidden = hidden_loss(normed, next_normed, weights) / rows
         agree = (weights * (chosen == batch.targets)).sum(axis=1) / rows
         of_pass = cross_entropy + self._hidden_weight * hidden
-        decay = PASS_DECAY ** np.arange(self._passes)
+        decay = PASS_DECAY ** np.arange(len(batch.weights))
         loss = jnp.sum(of_pass * decay) / decay.sum()
         return loss, {"cross_entropy": cross_entropy, "hidden": hidden, "agree": agree}
 

@@ -77,7 +77,6 @@ class Engine:
         self._finished: Counter[str] = Counter()
         self._step_seconds = self._wait_seconds = 0.0
         self._last_collected: float | None = None
-        self._last_read = 0.0
         self._trace: StepTrace | None = None
         if config.trace_dir is not None:
             self._trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
@@ -348,13 +347,7 @@ class Engine:
     def _collect_all(self, microbatches: list[Microbatch]) -> list[Progress]:
         progress = [progress for each in microbatches for progress in self._collect(each)]
         if microbatches and self.speculator is not None:
-            now, rows = time.perf_counter(), [row for m in microbatches for row in m.scheduled]
-            self.speculator.observe_step(
-                sum(row.count for row in rows),
-                sum(row.start + row.count for row in rows),
-                now - max(microbatches[0].sent, self._last_read),
-            )
-            self._last_read = now
+            self.speculator.observe_step(microbatches, time.perf_counter())
         return progress
 
     def _collect(self, microbatch: Microbatch) -> list[Progress]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fjx.engine.drafter import Draft, Drafter
-from fjx.engine.replica import Replica
+from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.outputs import SpeculationStats
 from fjx.speculation.acceptance import AcceptanceModel
@@ -16,6 +16,8 @@ from fjx.speculation.policies import LengthPolicy, RequestView, RoundView
 
 _PATIENCE = 8
 """Rounds in a row without a draft for each step that goes by without trying."""
+_IDLE_SECONDS = 0.05
+"""From a step to the next one: more means that there was nothing to do."""
 _LONGEST_REST = 4
 """Most steps without trying."""
 
@@ -36,6 +38,7 @@ class Speculator:
         self._target_cost = CostModel(buckets, padded=True)
         self._draft_cost = None if drafter.free else CostModel(buckets)
         self._in_flight = False
+        self._last_step = self._drafting_seconds = 0.0
         self._empty = self._rest = 0
         self._counts: Counter[str] = Counter()
         self._accepted_at: Counter[int] = Counter()
@@ -76,7 +79,8 @@ class Speculator:
         begun = time.perf_counter()
         drafts = self.drafter.propose(waiting, lengths)
         if self._draft_cost is not None and any(lengths):
-            seconds = (time.perf_counter() - begun) / max(lengths)
+            self._drafting_seconds = time.perf_counter() - begun
+            seconds = self._drafting_seconds / max(lengths)
             drafting = [len(r.tokens) for r, k in zip(waiting, lengths, strict=True) if k]
             self._draft_cost.observe(len(drafting), sum(drafting), seconds)
         return drafts
@@ -96,9 +100,22 @@ class Speculator:
         self._accepted_at.update(range(accepted))
         self._acceptance.observe(request, tuple(confidences[:drafted]), accepted)
 
-    def observe_step(self, rows: int, context: int, seconds: float) -> None:
-        """A step of so many rows, over so many tokens of context, took so long."""
-        self._target_cost.observe(rows, context, seconds)
+    def observe_step(self, microbatches: Sequence[Microbatch], now: float) -> None:
+        """The tokens of a step have been committed, at this time of ``time.perf_counter``.
+
+        What the host did since the step before counts, too, but for drafting: where steps overlap
+        it is nothing.
+        """
+        scheduled = [rows for each in microbatches for rows in each.scheduled]
+        begun, between = microbatches[0].sent, microbatches[0].sent - self._last_step
+        if between < _IDLE_SECONDS:
+            begun = min(begun, self._last_step + self._drafting_seconds)
+        self._target_cost.observe(
+            sum(rows.count for rows in scheduled),
+            sum(rows.start + rows.count for rows in scheduled),
+            now - max(begun, self._last_step),
+        )
+        self._last_step, self._drafting_seconds = now, 0.0
 
     def forget(self, request: Request) -> None:
         """The request has ended."""

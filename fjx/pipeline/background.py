@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import threading
@@ -58,6 +59,16 @@ class _SwitchInterval:
 
 
 _interval = _SwitchInterval()
+
+
+def keep_heap() -> None:
+    """Take all objects that are there now out of the garbage collector's sight.
+
+    A model's programs are several hundred thousand Python objects that stay. Each full collection
+    would look at all of them, and nothing else runs meanwhile: 0.2 s with one plan's programs, 0.6
+    s with five plans', in the middle of whatever step was under way.
+    """
+    gc.freeze()
 
 
 def copy_to_device(array: Any, device: jax.Device) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
-from fjx.pipeline.background import background_work
+from fjx.pipeline.background import background_work, keep_heap
 from fjx.pipeline.flat_call import flat_call
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,9 @@ class Compiler:
 
     def _work(self) -> None:
         with background_work():
+            keep_heap()
             self._compile_jobs()
+            keep_heap()
 
     def _compile_jobs(self) -> None:
         while (next_up := self._next()) is not None:

@@ -82,7 +82,7 @@ class Case:
         )
 
     def unrolled(self) -> UnrolledHead:
-        return UnrolledHead(self.head, self.target, length=LENGTH, passes=PASSES, hidden_weight=1.0)
+        return UnrolledHead(self.head, self.target, length=LENGTH, hidden_weight=1.0)
 
     def batch(self) -> Batch:
         hidden = np.zeros((2 * LENGTH, self.head.config.hidden_size), np.float32)

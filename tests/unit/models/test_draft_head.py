@@ -184,7 +184,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def without(name: str) -> Callable[[Arrays, Any], None]:
-    return lambda arrays, record: arrays.pop(name) and None
+    return lambda arrays, record: arrays.__delitem__(name)
 
 
 def set_ids(*ids: int) -> Callable[[Arrays, Any], None]:
