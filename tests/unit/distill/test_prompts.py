@@ -112,7 +112,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 def test_the_standard_library_has_functions_and_prose() -> None:
     assert len(functions()) > 1000
     assert len(passages()) > 500
-    assert any("def wrap(text, width=70, **kwargs):" in each.stub for each in functions())
+    assert any("def shorten(text, width, **kwargs):" in each.stub for each in functions())
     for function in functions()[:200]:
         compile(function.stub + "    pass\n", "stub", "exec")
 
