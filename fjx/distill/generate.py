@@ -45,6 +45,8 @@ def generate(config: DistillConfig, folder: Path, progress: bool = True) -> list
             bar.update(generated - bar.n)
             if generated >= config.tokens:
                 break
+    if llm is not None:
+        llm.shutdown()
     return samples
 
 

@@ -115,6 +115,7 @@ class Executor:
         self._steps = _STEPS_BEFORE_FUSING
         if self._fusing is not None:
             self._fusing.cancel()
+            self._fusing = None  # it knows this executor, whose memory would stay otherwise
 
     def dispatch(self, batch: Batch, part: int = 0) -> StepOutput:
         """Send a microbatch to the devices; its effects on pages and last tokens are ordered after

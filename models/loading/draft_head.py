@@ -102,7 +102,7 @@ def save_draft_head(
     Raises:
         ModelError: it cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     record = {
         "format": _FORMAT,
@@ -120,7 +120,7 @@ def save_draft_head(
     stored[_TOKEN_IDS] = np.ascontiguousarray(token_ids, np.int32)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(stored, partial, metadata={_KEY: json.dumps(record)})
+        partial.write_bytes(save(stored, metadata={_KEY: json.dumps(record)}))
         partial.replace(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from None

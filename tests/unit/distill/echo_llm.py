@@ -18,12 +18,11 @@ class EchoLLM:
 
     def __init__(self, model: Path) -> None:
         self.tokenizer = load_tokenizer(resolve(str(model)))
-        self.asked: list[list[int]] = []
+        self.open = True
 
     def generate(
         self, prompts: Sequence[list[int]], params: Sequence[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
-        self.asked += prompts
         return [
             RequestOutput(
                 request_id=str(index),
@@ -34,6 +33,9 @@ class EchoLLM:
             )
             for index, (prompt, sampling) in enumerate(zip(prompts, params, strict=True))
         ]
+
+    def shutdown(self) -> None:
+        self.open = False
 
     def _go_on(self, token: int, sampling: SamplingParams) -> list[int]:
         tokens = []

@@ -54,13 +54,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
         epochs=12,
         minutes=2,
         draft_positions=3,
-        learning_rate=5e-3,
+        learning_rate=2e-2,
     )
 
 
 @pytest.fixture(scope="module")
-def distilled(config: DistillConfig) -> DistillConfig:
+def distilled(config: DistillConfig, echo: list[EchoLLM]) -> DistillConfig:
     groups = distill(config, ("distill", "--model", "tiny"), progress=False)
+    (llm,) = echo
+    assert not llm.open
     assert groups["greedy"].reached[0] > 0
     return config
 

@@ -145,7 +145,7 @@ def test_training_computes_what_serving_does(family: str) -> None:
         jax.jit(unrolled.estimates)(case.trained, unrolled.frozen(case.target), case.batch())
     )
     for request, start in enumerate(STARTS):
-        for true_rows in range(1, SIZES[request] + 1):
+        for true_rows in (1, SIZES[request] // 2, SIZES[request]):
             first, *drafted = case.served(request, true_rows)
             scale = np.abs(first).max()
             np.testing.assert_allclose(
