@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fjx.config import EngineConfig
 from fjx.errors import UserError
 
-_FREE = ("output", "work_dir", "cache_dir", "resume", "minutes", "max_num_seqs")
+_FREE = ("output", "work_dir", "cache_dir", "resume", "minutes", "epochs", "max_num_seqs")
 """What may change when a run is resumed."""
 
 
