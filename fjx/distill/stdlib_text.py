@@ -49,8 +49,7 @@ def functions() -> tuple[Function, ...]:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 doc = ast.get_docstring(node)
                 if doc and 40 <= len(doc) <= 700:
-                    arguments = f"({ast.unparse(node.args)})".replace("(self, ", "(")
-                    found[node.name] = Function(node.name, arguments.replace("(self)", "()"), doc)
+                    found[node.name] = Function(node.name, _signature(node.args), doc)
     return tuple(found[name] for name in sorted(found))
 
 
@@ -65,6 +64,16 @@ def passages() -> tuple[str, ...]:
                 if len(passage) in _PASSAGE_LETTERS and _is_prose(passage):
                     found.add(passage)
     return tuple(sorted(found))
+
+
+def _signature(arguments: ast.arguments) -> str:
+    """The arguments in parentheses, as a function that is no method would have them."""
+    plain = ast.arguments(**dict(ast.iter_fields(arguments)))
+    plain.posonlyargs, plain.args = (
+        [each for each in group if each.arg != "self"]
+        for group in (arguments.posonlyargs, arguments.args)
+    )
+    return f"({ast.unparse(plain)})"
 
 
 def _is_prose(text: str) -> bool:

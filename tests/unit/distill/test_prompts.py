@@ -109,11 +109,13 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*invalid escape sequence")  # their documentation's own
 def test_the_standard_library_has_functions_and_prose() -> None:
     assert len(functions()) > 1000
     assert len(passages()) > 500
     assert any("def shorten(text, width, **kwargs):" in each.stub for each in functions())
-    for function in functions()[:200]:
+    assert not any("(self" in function.stub.splitlines()[0] for function in functions())
+    for function in functions():
         compile(function.stub + "    pass\n", "stub", "exec")
 
 
