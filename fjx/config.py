@@ -65,6 +65,9 @@ class EngineConfig:
     number of requests), confidence, faser, or off; see docs/speculation.md."""
     max_draft_length: int = 8
     """Longest draft of a request in one round."""
+    max_frontiers: int = 4
+    """Most steps with drafts of one request under way at once, where that pays; 1: each is read
+    before the next one is drafted for."""
     draft_mesh: str = "single"
     """Devices of a draft model, like mesh."""
     mesh: str = "single"
@@ -114,6 +117,10 @@ class EngineConfig:
         check(
             0 <= self.max_draft_length <= LONGEST_DRAFT,
             f"max_draft_length must be in [0, {LONGEST_DRAFT}], got {self.max_draft_length}",
+        )
+        check(
+            1 <= self.max_frontiers <= 16,
+            f"max_frontiers must be in [1, 16], got {self.max_frontiers}",
         )
         try:
             policy_by_name(self.draft_policy)

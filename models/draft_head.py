@@ -11,7 +11,6 @@ the head's KV memory has one layer, and the page ids of the target.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +21,9 @@ from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import ModelConfig
-from fjx.models.granules import Model, Params
+from fjx.models.granules import Params
 from fjx.models.layers import Linear, RMSNorm
+from fjx.models.reduced_head import ReducedHead
 from fjx.models.split import SplitModule, TensorSpec
 
 
@@ -44,19 +44,13 @@ class Fuse(nnx.Module):
         return self.project(jnp.concatenate(normed, axis=-1))
 
 
-class DraftHead:
-    """The programs of one draft head and the shapes of their parameters; it holds no arrays but
-    the ids of its vocabulary.
-
-    Its parameters are on each device of a mesh as a whole.
-    """
+class DraftHead(ReducedHead):
+    """The programs of one draft head and the shapes of their parameters."""
 
     def __init__(self, target: ModelConfig, token_ids: Int32[np.ndarray, " V"]) -> None:
         """``token_ids``: what each of the head's logits is of, in the target's vocabulary."""
-        self.token_ids = token_ids
-        self.config = head_config(target, len(token_ids))
+        super().__init__(target, token_ids)
         self._fuse = SplitModule(Fuse(self.config))
-        self._block = Model(self.config, granule_layers=1)
 
     # What it is made of.
 
@@ -69,30 +63,15 @@ class DraftHead:
         fuse = {f"fuse.{name}": spec for name, spec in self._fuse.tensors.items()}
         return fuse | self._block.granule_tensors(0)
 
-    def from_target(self, name: str, values: np.ndarray) -> np.ndarray | None:
-        """One of the head's tensors ``head.*`` from the target's tensor of this name; None where it
-        needs nothing of it."""
-        if name == "head.unembed":
-            return np.ascontiguousarray(values[:, self.token_ids])
-        return values if name in self._block.head_tensors() else None
-
     def pack_feed(self, tensors: Mapping[str, Any], *, stacked: bool = False) -> Params:
         """Parameters of `feed` from canonical tensors, stored as their specs say."""
         fuse = {name: tensors[f"fuse.{name}"] for name in self._fuse.tensors}
         return {"fuse": fuse, "block": self._block.pack_granule(0, tensors, stacked=stacked)}
 
-    def pack_logits(self, tensors: Mapping[str, Any]) -> Params:
-        """Parameters of `logits` from canonical tensors."""
-        return self._block.pack_head(tensors)
-
     def abstract_feed(self, dtype: jnp.dtype, *, stacked: bool = False) -> Params:
         """Shapes of `pack_feed`'s result for a head stored in ``dtype``."""
         fuse = {name: spec.struct(dtype) for name, spec in self._fuse.tensors.items()}
         return {"fuse": fuse, "block": self._block.abstract_granule(0, dtype, stacked=stacked)}
-
-    def abstract_logits(self, dtype: jnp.dtype) -> Params:
-        """Shapes of `pack_logits`'s result."""
-        return self._block.abstract_head(dtype)
 
     # The programs.
 
@@ -119,26 +98,3 @@ class DraftHead:
         """
         fused = self._fuse.merge(params["fuse"])(x, next_embeddings)
         return self._block.granule(params["block"], fused, kv_pages, rows)
-
-    def logits(self, params: Params, h: Float[Array, "S D"]) -> Float[Array, "S V"]:
-        """Logits over the head's own vocabulary, from estimates of the residual stream."""
-        return self._block.head(params, h)
-
-
-def head_config(target: ModelConfig, vocabulary: int) -> ModelConfig:
-    """The configuration of the head's block: a layer of the target that sees all positions, where
-    there is one."""
-    windows = target.window_of_layer or (0,) * target.num_layers
-    like = windows.index(0) if 0 in windows else target.num_layers - 1
-    tables = target.rope_tables
-    if tables:
-        tables = (tables[target.rope_of_layer[like] if target.rope_of_layer else 0],)
-    return dataclasses.replace(
-        target,
-        num_layers=1,
-        vocab_size=vocabulary,
-        tied_embeddings=False,
-        rope_tables=tables,
-        rope_of_layer=(),
-        window_of_layer=(windows[like],) if windows[like] else (),
-    )

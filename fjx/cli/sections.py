@@ -66,7 +66,13 @@ ENGINE = Section(
             "page_size",
             "enable_prefix_caching",
         ),
-        "speculation": ("drafter", "draft_policy", "max_draft_length", "draft_mesh"),
+        "speculation": (
+            "drafter",
+            "draft_policy",
+            "max_draft_length",
+            "max_frontiers",
+            "draft_mesh",
+        ),
     },
 )
 

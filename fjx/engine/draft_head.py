@@ -16,18 +16,32 @@ from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.draft_programs import DraftRows, HeadPrograms
 
+_REMEMBERED = 4
+"""Steps of a request whose estimates are kept: the last one may have begun behind a wrong token."""
+
+
+class _Estimates(NamedTuple):
+    """What the head made of a request's rows that chose a token, in one step."""
+
+    values: Any
+    """Those of all requests."""
+    first: int
+    """The request's first one among them."""
+    positions: range
+    """Of its rows."""
+
 
 class _Fed(NamedTuple):
     """What the head has read of a request."""
 
     tokens: int
     """Positions, from the first on, whose keys and values the head has."""
-    estimates: Any = None
-    """What it made of the rows that chose a token, in the last step that had some."""
-    first: int = 0
-    """The first of the request's rows in ``estimates``."""
-    position: int = 0
-    """Position of that row."""
+    estimates: tuple[_Estimates, ...] = ()
+    """Of the last steps that had some, the latest one first."""
+
+    def estimates_at(self, position: int) -> _Estimates | None:
+        """The latest that have a row of this position."""
+        return next((each for each in self.estimates if position in each.positions), None)
 
 
 class HeadDrafter:
@@ -99,26 +113,31 @@ class HeadDrafter:
             # What the prefix cache had was read when it was computed.
             before = self._fed.get(request, _Fed(request.cached_tokens))
             if start <= before.tokens:
-                fed = before._replace(tokens=start + count)
+                made = before.estimates
                 if samples:
-                    fed = _Fed(start + count, estimates, chosen, start + count - samples)
-                self._fed[request] = fed
+                    new = _Estimates(
+                        estimates, chosen, range(start + count - samples, start + count)
+                    )
+                    made = (new, *made[: _REMEMBERED - 1])
+                self._fed[request] = _Fed(start + count, made)
             chosen += samples
 
     def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
         """See `Drafter`."""
         drafts = [NO_DRAFT] * len(requests)
-        together: dict[int, list[int]] = {}
+        together: dict[int, list[tuple[int, _Estimates]]] = {}
         for i, (request, length) in enumerate(zip(requests, lengths, strict=True)):
-            fed = self._fed.get(request, _Fed(0))
             # The row before the last token's is the one whose estimate foresees what follows.
-            last_row = len(request.tokens) - 2
-            knows = fed.estimates is not None and fed.tokens > last_row >= fed.position
-            if length and knows:
-                together.setdefault(id(fed.estimates), []).append(i)
+            made = self._fed.get(request, _Fed(0)).estimates_at(request.num_tokens - 2)
+            if length and made is not None:
+                together.setdefault(id(made.values), []).append((i, made))
         for group in together.values():
-            got = self._propose([requests[i] for i in group], [lengths[i] for i in group])
-            for i, draft in zip(group, got, strict=True):
+            got = self._propose(
+                [requests[i] for i, _ in group],
+                [lengths[i] for i, _ in group],
+                [made for _, made in group],
+            )
+            for (i, _), draft in zip(group, got, strict=True):
                 drafts[i] = draft
         return drafts
 
@@ -130,19 +149,20 @@ class HeadDrafter:
         """See `Drafter`."""
         assert not self._fed, "the draft head still knows a finished request"
 
-    def _propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+    def _propose(
+        self, requests: Sequence[Request], lengths: Sequence[int], made: Sequence[_Estimates]
+    ) -> list[Draft]:
         """For requests whose last rows were in one step. All tokens are chosen before one is
         read."""
         R = bucket_for(len(requests), self._buckets)
-        fed = [self._fed[request] for request in requests]
         index = np.zeros(R, np.int32)
-        index[: len(fed)] = [
-            each.first + len(request.tokens) - 2 - each.position
-            for each, request in zip(fed, requests, strict=True)
+        index[: len(made)] = [
+            each.first + request.num_tokens - 2 - each.positions.start
+            for each, request in zip(made, requests, strict=True)
         ]
         rows = self._rows(requests, R)
         h, tokens, sure = self._get("first", R)(
-            self._logit_params, self._token_ids, fed[0].estimates, index, rows
+            self._logit_params, self._token_ids, made[0].values, index, rows
         )
         drafted, confidences = [tokens], [sure]
         step = self._step(requests, lengths, R) if max(lengths) > 1 else None
@@ -177,7 +197,7 @@ class HeadDrafter:
         for i, request in enumerate(requests):
             rows.temperature[i] = request.params.temperature
             rows.seed[i] = request.seed & 0xFFFFFFFF, request.seed >> 32 & 0xFFFFFFFF
-            rows.position[i] = len(request.tokens)
+            rows.position[i] = request.num_tokens
         return rows
 
     def _step(self, requests: Sequence[Request], lengths: Sequence[int], R: int) -> np.ndarray:
@@ -192,8 +212,8 @@ class HeadDrafter:
         rows.query_start[n + 1 :] = n
         for i, request in enumerate(requests):
             # Number 1 writes into the slot behind the last row that was fed.
-            rows.positions[i] = len(request.tokens) - 2
-            rows.context_len[i] = len(request.tokens) - 1
+            rows.positions[i] = request.num_tokens - 2
+            rows.context_len[i] = request.num_tokens - 1
             rows.page_table[i, : len(request.pages)] = request.pages
-            assert len(request.tokens) + lengths[i] - 2 < len(request.pages) * size
+            assert request.num_tokens + lengths[i] - 2 < len(request.pages) * size
         return packed

@@ -37,7 +37,7 @@ class DraftModel:
                 self.forget(request)
         known: list[int] = []
         for request, length in zip(requests, lengths, strict=True):
-            known.append(len(request.tokens))
+            known.append(request.num_tokens)
             if length:
                 self._begin(request, length)
         confidences = self._run()
@@ -66,14 +66,15 @@ class DraftModel:
         if copy is None:
             copy = self._copies[request] = replace(
                 request, tokens=[], computed=0, pages=[], digests=[], shared_pages=0, slot=-1,
-                order=-1, scheduled=None, draft=[], confidences=(),
+                order=-1, scheduled=None, draft=[], confidences=[], unread=0,
                 params=replace(request.params, logprobs=None),
             )  # fmt: skip
             self._replica.scheduler.add(copy)
         # What was drafted and turned out right need not be computed again.
-        agreeing = zip(copy.tokens, request.tokens, strict=False)
+        tokens = request.tokens + request.draft
+        agreeing = zip(copy.tokens, tokens, strict=False)
         right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], agreeing))
-        copy.tokens = list(request.tokens)
+        copy.tokens = tokens
         copy.computed = min(copy.computed, right, len(copy.tokens) - 1)
         copy.max_len = min(len(copy.tokens) + length, self._max_len)
 

@@ -36,7 +36,7 @@ class Drafter(Protocol):
         """The target was just sent these rows."""
 
     def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
-        """Propose up to so many tokens for each request, whose tokens have all been read."""
+        """Propose up to so many tokens to follow each request's committed and drafted ones."""
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
@@ -70,8 +70,11 @@ class PromptLookup:
         if index is None:
             index = self._indexes[request] = SuffixIndex()
         index.extend(request.tokens[len(index) :])
-        tokens, confidences = index.propose(length)
-        return Draft(tokens, tuple(confidences))
+        before = len(request.draft)
+        tokens, confidences = index.propose(before + length)
+        if tokens[:before] != request.draft:
+            return NO_DRAFT
+        return Draft(tokens[before:], tuple(confidences[before:]))
 
     def forget(self, request: Request) -> None:
         """See `Drafter`."""

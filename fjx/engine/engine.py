@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,6 +77,8 @@ class Engine:
         self._finished: Counter[str] = Counter()
         self._step_seconds = self._wait_seconds = 0.0
         self._last_collected: float | None = None
+        self._in_flight: deque[list[Microbatch]] = deque()
+        """The steps that were sent and not read yet, the oldest first."""
         self._trace: StepTrace | None = None
         if config.trace_dir is not None:
             self._trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
@@ -97,7 +99,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return any(replica.has_work for replica in self.replicas)
+        return bool(self._in_flight) or any(each.scheduler.has_work for each in self.replicas)
 
     def step(self) -> list[Progress]:
         """Run one step; the host reads the step before while the device runs this one."""
@@ -109,21 +111,21 @@ class Engine:
     def _step(self) -> list[Progress]:
         started, waited = time.perf_counter(), self._wait_seconds
         self.look()
-        before, progress = self._take_in_flight(), []
-        speculates = self.speculator is not None and self.speculator.due()
+        speculator = self.speculator
+        if speculator is not None and not speculator.due():
+            speculator = None
         switches = self.plans.advance()
-        if speculates or switches:
-            progress, before = self._collect_all(before), []
+        behind = 1 if speculator is None else speculator.steps_behind
+        progress = self._collect_until(0 if switches else behind)
         if switches:
             self._adopt(self.plans.switch())
-        if speculates and self.speculator is not None:
-            self.speculator.draft(self.replicas)
-        self._dispatch()
-        if speculates and self.speculator is not None:
-            self.speculator.feed(self.replicas)
-        if not self.config.overlap:
-            before += self._take_in_flight()
-        progress += self._collect_all(before)
+        if speculator is not None:
+            speculator.draft(self.replicas)
+        sent = self._dispatch()
+        if speculator is not None:
+            speculator.feed(sent)
+            behind += 1
+        progress += self._collect_until(behind if sent and self.config.overlap else 0)
         self._step_seconds += time.perf_counter() - started
         self._counts["host_us"] += int(
             1e6 * (time.perf_counter() - started - self._wait_seconds + waited)
@@ -327,11 +329,9 @@ class Engine:
         self._counts["prefix_queries"] += scheduler.prefix_queries
         self._counts["prefix_hits"] += scheduler.prefix_hits
 
-    def _take_in_flight(self) -> list[Microbatch]:
-        return [microbatch for replica in self.replicas for microbatch in replica.take_in_flight()]
-
-    def _dispatch(self) -> None:
+    def _dispatch(self) -> list[Microbatch]:
         """Send each replica's next step."""
+        sent: list[Microbatch] = []
         now = time.monotonic()
         for index, replica in enumerate(self.replicas):
             scheduled = replica.dispatch()
@@ -343,11 +343,20 @@ class Engine:
                 if request.scheduled is None:
                     request.scheduled = now
                     self._counts["prompt_tokens"] += request.prompt_len
+            sent += replica.take_in_flight()
+        if sent:
+            self._in_flight.append(sent)
+        return sent
 
-    def _collect_all(self, microbatches: list[Microbatch]) -> list[Progress]:
-        progress = [progress for each in microbatches for progress in self._collect(each)]
-        if microbatches and self.speculator is not None:
-            self.speculator.observe_step(microbatches, time.perf_counter())
+    def _collect_until(self, most: int) -> list[Progress]:
+        """Read the oldest steps until at most so many are in flight."""
+        progress: list[Progress] = []
+        while len(self._in_flight) > most:
+            microbatches = self._in_flight.popleft()
+            for microbatch in microbatches:
+                progress += self._collect(microbatch)
+            if self.speculator is not None:
+                self.speculator.observe_step(microbatches, time.perf_counter())
         return progress
 
     def _collect(self, microbatch: Microbatch) -> list[Progress]:
@@ -372,7 +381,7 @@ class Engine:
         self, rows: ScheduledRows, chosen: list[int], output: StepOutput, first: int, now: float
     ) -> Progress:
         """Commit what a request's rows chose."""
-        request, confidences = rows.request, rows.request.confidences
+        request, confidences = rows.request, list(rows.request.confidences)
         if request.first_token is None:
             request.first_token = now
             if self.autopilot is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fjx.cache.page_pool import PagePool
@@ -42,11 +41,6 @@ class Replica:
         self._in_flight: list[Microbatch] = []
 
     @property
-    def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return self.scheduler.has_work or bool(self._in_flight)
-
-    @property
     def load(self) -> int:
         """Unfinished requests."""
         return len(self.scheduler.running) + self.scheduler.num_waiting
@@ -62,13 +56,8 @@ class Replica:
                 self._in_flight.append(Microbatch(rows, batch, output, begun))
         return scheduled
 
-    @property
-    def in_flight(self) -> Sequence[Microbatch]:
-        """The steps that were sent and not read yet."""
-        return self._in_flight
-
     def take_in_flight(self) -> list[Microbatch]:
-        """The steps that were sent and not read yet; the caller reads them."""
+        """The microbatches that were sent and not taken yet; the caller reads them."""
         taken, self._in_flight = self._in_flight, []
         return taken
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fjx.outputs import FinishReason, PositionLogprobs
@@ -20,6 +21,9 @@ class Request:
     The row of the last committed token, and each row behind it, chooses a token. If that is the
     drafted one that follows, the next row is right, too; if not, the rest of the draft is forgotten
     and what was computed of it will be overwritten.
+
+    A draft may grow while rows of it are under way: what is added is verified in a later step,
+    another *frontier*. A wrong token makes void whatever was sent behind it.
     """
 
     id: str
@@ -42,10 +46,10 @@ class Request:
     """Place in the queue among equals; given once, so that a preempted request keeps it."""
     draft: list[int] = field(default_factory=list)
     """Tokens that a drafter proposed to follow the committed ones, not verified yet."""
-    confidences: tuple[float, ...] = ()
-    """The drafter's, for each token of the draft when it was proposed."""
+    confidences: list[float] = field(default_factory=list)
+    """The drafter's, for each token of the draft."""
     rejections: int = 0
-    """Drafts of which a token was wrong: rows that were sent before are void."""
+    """Drafts that were given up: rows that were sent before are void."""
     drafted_tokens: int = 0
     """Drafted tokens that were verified."""
     accepted_tokens: int = 0
@@ -87,18 +91,24 @@ class Request:
     @property
     def wanted_rows(self) -> int:
         """Known tokens that are not computed; 0 where they cannot matter to the output."""
-        known = len(self.tokens) + len(self.draft) + self.unread
+        known = self.known
         return known - self.computed if known < self.max_len else 0
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that the host knows: committed and drafted ones."""
+        return len(self.tokens) + len(self.draft)
+
+    @property
+    def sent_draft(self) -> int:
+        """Drafted tokens whose rows are under way."""
+        return max(self.computed - len(self.tokens), 0)
+
+    @property
     def awaits_draft(self) -> bool:
-        """Whether a draft could follow: it runs, all its tokens are read, and only the last one is
-        not computed."""
-        return (
-            self.slot >= 0
-            and not (self.unread or self.draft)
-            and self.computed == len(self.tokens) - 1
-        )
+        """Whether a draft could follow what the host knows: the request runs, and the rows of all
+        its known tokens but the last one are sent, or of all of them, but none behind."""
+        return self.slot >= 0 and self.unread <= 1 and self.computed == self.known - 1
 
     def known_tokens(self, start: int, end: int) -> list[int]:
         """Committed and drafted tokens at these positions."""
@@ -115,15 +125,30 @@ class Request:
             self.unread -= 1
             return True
         if self.draft[0] == token:
-            del self.draft[0]
+            del self.draft[0], self.confidences[0]
             self.accepted_tokens += 1
             return True
-        self.forget_draft()
+        self.give_up_draft()
+        return False
+
+    def extend_draft(self, tokens: Sequence[int], confidences: Sequence[float]) -> None:
+        """Let these tokens follow those that the host knows, for `awaits_draft` requests only. The
+        first one takes the place of a token that is not read yet, and must prove to be it."""
+        if tokens:
+            self.draft += tokens
+            self.confidences += confidences
+            self.unread = 0
+
+    def give_up_draft(self) -> None:
+        """Forget what is drafted and not verified; rows of it that were sent, and those behind
+        them, are void."""
+        self.cut_draft(0)
         self.rejections += 1
         self.unread = 0
         self.computed = min(self.computed, len(self.tokens) - 1)
-        return False
 
-    def forget_draft(self) -> None:
-        """Drop what is drafted and not verified."""
-        self.draft, self.confidences = [], ()
+    def cut_draft(self, length: int) -> None:
+        """Keep the first tokens of the draft only; rows of the others must not have been sent."""
+        del self.draft[length:], self.confidences[length:]
+        if self.computed == self.num_tokens:
+            self.unread = 1  # again, where an extension is cut off as a whole

@@ -92,7 +92,7 @@ class Scheduler:
             if request.draft:
                 self._trim_draft(request, budget, draft_budget)
                 count = min(request.wanted_rows, budget)
-                draft_budget -= len(request.draft)
+                draft_budget -= len(request.draft) - request.sent_draft
             if self._pages_lacking(request, count) > 0:
                 victims = self._make_room(request, count)
                 preempted |= bool(victims)
@@ -122,22 +122,22 @@ class Scheduler:
         size = self.pool.page_size
         for request, start, count, *_ in scheduled:
             request.computed = end = start + count
-            if end == len(request.tokens) + len(request.draft) + request.unread:
+            if end == request.known:
                 request.unread += 1
             if end // size > request.shared_pages:
                 self.share_full_pages(request)
         return scheduled
 
     def reserve(self, request: Request, count: int) -> int:
-        """Give a running request pages for ``count`` tokens behind its committed ones, as far as
-        no other request can need them in the next step; for how many it has pages now."""
-        committed, size = len(request.tokens), self.pool.page_size
-        lacking = -(-(committed + count) // size) - len(request.pages)
+        """Give a running request pages for ``count`` tokens behind those that the host knows, as
+        far as no other request can need them in the next step; for how many it has pages now."""
+        known, size = request.num_tokens, self.pool.page_size
+        lacking = -(-(known + count) // size) - len(request.pages)
         needed = len(self.running) + self.max_num_batched_tokens // size + 1
         spare = self.pool.num_available - needed
         if min(lacking, spare) > 0:
             request.pages += self.pool.take(min(lacking, spare))
-        return max(min(count, len(request.pages) * size - committed), 0)
+        return max(min(count, len(request.pages) * size - known), 0)
 
     def finish(self, request: Request) -> None:
         """Take a finished or cancelled request out, wherever it is."""
@@ -202,11 +202,11 @@ class Scheduler:
             request.cached_tokens = request.computed
 
     def _trim_draft(self, request: Request, budget: int, draft_budget: int) -> None:
-        """Keep of a draft what costs no other request its rows or pages."""
-        gap = len(request.tokens) - request.computed
+        """Keep of a draft what is under way, and what costs no other request its rows or pages."""
+        sent, gap = request.sent_draft, len(request.tokens) - request.computed
         slots = len(request.pages) * self.pool.page_size - len(request.tokens)
-        length = max(min(len(request.draft), draft_budget, budget - gap, slots), 0)
-        del request.draft[length:]
+        length = min(len(request.draft), sent + draft_budget, budget - gap, slots)
+        request.cut_draft(max(length, sent))
 
     def _pages_lacking(self, request: Request, count: int) -> int:
         """Pages to take for ``count`` more tokens; not positive: it has them."""
@@ -241,7 +241,8 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self.pool.give_back(request.pages)
         self._free_slots.append(request.slot)
-        request.forget_draft()  # not sent yet: what is sent is read before the next step
+        if request.draft:
+            request.give_up_draft()
         request.pages, request.computed, request.slot, request.shared_pages = [], 0, -1, 0
 
 

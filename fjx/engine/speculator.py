@@ -12,6 +12,7 @@ from fjx.engine.request import Request
 from fjx.outputs import SpeculationStats
 from fjx.speculation.acceptance import AcceptanceModel
 from fjx.speculation.cost import CostModel
+from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import LengthPolicy, RequestView, RoundView
 
 _PATIENCE = 8
@@ -23,21 +24,35 @@ _LONGEST_REST = 4
 
 
 class Speculator:
-    """Gives requests drafts before a step, and learns from what the step brings.
+    """Gives requests drafts before a step, and learns from what the steps bring.
 
-    The host must have read a request's tokens before it can draft for it. So while drafts are
-    verified, each step is read before the next one is sent; while none pay, steps overlap as
-    they do without speculation, and drafting is tried again now and then.
+    While drafts are verified, each step is read before the next one is drafted for and sent, or a
+    few steps later: see `FrontierDepth`. While none pay, steps overlap as they do without
+    speculation, and drafting is tried again now and then.
     """
 
-    def __init__(self, drafter: Drafter, policy: LengthPolicy, buckets: Sequence[int]) -> None:
-        """``buckets``: padded sizes of the target's steps."""
+    def __init__(
+        self,
+        drafter: Drafter,
+        policy: LengthPolicy,
+        buckets: Sequence[int],
+        frontiers: FrontierDepth | None = None,
+    ) -> None:
+        """
+        Args:
+            drafter: proposes.
+            policy: decides how much.
+            buckets: padded sizes of the target's steps.
+            frontiers: decides how many steps with drafts are under way at once; None: one.
+        """
         self.drafter = drafter
         self.policy = policy
+        self.frontiers = frontiers or FrontierDepth(1)
         self._acceptance = AcceptanceModel()
         self._target_cost = CostModel(buckets, padded=True)
         self._draft_cost = None if drafter.free else CostModel(buckets)
-        self._in_flight = False
+        self._drafted = False
+        """Whether drafts are under way."""
         self._last_step = self._drafting_seconds = 0.0
         self._empty = self._rest = 0
         self._counts: Counter[str] = Counter()
@@ -45,15 +60,20 @@ class Speculator:
         self._lengths: Counter[int] = Counter()
 
     def due(self) -> bool:
-        """Whether the steps in flight must be read before the next one is sent."""
-        if self._in_flight:
+        """Whether `draft` is to be called before the next step."""
+        if self._drafted:
             return True
         self._rest = max(self._rest - 1, 0)
         return self._rest == 0
 
+    @property
+    def steps_behind(self) -> int:
+        """How many steps may be unread when `draft` is called."""
+        return self.frontiers.depth - 1
+
     def draft(self, replicas: Sequence[Replica]) -> None:
         """Give drafts to the requests that can have one, where the policy says that they pay."""
-        self._in_flight = False
+        self._drafted = False
         running = [request for each in replicas for request in each.scheduler.running]
         most = {
             request: each.scheduler.reserve(request, self._most(request))
@@ -72,7 +92,7 @@ class Speculator:
         kept = self.policy.verify_lengths(view, [draft.confidences for draft in drafts])
         for request, draft, length in zip(waiting, drafts, kept, strict=True):
             self._give(request, draft, length)
-        self._count_empty(not self._in_flight)
+        self._count_empty(not self._drafted)
 
     def _propose(self, waiting: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
         """Draft, and learn what a round of it costs."""
@@ -81,15 +101,14 @@ class Speculator:
         if self._draft_cost is not None and any(lengths):
             self._drafting_seconds = time.perf_counter() - begun
             seconds = self._drafting_seconds / max(lengths)
-            drafting = [len(r.tokens) for r, k in zip(waiting, lengths, strict=True) if k]
+            drafting = [r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k]
             self._draft_cost.observe(len(drafting), sum(drafting), seconds)
         return drafts
 
-    def feed(self, replicas: Sequence[Replica]) -> None:
+    def feed(self, sent: Sequence[Microbatch]) -> None:
         """The step that `draft` was for has been sent."""
-        for replica in replicas:
-            for microbatch in replica.in_flight:
-                self.drafter.feed(microbatch)
+        for microbatch in sent:
+            self.drafter.feed(microbatch)
 
     def observe(
         self, request: Request, confidences: Sequence[float], drafted: int, accepted: int
@@ -98,6 +117,7 @@ class Speculator:
         self._counts.update(drafts=1, drafted=drafted, accepted=accepted)
         self._lengths[drafted] += 1
         self._accepted_at.update(range(accepted))
+        self.frontiers.observe_frontier(drafted, accepted)
         self._acceptance.observe(request, tuple(confidences[:drafted]), accepted)
 
     def observe_step(self, microbatches: Sequence[Microbatch], now: float) -> None:
@@ -110,11 +130,13 @@ class Speculator:
         begun, between = microbatches[0].sent, microbatches[0].sent - self._last_step
         if between < _IDLE_SECONDS:
             begun = min(begun, self._last_step + self._drafting_seconds)
-        self._target_cost.observe(
-            sum(rows.count for rows in scheduled),
-            sum(rows.start + rows.count for rows in scheduled),
-            now - max(begun, self._last_step),
-        )
+        rows = sum(each.count for each in scheduled)
+        context = sum(each.start + each.count for each in scheduled)
+        if self.frontiers.depth == 1:
+            self._target_cost.observe(rows, context, now - max(begun, self._last_step))
+        if self._drafted and between < _IDLE_SECONDS:
+            alone = self._target_cost.seconds(rows, context)
+            self.frontiers.observe_step(now - self._last_step, alone, self._drafting_seconds)
         self._last_step, self._drafting_seconds = now, 0.0
 
     def forget(self, request: Request) -> None:
@@ -148,7 +170,7 @@ class Speculator:
         budget = limits.max_num_batched_tokens * len(replicas) - len(most)
         return RoundView(
             requests=tuple(
-                RequestView(request, longest, len(request.tokens))
+                RequestView(request, longest, request.num_tokens)
                 for request, longest in most.items()
             ),
             other_rows=max(min(others, budget), 0),
@@ -162,16 +184,15 @@ class Speculator:
         """Longest draft that can be of use: the last token of a request needs none behind it."""
         asked = request.params.max_draft_tokens
         longest = self.drafter.longest if asked is None else min(asked, self.drafter.longest)
-        return max(min(longest, request.max_len - len(request.tokens) - 1), 0)
+        return max(min(longest, request.max_len - request.num_tokens - 1), 0)
 
     def _give(self, request: Request, draft: Draft, length: int) -> None:
         self._counts["proposed"] += len(draft.tokens)
         if not length:
             self._lengths[0] += 1
         else:
-            request.draft = draft.tokens[:length]
-            request.confidences = draft.confidences[:length]
-            self._in_flight = True
+            request.extend_draft(draft.tokens[:length], draft.confidences[:length])
+            self._drafted = True
 
     def _count_empty(self, empty: bool) -> None:
         """After rounds without a draft, rest for a while."""

@@ -34,6 +34,7 @@ from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.programs import Programs
 from fjx.sharding.plan import Deployment, Device
+from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import policy_by_name
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,12 @@ def start_speculator(
         drafter = PromptLookup(longest)
     else:
         drafter = _start_draft_model(config, limits, tokenizer, progress)
-    return Speculator(drafter, policy_by_name(config.draft_policy), limits.row_buckets)
+    return Speculator(
+        drafter,
+        policy_by_name(config.draft_policy),
+        limits.row_buckets,
+        FrontierDepth(config.max_frontiers, len(target.plan.stages)),
+    )
 
 
 def _start_draft_model(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import Int32
 
 from fjx.models.granules import Model
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.compiler import CompileJob, Compiler
+from fjx.pipeline.compiler import CompileJob, Compiler, ProgramSpec
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.pieces import Pieces
-from fjx.pipeline.programs import Programs
+from fjx.pipeline.placement import Placement
+from fjx.pipeline.programs import Programs, StageShape
+from fjx.pipeline.prune_programs import PrunePrograms, segments_of
 from fjx.pipeline.stage import Stage
 from fjx.sharding.plan import Plan
 
@@ -64,6 +68,23 @@ class StepOutput:
         return read
 
 
+class Cut(NamedTuple):
+    """Which rows of a step go on."""
+
+    batch: Batch
+    """Their step."""
+    rows: Int32[np.ndarray, " M"]
+    """The row that each of its rows was before, padded to the most rows that a step to be pruned
+    may have."""
+
+
+class Pruner(Protocol):
+    """Looks at a step between its segments."""
+
+    def look(self, behind: StageShape, x: Any) -> Cut | None:
+        """Which rows go on, from the residual stream ``[T, D]`` behind a segment; None: all."""
+
+
 class Executor:
     """Sends batches through the stages of a plan; owns the last sampled tokens.
 
@@ -77,15 +98,10 @@ class Executor:
         self.pieces = pieces
         self._steps = 0
         self._fusing: CompileJob | None = None
-        self._stages = [
-            Stage(
-                shape,
-                pieces.embed if shape.first else None,
-                [pieces.granules[g] for g in shape.granules],
-                compiler,
-            )
-            for shape in pieces.shapes
-        ]
+        self._stages = self._stages_of(pieces.shapes)
+        self._segments = self._stages
+        if programs.lens is not None and len(pieces.shapes) == 1:
+            self._segments = self._stages_of(segments_of(pieces.shapes))
         first, last = self._stages[0].placement, self._stages[-1].placement
         zeros = np.zeros(self.limits.max_num_seqs + 1, np.int32)
         parts = range(pieces.plan.microbatches)
@@ -94,6 +110,24 @@ class Executor:
         self._fed_back = None
         if first != last:
             self._fed_back = [jax.device_put(zeros, first.whole) for _ in parts]
+
+    def _stages_of(self, shapes: Sequence[StageShape]) -> list[Stage]:
+        """At work on the pieces' arrays, which stages of several cuts share."""
+        pieces = self.pieces
+        return [
+            Stage(
+                shape,
+                pieces.embed if shape.first else None,
+                [pieces.granules[g] for g in shape.granules],
+                self.compiler,
+            )
+            for shape in shapes
+        ]
+
+    @property
+    def segments(self) -> Sequence[Stage]:
+        """The parts of a step between which a pruner looks at it."""
+        return self._segments
 
     @property
     def limits(self) -> Limits:
@@ -117,35 +151,49 @@ class Executor:
             self._fusing.cancel()
             self._fusing = None  # it knows this executor, whose memory would stay otherwise
 
-    def dispatch(self, batch: Batch, part: int = 0) -> StepOutput:
+    def dispatch(self, batch: Batch, part: int = 0, pruner: Pruner | None = None) -> StepOutput:
         """Send a microbatch to the devices; its effects on pages and last tokens are ordered after
         earlier ones.
 
-        A slot's requests are always in the same ``part`` of the steps.
+        A slot's requests are always in the same ``part`` of the steps. With a ``pruner``, the call
+        returns when it has seen the step between its last two segments.
         """
         self._steps += 1
         if self._steps == _STEPS_BEFORE_FUSING:
-            self._fusing = self.compiler.compile_background(
-                spec
-                for shape in self.pieces.shapes
-                for spec in self.programs.stage(shape)
-                if spec.background
-            )
-        x, slots, stream = self._run_stages(batch.num_rows, batch.packed, part)
+            self._fusing = self.compiler.compile_background(self._dispensable_programs())
+        x, slots, stream, batch = self._run_stages(batch, part, pruner)
         if batch.num_samples == 0:
             return StepOutput(None, 0, stream=stream)
         output = self._sample(batch, x, slots, part)
         output.stream = stream
         return output
 
-    def _run_stages(self, rows: int, packed: np.ndarray, part: int) -> tuple[Any, Any, Any]:
+    def _dispensable_programs(self) -> Iterator[ProgramSpec]:
+        for shape in self.pieces.shapes:
+            yield from (spec for spec in self.programs.stage(shape) if spec.background)
+        if self.programs.lens is not None:
+            yield from PrunePrograms(self.programs).specs(self.pieces.shapes)
+
+    def _run_stages(
+        self, batch: Batch, part: int, pruner: Pruner | None
+    ) -> tuple[Any, Any, Any, Batch]:
         source = (self._fed_back or self._last_token)[part]
         slots = stream = None
-        for stage in self._stages:
+        for stage in self._stages if pruner is None else self._segments:
             if not stage.shape.first:
                 source = jax.device_put(source, stage.placement.whole)
-            source, slots, stream = stage.run(rows, source, packed)
-        return source, slots, stream
+            source, slots, stream = stage.run(batch.num_rows, source, batch.packed)
+            if pruner is not None and not stage.shape.last:
+                cut = pruner.look(stage.shape, source)
+                if cut is not None:
+                    source = self._compact(source, batch, cut, stage.placement)
+                    batch = cut.batch
+        return source, slots, stream, batch
+
+    def _compact(self, x: Any, batch: Batch, cut: Cut, at: Placement) -> Any:
+        """The residual stream of the rows that go on, padded to their bucket."""
+        gathered = self.compiler.get(("gather", batch.num_rows, at.key))(x, cut.rows)
+        return self.compiler.get(("resize", cut.batch.num_rows, at.key))(gathered)
 
     def _sample(self, batch: Batch, x: Any, slots: Any, part: int) -> StepOutput:
         S, at = batch.sample_bucket, self._stages[-1].placement.key

@@ -6,7 +6,7 @@ equal depth share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from fjx.kernels.token_rule import (
     top_logprobs,
 )
 from fjx.models.granules import WHOLE, Model, Params
+from fjx.models.reduced_head import ReducedHead
 from fjx.models.split import TENSOR_AXIS, TensorSpec
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
@@ -53,8 +54,12 @@ class StageShape:
 class Programs:
     """The program specs of a model, for any stage."""
 
-    def __init__(self, model: Model, limits: Limits, dtype: jnp.dtype) -> None:
+    def __init__(
+        self, model: Model, limits: Limits, dtype: jnp.dtype, lens: ReducedHead | None = None
+    ) -> None:
+        """``lens``: what looks at steps between their stages; None: nothing does."""
         self.model = model
+        self.lens = lens
         self.limits = limits
         self.dtype = dtype
         self.stacked = jax.default_backend() != "cpu"
@@ -92,6 +97,16 @@ class Programs:
             if stage.first:
                 yield self._step(T, at, background=True)
             yield self._fused(T, stage)
+
+    def parts(
+        self, segments: Sequence[StageShape], row_buckets: Sequence[int]
+    ) -> Iterator[ProgramSpec]:
+        """What it takes, besides the granules' programs, to run a stage in parts."""
+        for T in row_buckets:
+            for segment in segments:
+                if not segment.first:
+                    yield self._step(T, segment.placement)
+                yield self._fused(T, segment)
 
     def pages(self, stage: StageShape, *, target: bool) -> Iterator[ProgramSpec]:
         """What it takes to move KV pages from a stage, or to it."""

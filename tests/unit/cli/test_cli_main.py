@@ -33,6 +33,7 @@ def fjx(*words: str) -> subprocess.CompletedProcess[str]:
         (["serve", "--draft-policy", "best"], "draft_policy: .*best"),
         (["generate", "--prompt", "a", "--draft-policy", "fixed:x"], "draft_policy: .*fixed:x"),
         (["serve", "--max-draft-length", "65"], r"max_draft_length must be in \[0, 64\], got 65"),
+        (["serve", "--max-frontiers", "0"], r"max_frontiers must be in \[1, 16\], got 0"),
         (
             ["generate", "--prompt", "a", "--max-draft-tokens", "-1"],
             "max_draft_tokens must be at least 0, got -1",

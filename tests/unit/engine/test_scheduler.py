@@ -230,7 +230,7 @@ def test_waiting_for_pages_does_not_count_as_prefix_lookups() -> None:
 
 def drafting(scheduler: Scheduler, each: Request, draft: list[int]) -> list[ScheduledRows]:
     """The rows of a request that runs, and of others, once it has this draft."""
-    each.draft = list(draft)
+    each.extend_draft(draft, [0.5] * len(draft))
     return scheduler.schedule()
 
 
@@ -270,7 +270,7 @@ def test_drafts_are_cut_to_their_budget_and_take_no_other_requests_row() -> None
     step(scheduler)
     for each in (first, second):
         scheduler.reserve(each, 4)
-        each.draft = [1, 2, 3, 4]
+        each.extend_draft([1, 2, 3, 4], [0.5] * 4)
     assert [rows.samples for rows in scheduler.schedule()] == [4, 1]
 
 
@@ -280,7 +280,7 @@ def test_a_preempted_request_loses_its_draft() -> None:
     add(scheduler, old, young)
     step(scheduler)
     step(scheduler)
-    young.draft = [1, 2]
+    young.extend_draft([1, 2], [0.5, 0.5])
     scheduler.schedule()
     assert young.slot < 0
     assert young.draft == []

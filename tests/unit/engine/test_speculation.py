@@ -18,6 +18,7 @@ from fjx.engine.engine import Engine
 from fjx.engine.request import Request
 from fjx.engine.speculator import Speculator
 from fjx.sampling_params import SamplingParams
+from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import Fixed, RoundView
 from tests.unit.engine.draft_cases import LONGEST, head_drafter
 from tests.unit.engine.plan_cases import (
@@ -62,7 +63,8 @@ class Guesses:
         return [self._guess(*each) for each in zip(requests, lengths, strict=True)]
 
     def _guess(self, request: Request, length: int) -> Draft:
-        coming = self.known[request.id][request.num_output :][:length]
+        begin = request.num_tokens - request.prompt_len
+        coming = self.known[request.id][begin : begin + length]
         tokens = [
             self.source.randrange(VOCABULARY) if self.source.random() < self.error_rate else token
             for token in coming
@@ -88,11 +90,24 @@ def _plain_again() -> Iterator[None]:
     _ENGINES.clear()
 
 
-def speculating(engine: Engine, drafter: Any, seed: int = 0, policy: Any = None) -> Engine:
+class Always(FrontierDepth):
+    """So many frontiers are under way, whether that pays or not."""
+
+    def _choose(self) -> None: ...
+
+    @property
+    def depth(self) -> int:
+        return self.deepest
+
+
+def speculating(
+    engine: Engine, drafter: Any, seed: int = 0, policy: Any = None, frontiers: int = 1
+) -> Engine:
     """The engine with this drafter and, by default, random lengths."""
     policy = policy or RandomLengths(random.Random(seed))
     _ENGINES.append(engine)
-    engine.speculator = Speculator(drafter, policy, engine.executor.limits.row_buckets)
+    buckets = engine.executor.limits.row_buckets
+    engine.speculator = Speculator(drafter, policy, buckets, Always(frontiers))
     return engine
 
 
@@ -120,11 +135,14 @@ PLANS = {
 }
 
 
+@pytest.mark.parametrize("frontiers", [1, 2, 3])
 @pytest.mark.parametrize("error_rate", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("plan", PLANS)
-def test_tokens_and_logprobs_are_those_of_plain_decoding(plan: str, error_rate: float) -> None:
+def test_tokens_and_logprobs_are_those_of_plain_decoding(
+    plan: str, error_rate: float, frontiers: int
+) -> None:
     engine = deep_engine(PLANS[plan], max_draft_rows=20)
-    assert_same(speculating(engine, guesses(MIXED, error_rate)))
+    assert_same(speculating(engine, guesses(MIXED, error_rate), frontiers=frontiers))
     stats = engine.stats().speculation
     assert stats is not None
     assert stats.num_draft_tokens > 20
@@ -132,6 +150,22 @@ def test_tokens_and_logprobs_are_those_of_plain_decoding(plan: str, error_rate: 
         assert stats.num_accepted_tokens == stats.num_draft_tokens
     if error_rate == 1.0:
         assert stats.num_accepted_tokens < 0.05 * stats.num_draft_tokens
+
+
+def test_right_frontiers_are_sent_before_the_ones_ahead_are_read() -> None:
+    engine = deep_engine(max_draft_rows=20)
+    ask = Ask((3, 1, 4, 1, 5), GREEDY)
+    speculating(engine, guesses([ask], error_rate=0.0), policy=Fixed(3), frontiers=3)
+    before = engine.stats().num_steps
+    (request,) = engine.add("0", list(ask.prompt), ask.params)
+    deepest = 0
+    while engine.has_work:
+        engine.step()
+        deepest = max(deepest, request.sent_draft)
+    assert request.tokens[request.prompt_len :] == expected(ask).tokens
+    assert deepest == 8  # three frontiers of three tokens; the first is known from the one before
+    # The prompt's step; one of four rows; then each frontier foresees the token before it, too.
+    assert engine.stats().num_steps - before <= 2 + -(-(GREEDY.max_tokens - 5) // 3) + 1
 
 
 def test_right_drafts_save_steps() -> None:
@@ -171,9 +205,11 @@ def draft_replica(layers: int) -> Any:
     return engine.replicas[0]
 
 
-def test_a_draft_model() -> None:
+@pytest.mark.parametrize("frontiers", [1, 3])
+def test_a_draft_model(frontiers: int) -> None:
     engine = deep_engine(max_draft_rows=20)
-    assert_same(speculating(engine, DraftModel("small", draft_replica(2), LONGEST)))
+    drafter = DraftModel("small", draft_replica(2), LONGEST)
+    assert_same(speculating(engine, drafter, frontiers=frontiers))
 
 
 def test_a_model_that_drafts_for_itself_is_always_right() -> None:
@@ -187,17 +223,20 @@ def test_a_model_that_drafts_for_itself_is_always_right() -> None:
     assert stats.num_accepted_tokens == stats.num_draft_tokens > 50
 
 
-def test_drafts_are_given_up_where_pages_are_few() -> None:
+@pytest.mark.parametrize("frontiers", [1, 3])
+def test_drafts_are_given_up_where_pages_are_few(frontiers: int) -> None:
     engine = deep_engine(num_pages=17, max_draft_rows=20)
     preempted = engine.stats().num_preemptions
-    assert_same(speculating(engine, guesses(MIXED, 0.2), policy=Fixed(LONGEST)))
+    drafter = guesses(MIXED, 0.2)
+    assert_same(speculating(engine, drafter, policy=Fixed(LONGEST), frontiers=frontiers))
     assert engine.stats().num_preemptions > preempted
 
 
+@pytest.mark.parametrize("frontiers", [1, 2])
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_draft_head(plan: str) -> None:
+def test_a_draft_head(plan: str, frontiers: int) -> None:
     engine = deep_engine(PLANS[plan], max_draft_rows=20, hidden=True)
-    assert_same(speculating(engine, head_drafter(engine), policy=Fixed(3)))
+    assert_same(speculating(engine, head_drafter(engine), policy=Fixed(3), frontiers=frontiers))
     assert engine.stats().speculation.num_draft_tokens > 100
 
 
@@ -244,10 +283,11 @@ def test_stop_strings_and_end_tokens_cut_an_accepted_draft() -> None:
     assert request.tokens[3:] == right[: first + 1]
 
 
+@pytest.mark.parametrize("frontiers", [1, 2])
 @pytest.mark.parametrize("target", ["2 stages", "8 stages", "2 replicas"])
-def test_the_plan_changes_in_mid_draft(target: str) -> None:
+def test_the_plan_changes_in_mid_draft(target: str, frontiers: int) -> None:
     engine = deep_engine(max_draft_rows=20)
-    speculating(engine, guesses(MIXED, 0.3), seed=4)
+    speculating(engine, guesses(MIXED, 0.3), seed=4, frontiers=frontiers)
     served = Served(engine, MIXED)
     served.step(4)
     for wanted in (PLAIN_TARGETS[target], PLAIN_TARGETS["1 stage"]):
@@ -277,14 +317,15 @@ requests = st.lists(
     seed=st.integers(0, 99),
     error_rate=st.sampled_from([0.1, 0.5]),
     num_pages=st.sampled_from([17, 65]),
+    frontiers=st.integers(1, 3),
 )
 def test_tokens_do_not_depend_on_schedule_and_drafts(
-    workload: list, seed: int, error_rate: float, num_pages: int
+    workload: list, seed: int, error_rate: float, num_pages: int, frontiers: int
 ) -> None:
     """Arrivals, cancels, preemptions and drafts in any order."""
     engine = deep_engine(num_pages=num_pages, max_draft_rows=20)
     asks = [MIXED[index] for index, _, _ in workload]
-    speculating(engine, guesses(asks, error_rate, seed), seed)
+    speculating(engine, guesses(asks, error_rate, seed), seed, frontiers=frontiers)
     running: list[tuple[Request, Ask]] = []
     cancelled = set()
     for i, (ask, (_, steps, cancel)) in enumerate(zip(asks, workload, strict=True)):

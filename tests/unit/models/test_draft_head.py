@@ -20,7 +20,7 @@ from fjx.errors import ModelError
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import ModelConfig
-from fjx.models.draft_head import DraftHead, head_config
+from fjx.models.draft_head import DraftHead
 from fjx.models.granules import Model
 from fjx.models.loading.draft_head import (
     DraftHeadConfig,
@@ -30,6 +30,7 @@ from fjx.models.loading.draft_head import (
     load_draft_head,
     save_draft_head,
 )
+from fjx.models.reduced_head import head_config
 from fjx.models.rope import frequencies
 from fjx.models.tensors import canonical_tensors, random_tensors
 

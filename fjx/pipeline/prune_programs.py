@@ -1,0 +1,138 @@
+"""The programs that look at a step between two stages, and let only some of its rows go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from fjx.kernels.token_rule import gumbel
+from fjx.models.granules import WHOLE
+from fjx.models.reduced_head import ReducedHead
+from fjx.pipeline.buckets import bucket_for
+from fjx.pipeline.compiler import ProgramSpec
+from fjx.pipeline.placement import Placement
+from fjx.pipeline.programs import Programs, StageShape
+
+
+class LensRows(NamedTuple):
+    """What each of T rows may choose; NumPy arrays on the host, traced ones in a program."""
+
+    drafted: Any
+    """[T] int32, index of the drafted token behind the row in the lens's vocabulary; -1: none."""
+    temperature: Any
+    """[T] float32; 0: greedy."""
+    seed: Any
+    """[T, 2] uint32, see `SamplingRows`."""
+    position: Any
+    """[T] int32, of the token that the row chooses."""
+
+
+def drafted_ranks(
+    logits: Float[Array, "T V"], token_ids: Int32[Array, " V"], rows: LensRows
+) -> Int32[Array, " T"]:
+    """How many tokens each row would rather choose than the drafted one, by the token rule without
+    truncation and edits."""
+
+    def with_noise() -> Array:
+        hot = (rows.temperature > 0)[:, None]
+        scaled = logits / jnp.where(hot, rows.temperature[:, None], 1.0)
+        return jnp.where(hot, scaled + gumbel(rows.seed, rows.position, token_ids), logits)
+
+    values = jax.lax.cond(jnp.any(rows.temperature > 0), with_noise, lambda: logits)
+    mine = jnp.take_along_axis(values, jnp.maximum(rows.drafted, 0)[:, None], axis=1)
+    ranks: Array = jnp.sum(values > mine, axis=1, dtype=jnp.int32)
+    return ranks
+
+
+def segments_of(shapes: Sequence[StageShape]) -> tuple[StageShape, ...]:
+    """The parts of a step between which rows may be pruned: the stages; where there is but one, its
+    halves."""
+    if len(shapes) > 1:
+        return tuple(shapes)
+    (shape,) = shapes
+    middle = shape.granules.start + len(shape.granules) // 2
+    if middle == shape.granules.start:
+        return (shape,)
+    return (
+        replace(shape, granules=range(shape.granules.start, middle), last=False),
+        replace(shape, granules=range(middle, shape.granules.stop), first=False),
+    )
+
+
+@dataclass(frozen=True)
+class PrunePrograms:
+    """The program specs of pruning for a target that has a lens."""
+
+    programs: Programs
+
+    @property
+    def lens(self) -> ReducedHead:
+        """What looks."""
+        assert self.programs.lens is not None
+        return self.programs.lens
+
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Padded numbers of rows of the steps that may be pruned."""
+        limits = self.programs.limits
+        most = bucket_for(limits.max_num_seqs + limits.max_draft_rows, limits.row_buckets)
+        return tuple(size for size in limits.row_buckets if size <= most)
+
+    def specs(self, shapes: Sequence[StageShape]) -> Iterator[ProgramSpec]:
+        """All of them, for a plan's stages. None is needed for a step."""
+        segments = segments_of(shapes)
+        for segment in segments[:-1]:
+            yield from map(_in_background, self._between(segment.placement))
+        if len(shapes) == 1:
+            for spec in self.programs.parts(segments, self.row_buckets):
+                yield _in_background(spec)
+
+    def keys(self, shapes: Sequence[StageShape]) -> list[Hashable]:
+        """Of the programs without which nothing can be pruned."""
+        return [spec.key for spec in self.specs(shapes) if "stage" not in spec.key]  # type: ignore[operator]
+
+    def _between(self, at: Placement) -> Iterator[ProgramSpec]:
+        hidden, most = self.lens.config.hidden_size, self.row_buckets[-1]
+
+        def lens(params, token_ids, x, rows):  # type: ignore[no-untyped-def]
+            return drafted_ranks(self.lens.logits(params, x), token_ids, rows)
+
+        def gather(x, rows):  # type: ignore[no-untyped-def]
+            return x[rows]
+
+        params = self.lens.abstract_logits(self.programs.dtype)
+        ids = _ints(len(self.lens.token_ids))
+        gathered = _floats(most, hidden)
+        for T in self.row_buckets:
+            x = _floats(T, hidden)
+            seed = jax.ShapeDtypeStruct((T, 2), jnp.uint32)  # type: ignore[no-untyped-call]
+            rows = LensRows(_ints(T), _floats(T), seed, _ints(T))
+            yield self._spec(("lens", T), lens, (params, ids, x, rows), at)
+            yield self._spec(("gather", T), gather, (x, _ints(most)), at)
+            yield self._spec(("resize", T), lambda x, T=T: x[:T], (gathered,), at)
+
+    def _spec(
+        self, key: tuple[str, int], function: Callable[..., Any], arguments: Any, at: Placement
+    ) -> ProgramSpec:
+        if at.degree > 1:
+            function = jax.shard_map(
+                function, mesh=at.jax_mesh, in_specs=WHOLE, out_specs=WHOLE, check_vma=False
+            )
+        return ProgramSpec((*key, at.key), function, jax.tree.map(at.struct, arguments))
+
+
+def _in_background(spec: ProgramSpec) -> ProgramSpec:
+    return replace(spec, background=True)
+
+
+def _ints(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)  # type: ignore[no-untyped-call]
+
+
+def _floats(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
