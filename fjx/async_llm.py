@@ -363,6 +363,7 @@ def _output_of(
         steps=request.steps,
         drafted_tokens=request.drafted_tokens,
         accepted_tokens=request.accepted_tokens,
+        pruned_tokens=request.pruned_tokens,
     )
     return RequestOutput(
         request_id=request.id,

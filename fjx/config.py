@@ -68,6 +68,9 @@ class EngineConfig:
     max_frontiers: int = 4
     """Most steps with drafts of one request under way at once, where that pays; 1: each is read
     before the next one is drafted for."""
+    pruning: Literal["off", "auto", "always"] = "off"
+    """Look at drafted tokens late in their verification and take hopeless ones out: auto (where
+    that pays), always (for measuring), or off."""
     draft_mesh: str = "single"
     """Devices of a draft model, like mesh."""
     mesh: str = "single"
@@ -138,6 +141,10 @@ class EngineConfig:
         check(
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype must be auto, float32 or bfloat16, got {self.dtype!r}",
+        )
+        check(
+            self.pruning in ("off", "auto", "always"),
+            f"pruning must be off, auto or always, got {self.pruning!r}",
         )
         for name in ("ttft_objective", "itl_objective"):
             check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")

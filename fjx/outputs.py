@@ -178,6 +178,16 @@ class SpeculationStats:
     """Those among them that were the requests' own tokens."""
     num_trimmed_tokens: int = 0
     """Tokens that were drafted and, by the policy, not verified."""
+    num_pruned_tokens: dict[str, int] = field(default_factory=dict)
+    """Tokens that were taken out of their verification, by the granule before which they were."""
+    prune_looks: int = 0
+    """Steps that were looked at between their stages."""
+    prune_seconds_expected: float = 0.0
+    """Saved by pruning, as expected when it was done."""
+    prune_seconds_saved: float = 0.0
+    """The same, as the steps turned out."""
+    frontiers: int = 1
+    """Most steps with drafts that are under way at once now."""
     accepted_per_position: tuple[int, ...] = ()
     """Accepted tokens by their place in the draft."""
     draft_lengths: dict[int, int] = field(default_factory=dict)

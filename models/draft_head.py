@@ -55,8 +55,8 @@ class DraftHead(ReducedHead):
     # What it is made of.
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Canonical tensors, by full name: those of `trained_tensors`, and ``head.*``."""
-        return self.trained_tensors() | self._block.head_tensors()
+        """Canonical tensors, by full name: those of `trained_tensors` and `logit_tensors`."""
+        return self.trained_tensors() | self.logit_tensors()
 
     def trained_tensors(self) -> dict[str, TensorSpec]:
         """Those that are the head's own: ``fuse.*`` and ``layers.0.*``."""

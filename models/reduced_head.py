@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int32
 
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model, Params
+from fjx.models.split import TensorSpec
 
 
 class ReducedHead:
@@ -30,12 +31,16 @@ class ReducedHead:
         self.config = head_config(target, len(token_ids))
         self._block = Model(self.config, granule_layers=1)
 
+    def logit_tensors(self) -> dict[str, TensorSpec]:
+        """Canonical tensors of `logits`, by full name: ``head.*``."""
+        return self._block.head_tensors()
+
     def from_target(self, name: str, values: np.ndarray) -> np.ndarray | None:
         """One of the tensors ``head.*`` from the target's tensor of this name; None where it
         is of no use."""
         if name == "head.unembed":
             return np.ascontiguousarray(values[:, self.token_ids])
-        return values if name in self._block.head_tensors() else None
+        return values if name in self.logit_tensors() else None
 
     def pack_logits(self, tensors: Mapping[str, Any]) -> Params:
         """Parameters of `logits` from canonical tensors."""

@@ -135,6 +135,7 @@ async def collect(state: ServerState, job: Job, tally: Tally) -> list[Completion
             completion.steps = part.steps
             completion.drafted_tokens = part.drafted_tokens
             completion.accepted_tokens = part.accepted_tokens
+            completion.pruned_tokens = part.pruned_tokens
     return whole
 
 

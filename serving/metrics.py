@@ -301,6 +301,28 @@ def _speculation_metrics(make: _Families, stats: SpeculationStats) -> Iterable[M
         "Tokens that were drafted and, by the policy, not verified.",
         stats.num_trimmed_tokens,
     )
+    yield make.counters(
+        "spec_decode_num_pruned_tokens",
+        "Tokens that were taken out of their verification, by the granule before which they were.",
+        "granule",
+        (),
+        stats.num_pruned_tokens,
+    )
+    yield make.counter(
+        "spec_decode_num_wasted_tokens",
+        "Drafted tokens that were verified and were wrong, or stood behind a wrong one.",
+        stats.num_draft_tokens - stats.num_accepted_tokens,
+    )
+    yield make.counter(
+        "spec_decode_prune_seconds_saved",
+        "Saved by pruning, as the steps turned out.",
+        max(stats.prune_seconds_saved, 0.0),
+    )
+    yield make.gauge(
+        "spec_decode_frontiers",
+        "Most steps with drafts that are under way at once; 1: drafting overlaps with nothing.",
+        stats.frontiers,
+    )
     yield make.histogram(
         "spec_decode_draft_length",
         "Tokens of a draft that were to be verified, where one was possible.",

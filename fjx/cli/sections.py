@@ -71,6 +71,7 @@ ENGINE = Section(
             "draft_policy",
             "max_draft_length",
             "max_frontiers",
+            "pruning",
             "draft_mesh",
         ),
     },

@@ -13,6 +13,7 @@ from fjx.config import EngineConfig
 from fjx.engine.autopilot import Autopilot
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.progress import Progress, commit
+from fjx.engine.pruning import Pruning
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.engine.request_check import check_request
@@ -121,7 +122,7 @@ class Engine:
             self._adopt(self.plans.switch())
         if speculator is not None:
             speculator.draft(self.replicas)
-        sent = self._dispatch()
+        sent = self._dispatch(None if speculator is None else speculator.pruning)
         if speculator is not None:
             speculator.feed(sent)
             behind += 1
@@ -312,6 +313,8 @@ class Engine:
             replica.executor = executor
         begun = [self._new_replica(executor) for executor in executors[len(self.replicas) :]]
         self.replicas = [*self.replicas[: len(executors)], *begun]
+        if self.speculator is not None:
+            self.speculator.plan_changed(executors[0].plan)
         for replica in dropped:
             self._count_scheduler(replica.scheduler)
             for request in replica.scheduler.take_all():
@@ -329,12 +332,12 @@ class Engine:
         self._counts["prefix_queries"] += scheduler.prefix_queries
         self._counts["prefix_hits"] += scheduler.prefix_hits
 
-    def _dispatch(self) -> list[Microbatch]:
+    def _dispatch(self, pruning: Pruning | None) -> list[Microbatch]:
         """Send each replica's next step."""
         sent: list[Microbatch] = []
         now = time.monotonic()
         for index, replica in enumerate(self.replicas):
-            scheduled = replica.dispatch()
+            scheduled = replica.dispatch(pruning)
             self._counts["steps"] += bool(scheduled)
             if self.plans.active:
                 self.plans.wrote(index, _written_pages(scheduled, replica.scheduler.pool.page_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from fjx.models.cuts import check_cuts
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_params
 from fjx.models.loading.source import ModelSource, cache_root
+from fjx.models.reduced_head import ReducedHead
 from fjx.models.tensors import random_tensors
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
@@ -46,7 +47,7 @@ def load_executors(
     deployment: Deployment,
     progress: bool,
     more_programs: Iterable[ProgramSpec] = (),
-    look_at: Callable[[str, np.ndarray], None] | None = None,
+    looking: Sequence[Callable[[str, np.ndarray], None]] = (),
 ) -> list[Executor]:
     """Read weights and compile programs, side by side: an executor for each replica.
 
@@ -57,7 +58,7 @@ def load_executors(
         deployment: where.
         progress: show bars on stderr.
         more_programs: others that are needed, too.
-        look_at: is shown the name and values of each canonical tensor.
+        looking: are shown the name and values of each canonical tensor.
 
     Raises:
         UserError: the weights cannot be had.
@@ -71,8 +72,8 @@ def load_executors(
     def take(name: str, values: np.ndarray) -> None:
         for loader in loaders:
             loader.take(name, values)
-        if look_at is not None:
-            look_at(name, values)
+        for look in looking:
+            look(name, values)
 
     if config.load_random_weights:
         read = partial(_place_random, model_config)
@@ -93,8 +94,10 @@ def make_programs(
     *,
     hidden: bool = False,
     confidences: bool = False,
+    lens: ReducedHead | None = None,
 ) -> Programs:
-    """What an engine of this configuration runs; ``hidden``, ``confidences``: see `Limits`.
+    """What an engine of this configuration runs; ``hidden``, ``confidences``: see `Limits`;
+    ``lens``: see `Programs`.
 
     Raises:
         UserError: the configuration does not fit the model.
@@ -102,7 +105,7 @@ def make_programs(
     dtype = _dtype(config)
     limits = _limits(config, model_config, dtype)
     limits = replace(limits, hidden=hidden, confidences=confidences)
-    return Programs(Model(model_config, config.granule_layers), limits, dtype)
+    return Programs(Model(model_config, config.granule_layers), limits, dtype, lens)
 
 
 def make_planner(config: EngineConfig, programs: Programs) -> Planner:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fjx.cache.page_pool import PagePool
 from fjx.engine.batch_builder import BatchBuilder
+from fjx.engine.pruning import Pruning
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.executor import Executor, StepOutput
@@ -45,14 +46,19 @@ class Replica:
         """Unfinished requests."""
         return len(self.scheduler.running) + self.scheduler.num_waiting
 
-    def dispatch(self) -> list[ScheduledRows]:
-        """Send the next step to the devices."""
+    def dispatch(self, pruning: Pruning | None = None) -> list[ScheduledRows]:
+        """Send the next step to the devices; ``pruning`` may take rows out of it."""
         begun = time.perf_counter()
         scheduled = self.scheduler.schedule()
         for part, rows in enumerate(self._parts(scheduled)):
             if rows:
                 batch = self._builder.build(rows, part)
-                output = self.executor.dispatch(batch, part)
+                step = None
+                if pruning is not None:
+                    step = pruning.begin(self.executor, self._builder, rows, batch)
+                output = self.executor.dispatch(batch, part, step)
+                if step is not None:
+                    rows, batch = step.scheduled, step.batch
                 self._in_flight.append(Microbatch(rows, batch, output, begun))
         return scheduled
 

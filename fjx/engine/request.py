@@ -54,6 +54,8 @@ class Request:
     """Drafted tokens that were verified."""
     accepted_tokens: int = 0
     """Those among them that were the request's own tokens."""
+    pruned_tokens: int = 0
+    """Drafted tokens that were taken out of their step."""
     steps: int = 0
     """Steps that brought it a token."""
     computed: int = 0

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fjx.engine.drafter import Draft, Drafter
+from fjx.engine.pruning import Lens, Pruning
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.outputs import SpeculationStats
+from fjx.sharding.plan import Plan
 from fjx.speculation.acceptance import AcceptanceModel
 from fjx.speculation.cost import CostModel
 from fjx.speculation.frontiers import FrontierDepth
@@ -37,6 +39,8 @@ class Speculator:
         policy: LengthPolicy,
         buckets: Sequence[int],
         frontiers: FrontierDepth | None = None,
+        lens: Lens | None = None,
+        prune_always: bool = False,
     ) -> None:
         """
         Args:
@@ -44,6 +48,8 @@ class Speculator:
             policy: decides how much.
             buckets: padded sizes of the target's steps.
             frontiers: decides how many steps with drafts are under way at once; None: one.
+            lens: looks into steps to prune them; None: nobody does.
+            prune_always: see `Pruning`.
         """
         self.drafter = drafter
         self.policy = policy
@@ -51,6 +57,9 @@ class Speculator:
         self._acceptance = AcceptanceModel()
         self._target_cost = CostModel(buckets, padded=True)
         self._draft_cost = None if drafter.free else CostModel(buckets)
+        self.pruning: Pruning | None = None
+        if lens is not None:
+            self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always)
         self._drafted = False
         """Whether drafts are under way."""
         self._last_step = self._drafting_seconds = 0.0
@@ -118,6 +127,8 @@ class Speculator:
         self._lengths[drafted] += 1
         self._accepted_at.update(range(accepted))
         self.frontiers.observe_frontier(drafted, accepted)
+        if self.pruning is not None:
+            self.pruning.observe(request, drafted, accepted)
         self._acceptance.observe(request, tuple(confidences[:drafted]), accepted)
 
     def observe_step(self, microbatches: Sequence[Microbatch], now: float) -> None:
@@ -132,8 +143,13 @@ class Speculator:
             begun = min(begun, self._last_step + self._drafting_seconds)
         rows = sum(each.count for each in scheduled)
         context = sum(each.start + each.count for each in scheduled)
-        if self.frontiers.depth == 1:
-            self._target_cost.observe(rows, context, now - max(begun, self._last_step))
+        seconds = now - max(begun, self._last_step)
+        pruned = False
+        if self.pruning is not None:
+            for each in microbatches:
+                pruned |= self.pruning.observe_step(each.scheduled, seconds)
+        if self.frontiers.depth == 1 and not pruned:
+            self._target_cost.observe(rows, context, seconds)
         if self._drafted and between < _IDLE_SECONDS:
             alone = self._target_cost.seconds(rows, context)
             self.frontiers.observe_step(now - self._last_step, alone, self._drafting_seconds)
@@ -143,21 +159,37 @@ class Speculator:
         """The request has ended."""
         self.drafter.forget(request)
         self._acceptance.forget(request)
+        if self.pruning is not None:
+            self.pruning.forget(request)
+
+    def plan_changed(self, plan: Plan) -> None:
+        """The target runs by another plan now."""
+        self.frontiers.stages = len(plan.stages)
+        if self.pruning is not None:
+            self.pruning.plan_changed()
 
     def check_idle(self) -> None:
         """Audit what is held while no request runs."""
         self.drafter.check_idle()
+        if self.pruning is not None:
+            self.pruning.check_idle()
 
     def stats(self) -> SpeculationStats:
         """Counters since the start."""
         longest = max(self._accepted_at, default=-1) + 1
+        pruning = self.pruning
         return SpeculationStats(
             drafter=self.drafter.name,
             policy=self.policy.name,
             num_drafts=self._counts["drafts"],
             num_draft_tokens=self._counts["drafted"],
             num_accepted_tokens=self._counts["accepted"],
-            num_trimmed_tokens=self._counts["proposed"] - self._counts["drafted"],
+            num_trimmed_tokens=self._counts["proposed"] - self._counts["given"],
+            num_pruned_tokens={} if pruning is None else dict(pruning.pruned),
+            prune_looks=0 if pruning is None else pruning.looks,
+            prune_seconds_expected=0.0 if pruning is None else pruning.estimated_seconds,
+            prune_seconds_saved=0.0 if pruning is None else pruning.measured_seconds,
+            frontiers=self.frontiers.depth,
             accepted_per_position=tuple(self._accepted_at[i] for i in range(longest)),
             draft_lengths=dict(self._lengths),
         )
@@ -191,6 +223,7 @@ class Speculator:
         if not length:
             self._lengths[0] += 1
         else:
+            self._counts["given"] += length
             request.extend_draft(draft.tokens[:length], draft.confidences[:length])
             self._drafted = True
 

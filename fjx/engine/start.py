@@ -10,7 +10,7 @@ from fjx.config import EngineConfig
 from fjx.engine.autopilot import start_autopilot
 from fjx.engine.engine import Engine
 from fjx.engine.loading import load_executors, make_planner, make_programs
-from fjx.engine.start_speculator import find_head, start_speculator
+from fjx.engine.start_speculator import find_head, find_lens, start_speculator
 from fjx.models.loading.load import load_model_config
 from fjx.models.loading.source import resolve, resolve_tokenizer
 from fjx.models.tokenizer import load_tokenizer
@@ -35,16 +35,15 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
         else resolve_tokenizer(config.tokenizer, None, config.cache_dir)
     )
     head = find_head(config, model_config)
-    programs = make_programs(config, model_config, hidden=head is not None)
+    lens = find_lens(config, model_config, head)
+    programs = make_programs(
+        config, model_config, hidden=head is not None, lens=None if lens is None else lens.head
+    )
     planner = make_planner(config, programs)
     deployment, devices = planner.plan(config.mesh), live_devices()
-    if head is None:
-        executors = load_executors(config, source, programs, deployment, progress)
-    else:
-        needed = head.programs(programs, deployment, devices)
-        executors = load_executors(
-            config, source, programs, deployment, progress, needed.specs(), head.take
-        )
+    needed = () if head is None else head.programs(programs, deployment, devices).specs()
+    looking = [each.take for each in (head, lens) if each is not None]
+    executors = load_executors(config, source, programs, deployment, progress, needed, looking)
     config = replace(config, max_model_len=programs.limits.max_model_len)
     autopilot = start_autopilot(config, planner, time.monotonic())
     if autopilot is not None:
@@ -55,7 +54,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
                 *move_programs(programs, rung.deployment, devices),
             )
             executors[0].compiler.compile_background(s for s in of_rung if not s.background)
-    speculator = start_speculator(config, tokenizer, executors[0], head, progress)
+    speculator = start_speculator(config, tokenizer, executors[0], head, lens, progress)
     gc.collect()
     keep_heap()
     return Engine(config, executors, tokenizer, planner, autopilot, speculator)

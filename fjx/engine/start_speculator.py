@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fjx.config import EngineConfig
@@ -15,6 +16,7 @@ from fjx.engine.draft_head import HeadDrafter
 from fjx.engine.draft_model import DraftModel
 from fjx.engine.drafter import Drafter, LookupOrHead, PromptLookup
 from fjx.engine.loading import load_executors, make_planner, make_programs
+from fjx.engine.pruning import Lens
 from fjx.engine.replica import Replica
 from fjx.engine.speculator import Speculator
 from fjx.errors import UserError
@@ -28,6 +30,7 @@ from fjx.models.loading.draft_head import (
 )
 from fjx.models.loading.load import load_model_config
 from fjx.models.loading.source import resolve
+from fjx.models.reduced_head import ReducedHead
 from fjx.models.tokenizer import Tokenizer, load_tokenizer
 from fjx.pipeline.draft_programs import HeadPrograms
 from fjx.pipeline.executor import Executor
@@ -40,6 +43,7 @@ from fjx.speculation.policies import policy_by_name
 logger = logging.getLogger(__name__)
 
 HEAD_SUFFIX = ".safetensors"
+_LENS_TOKENS = 4096
 
 
 class HeadStart:
@@ -53,14 +57,14 @@ class HeadStart:
         self._path, self._target, self._config = path, target, config
         self._loaded = load_draft_head(path)
         check_target(path, self._loaded.config, target, config, None)
-        self._head = DraftHead(config, self._loaded.token_ids)
+        self.head = DraftHead(config, self._loaded.token_ids)
         self._fingerprint = Fingerprint(config)
         self._tensors = dict(self._loaded.tensors)
 
     def take(self, name: str, values: np.ndarray) -> None:
         """Look at one of the target's canonical tensors."""
         self._fingerprint.take(name, values)
-        shared = self._head.from_target(name, values)
+        shared = self.head.from_target(name, values)
         if shared is not None:
             self._tensors[name] = shared
 
@@ -70,7 +74,7 @@ class HeadStart:
         """The head's programs, on the first device of the last stage: what it reads is there."""
         last = deployment.replicas[0].stages[-1].mesh.devices[0]
         return HeadPrograms(
-            self._head,
+            self.head,
             target.model,
             target.limits,
             target.dtype,
@@ -89,7 +93,7 @@ class HeadStart:
         pieces, target = executor.pieces, executor.programs
         device = pieces.shapes[-1].placement.devices[0]
         programs = HeadPrograms(
-            self._head, target.model, target.limits, target.dtype, device, target.stacked
+            self.head, target.model, target.limits, target.dtype, device, target.stacked
         )
         embed = jax.device_put(pieces.embed.params, device)
         params = programs.place(self._tensors)
@@ -120,11 +124,46 @@ def find_head(config: EngineConfig, model_config: ModelConfig) -> HeadStart | No
     return None
 
 
+class LensStart:
+    """What pruning takes from the target's tensors while they are read."""
+
+    def __init__(self, config: ModelConfig, head: ReducedHead | None) -> None:
+        """``head``: a draft head, all of whose tokens the lens will know; by default it knows the
+        first ones of the vocabulary, which in a byte-pair encoding are the most frequent."""
+        self._vocabulary = config.vocab_size
+        ids = np.arange(min(_LENS_TOKENS, config.vocab_size), dtype=np.int32)
+        self.head = ReducedHead(config, ids if head is None else head.token_ids)
+        self._tensors: dict[str, np.ndarray] = {}
+
+    def take(self, name: str, values: np.ndarray) -> None:
+        """Look at one of the target's canonical tensors."""
+        taken = self.head.from_target(name, values)
+        if taken is not None:
+            self._tensors[name] = taken
+
+    def lens(self, dtype: jnp.dtype) -> Lens:
+        """The lens, once all of the target is read."""
+        specs = self.head.logit_tensors()
+        stored = {name: specs[name].store(values, dtype) for name, values in self._tensors.items()}
+        return Lens(self.head, self.head.pack_logits(stored), self._vocabulary)
+
+
+def find_lens(
+    config: EngineConfig, model_config: ModelConfig, head: HeadStart | None
+) -> LensStart | None:
+    """What prunes, if the configuration asks for it."""
+    never = "off" in (config.pruning, config.drafter, config.draft_policy)
+    if never or not config.max_draft_length or config.batch_invariant:
+        return None
+    return LensStart(model_config, None if head is None else head.head)
+
+
 def start_speculator(
     config: EngineConfig,
     tokenizer: Tokenizer,
     target: Executor,
     head: HeadStart | None,
+    lens: LensStart | None,
     progress: bool,
 ) -> Speculator | None:
     """What drafts for a target; None: nothing does.
@@ -157,6 +196,8 @@ def start_speculator(
         policy_by_name(config.draft_policy),
         limits.row_buckets,
         FrontierDepth(config.max_frontiers, len(target.plan.stages)),
+        None if lens is None else lens.lens(target.programs.dtype),
+        config.pruning == "always",
     )
 
 

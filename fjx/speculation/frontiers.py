@@ -45,7 +45,7 @@ class FrontierDepth:
             stages: of the target, which can work at different steps at once.
         """
         self.deepest = deepest
-        self._stages = stages
+        self.stages = stages
         self._depth = 1
         self._right, self._hits = _Average(0.5), _Average(0.5)
         self._drafting = _Average(0.0)
@@ -103,5 +103,5 @@ class FrontierDepth:
         if known is not None and (depth == 1 or known.count >= _TRUSTED):
             return known.value
         alone = self._intervals[1].value
-        hidden = max((alone - self._drafting.value) / min(depth, self._stages), 0.0)
+        hidden = max((alone - self._drafting.value) / min(depth, self.stages), 0.0)
         return max(hidden, self._drafting.value)

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fjx.engine.draft_head import HeadDrafter
 from fjx.engine.engine import Engine
+from fjx.engine.pruning import Lens, Pruning
+from fjx.engine.start_speculator import LensStart
 from fjx.models.draft_head import DraftHead
+from fjx.models.tensors import random_tensors
 from fjx.pipeline.draft_programs import HeadPrograms
+from fjx.speculation.acceptance import AcceptanceModel
+from fjx.speculation.cost import CostModel
+from fjx.speculation.pruning import Remaining
 from tests.unit.engine.tiny import VOCABULARY
 
 LONGEST = 6
+
+
+class RandomPruning(Pruning):
+    """Looks at every step, and cuts as chance says."""
+
+    def __init__(self, lens: Lens, source: random.Random) -> None:
+        super().__init__(lens, AcceptanceModel(), CostModel((2, 4, 8, 16, 32)), always=True)
+        self.source = source
+
+    def keep(
+        self, survivals: Sequence[Sequence[float]], remaining: Remaining, base_rows: int
+    ) -> list[int]:
+        assert all(remaining.row_seconds[: base_rows + 1] >= 0)
+        return [self.source.randint(0, len(each)) for each in survivals]
+
+
+def lens_of(engine: Engine) -> Lens:
+    """The lens of an engine that was made with one."""
+    programs = engine.executor.programs
+    start = LensStart(programs.model.config, programs.lens)
+    for name, values in random_tensors(programs.model.config, seed=3, scale=0.3):
+        start.take(name, values)
+    return start.lens(programs.dtype)
 
 
 def head_drafter(engine: Engine, dtype: str = "float32") -> HeadDrafter:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from fjx.config import EngineConfig
 from fjx.engine.batch_builder import BIAS_ENTRIES
@@ -13,6 +14,7 @@ from fjx.engine.engine import Engine
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
 from fjx.models.granules import Model
+from fjx.models.reduced_head import ReducedHead
 from fjx.models.tensors import random_tensors
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Executor
@@ -101,13 +103,14 @@ def tiny_engine(
     max_draft_rows: int = 0,
     hidden: bool = False,
     confidences: bool = False,
+    lens: bool = False,
     deployment: Deployment | None = None,
     compiler: Compiler | None = None,
 ) -> Engine:
     """An engine of this shape; made once and idle again after each use.
 
     ``fused``: with the stage programs that are otherwise compiled while it serves. ``compiler``:
-    one that keeps the programs of other engines of the same sizes.
+    one that keeps the programs of other engines of the same sizes. ``lens``: that can be pruned.
     """
     limits = Limits(
         max_model_len=256,
@@ -124,7 +127,8 @@ def tiny_engine(
     config = ModelConfig.from_hf(
         {**HF_CONFIG, "num_hidden_layers": layers, "num_key_value_heads": kv_heads}
     )
-    programs = Programs(Model(config, granule_layers), limits, jnp.dtype(dtype))
+    reduced = ReducedHead(config, np.arange(0, VOCABULARY, 2, dtype=np.int32)) if lens else None
+    programs = Programs(Model(config, granule_layers), limits, jnp.dtype(dtype), reduced)
     deployment = deployment or one_stage(-(-layers // granule_layers))
     compiler, devices = compiler or Compiler(cache_dir=None), live_devices()
     compiler.register(step_programs(programs, deployment, devices))
