@@ -186,6 +186,9 @@ class SpeculationStats:
     """Saved by pruning, as expected when it was done."""
     prune_seconds_saved: float = 0.0
     """The same, as the steps turned out."""
+    saved_seconds: float = 0.0
+    """Saved by speculation against plain decoding, as both were measured; only where the policy
+    weighs them."""
     frontiers: int = 1
     """Most steps with drafts that are under way at once now."""
     accepted_per_position: tuple[int, ...] = ()

@@ -319,6 +319,11 @@ def _speculation_metrics(make: _Families, stats: SpeculationStats) -> Iterable[M
         max(stats.prune_seconds_saved, 0.0),
     )
     yield make.gauge(
+        "spec_decode_seconds_saved",
+        "Saved by speculation against plain decoding, as both were measured; can be negative.",
+        stats.saved_seconds,
+    )
+    yield make.gauge(
         "spec_decode_frontiers",
         "Most steps with drafts that are under way at once; 1: drafting overlaps with nothing.",
         stats.frontiers,

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fjx.engine.drafter import NO_DRAFT, Draft
+from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
 from fjx.engine.replica import Microbatch
 from fjx.engine.request import Request
+from fjx.engine.scheduler import ScheduledRows
 from fjx.models.granules import Params
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.draft_programs import DraftRows, HeadPrograms
+from fjx.speculation.worth import GLANCE
 
 _REMEMBERED = 4
 """Steps of a request whose estimates are kept: the last one may have begun behind a wrong token."""
+
+
+_HOLE = GLANCE
+"""Missed tokens that are overlooked: what the pages hold there does little harm among many."""
 
 
 class _Estimates(NamedTuple):
@@ -35,7 +42,9 @@ class _Fed(NamedTuple):
     """What the head has read of a request."""
 
     tokens: int
-    """Positions, from the first on, whose keys and values the head has."""
+    """Where the rows end that it has read."""
+    begin: int = 0
+    """Where they begin without a gap, at the start of a page. To the head the text begins here."""
     estimates: tuple[_Estimates, ...] = ()
     """Of the last steps that had some, the latest one first."""
 
@@ -48,8 +57,8 @@ class HeadDrafter:
     """Drafts with a `DraftHead`, on one device of its own choosing.
 
     Its keys and values lie in pages of its own under the target's page ids, so that it needs no
-    pool. A request of which it did not read a step, because none was drafted for then, gets no
-    drafts from it any more.
+    pool. Where it did not read many steps of a request, because none was drafted for then, it takes
+    the text to begin with the next page.
     """
 
     name = "head"
@@ -62,6 +71,7 @@ class HeadDrafter:
         embed: Params,
         compiler: Compiler,
         longest: int,
+        stops: bool | None = None,
     ) -> None:
         """
         Args:
@@ -70,8 +80,12 @@ class HeadDrafter:
             embed: the target's embedding, on the same device.
             compiler: has the programs.
             longest: most tokens of a draft.
+            stops: whether each round is read before the next one, which can then be left out; by
+                default on a CPU, where reading takes no time.
         """
         self.longest = longest
+        self.stops = programs.device.platform == "cpu" if stops is None else stops
+        self.rounds = NO_ROUNDS
         self._programs = programs
         self._limits = programs.limits
         self._buckets = programs.request_buckets
@@ -81,6 +95,11 @@ class HeadDrafter:
         self._compiler = compiler
         self._token_ids = jax.device_put(programs.head.token_ids, self._device)
         self._kv_pages = programs.kv_pages()
+        self._page_size = self._limits.page_size
+        self.catching_up = self._page_size + 1
+        self._was_read = np.zeros(self._limits.num_pages, bool)
+        """Pages that were read as a whole, in a text from its beginning: good for other requests
+        that find them in the prefix cache."""
         self._no_tokens = jax.device_put(
             np.zeros(self._limits.sample_buckets[-1], np.int32), self._device
         )
@@ -93,11 +112,18 @@ class HeadDrafter:
         if tokens is None:
             tokens = self._no_tokens
         following = np.zeros(batch.num_rows, np.int32)
+        packed, followed = batch.packed, []
         row = chosen = 0
-        for request, start, count, samples, _ in microbatch.scheduled:
+        for i, rows in enumerate(microbatch.scheduled):
+            request, start, count, samples, _ = rows
             known = count - samples
             following[row : row + known] = request.known_tokens(start + 1, start + known + 1)
             following[row + known : row + count] = -1 - np.arange(chosen, chosen + samples)
+            fed = self._follow(rows)
+            followed.append(fed)
+            if 0 < fed.begin <= start:
+                packed = packed.copy() if packed is batch.packed else packed
+                self._shift(packed, batch.num_rows, i, row, rows, fed.begin)
             row, chosen = row + count, chosen + samples
         run = self._get("feed", batch.num_rows)
         estimates, self._kv_pages = run(
@@ -105,25 +131,58 @@ class HeadDrafter:
             self._embed,
             *jax.device_put((stream, tokens), self._device),
             following,
-            batch.packed,
+            packed,
             self._kv_pages,
         )
         chosen = 0
-        for request, start, count, samples, _ in microbatch.scheduled:
-            # What the prefix cache had was read when it was computed.
-            before = self._fed.get(request, _Fed(request.cached_tokens))
-            if start <= before.tokens:
-                made = before.estimates
-                if samples:
-                    new = _Estimates(
-                        estimates, chosen, range(start + count - samples, start + count)
-                    )
-                    made = (new, *made[: _REMEMBERED - 1])
-                self._fed[request] = _Fed(start + count, made)
-            chosen += samples
+        for rows, fed in zip(microbatch.scheduled, followed, strict=True):
+            end = rows.start + rows.count
+            if rows.samples and rows.start >= fed.begin:
+                new = _Estimates(estimates, chosen, range(end - rows.samples, end))
+                fed = fed._replace(estimates=(new, *fed.estimates[: _REMEMBERED - 1]))
+            self._fed[rows.request] = fed
+            chosen += rows.samples
 
-    def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+    def miss(self, microbatch: Microbatch) -> None:
         """See `Drafter`."""
+        for request, start, count, *_ in microbatch.scheduled:
+            pages = request.pages[start // self._page_size : -(-(start + count) // self._page_size)]
+            self._was_read[pages] = False
+
+    def _follow(self, rows: ScheduledRows) -> _Fed:
+        """What it will have read of a request after these rows."""
+        request, start, count, *_ = rows
+        size, end = self._page_size, start + count
+        before = self._fed.get(request)
+        if before is None:
+            unread = np.flatnonzero(~self._was_read[request.pages[: request.cached_tokens // size]])
+            before = _Fed(request.cached_tokens, size * int(unread[-1] + 1) if len(unread) else 0)
+        begin, estimates = before.begin, before.estimates
+        if start == 0:
+            begin = 0
+        elif start > before.tokens + _HOLE:
+            begin, estimates = -(-start // size) * size, ()
+        if start < begin < end:
+            begin += size
+        pages = request.pages[-(-start // size) : -(-end // size)]
+        self._was_read[pages] = begin == 0 and start <= before.tokens
+        return _Fed(end, begin, estimates)
+
+    def _shift(
+        self, packed: np.ndarray, T: int, index: int, row: int, rows: ScheduledRows, begin: int
+    ) -> None:
+        """Let a request's text begin at this position, in the integers of a step."""
+        step = self._limits.layout(T).split(packed).rows
+        table = step.page_table[index]
+        table[: len(table) - begin // self._page_size] = table[begin // self._page_size :].copy()
+        step.context_len[index] -= begin
+        step.positions[row : row + rows.count] -= begin
+
+    def propose(
+        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+    ) -> list[Draft]:
+        """See `Drafter`."""
+        self.rounds = NO_ROUNDS
         drafts = [NO_DRAFT] * len(requests)
         together: dict[int, list[tuple[int, _Estimates]]] = {}
         for i, (request, length) in enumerate(zip(requests, lengths, strict=True)):
@@ -132,12 +191,21 @@ class HeadDrafter:
             if length and made is not None:
                 together.setdefault(id(made.values), []).append((i, made))
         for group in together.values():
+            indices = [i for i, _ in group]
+
+            def more(sure: Sequence[Sequence[float]], indices: Sequence[int] = indices) -> bool:
+                so_far: list[Sequence[float]] = [each.confidences for each in drafts]
+                for i, of_request in zip(indices, sure, strict=True):
+                    so_far[i] = of_request[: lengths[i]]
+                return goes_on(so_far)
+
             got = self._propose(
-                [requests[i] for i, _ in group],
-                [lengths[i] for i, _ in group],
+                [requests[i] for i in indices],
+                [lengths[i] for i in indices],
                 [made for _, made in group],
+                more,
             )
-            for (i, _), draft in zip(group, got, strict=True):
+            for i, draft in zip(indices, got, strict=True):
                 drafts[i] = draft
         return drafts
 
@@ -150,11 +218,17 @@ class HeadDrafter:
         assert not self._fed, "the draft head still knows a finished request"
 
     def _propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], made: Sequence[_Estimates]
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        made: Sequence[_Estimates],
+        goes_on: GoesOn,
     ) -> list[Draft]:
-        """For requests whose last rows were in one step. All tokens are chosen before one is
-        read."""
-        R = bucket_for(len(requests), self._buckets)
+        """For requests whose last rows were in one step. Where it does not stop, all tokens are
+        chosen before one is read."""
+        begun = time.perf_counter()
+        seconds: list[float] = []
+        R, most = bucket_for(len(requests), self._buckets), max(lengths)
         index = np.zeros(R, np.int32)
         index[: len(made)] = [
             each.first + request.num_tokens - 2 - each.positions.start
@@ -165,8 +239,14 @@ class HeadDrafter:
             self._logit_params, self._token_ids, made[0].values, index, rows
         )
         drafted, confidences = [tokens], [sure]
-        step = self._step(requests, lengths, R) if max(lengths) > 1 else None
-        for number in range(1, max(lengths)):
+        step = self._step(requests, lengths, R) if most > 1 else None
+        for number in range(1, most):
+            if self.stops:
+                confidences[-1] = np.asarray(confidences[-1])
+                seconds.append(time.perf_counter() - begun - sum(seconds))
+                if not goes_on(np.stack(confidences, axis=1)[: len(requests)].tolist()):
+                    break
+                begun = time.perf_counter() - sum(seconds)  # deciding takes no drafting
             h, tokens, sure, self._kv_pages = self._get("next", R)(
                 self._feed_params,
                 self._embed,
@@ -182,6 +262,10 @@ class HeadDrafter:
             drafted.append(tokens)
             confidences.append(sure)
         table, sureness = np.stack(jax.device_get(drafted)), np.stack(jax.device_get(confidences))
+        if len(seconds) < len(table):
+            left = len(table) - len(seconds)
+            seconds += [(time.perf_counter() - begun - sum(seconds)) / left] * left
+        self.rounds = Rounds(len(requests), seconds)
         return [
             Draft(table[:length, i].tolist(), tuple(sureness[:length, i].tolist()))
             for i, length in enumerate(lengths)
@@ -211,9 +295,11 @@ class HeadDrafter:
         rows.query_start[1 : n + 1] = np.arange(1, n + 1)
         rows.query_start[n + 1 :] = n
         for i, request in enumerate(requests):
+            begin = self._fed[request].begin
+            pages = request.pages[begin // size :]
             # Number 1 writes into the slot behind the last row that was fed.
-            rows.positions[i] = request.num_tokens - 2
-            rows.context_len[i] = request.num_tokens - 1
-            rows.page_table[i, : len(request.pages)] = request.pages
+            rows.positions[i] = request.num_tokens - 2 - begin
+            rows.context_len[i] = request.num_tokens - 1 - begin
+            rows.page_table[i, : len(pages)] = pages
             assert request.num_tokens + lengths[i] - 2 < len(request.pages) * size
         return packed

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
 
-from fjx.engine.drafter import NO_DRAFT, Draft
+from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 
@@ -21,6 +22,8 @@ class DraftModel:
     """
 
     free = False
+    stops = False
+    catching_up = 0
 
     def __init__(self, name: str, replica: Replica, longest: int) -> None:
         self.name = name
@@ -28,8 +31,11 @@ class DraftModel:
         self._replica = replica
         self._max_len = replica.executor.limits.max_model_len
         self._copies: dict[Request, Request] = {}
+        self.rounds = NO_ROUNDS
 
-    def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+    def propose(
+        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+    ) -> list[Draft]:
         """See `Drafter`. The tokens of one round stay on the device until its last step."""
         for request, copy in list(self._copies.items()):
             copy.max_len = 0  # wants no rows
@@ -40,13 +46,20 @@ class DraftModel:
             known.append(request.num_tokens)
             if length:
                 self._begin(request, length)
+        begun = time.perf_counter()
         confidences = self._run()
+        rounds = max(lengths, default=0)
+        seconds = (time.perf_counter() - begun) / max(rounds, 1)
+        self.rounds = Rounds(sum(map(bool, lengths)), [seconds] * rounds)
         return [
             self._draft_of(self._copies.get(request), begin if length else None, confidences)
             for request, begin, length in zip(requests, known, lengths, strict=True)
         ]
 
     def feed(self, microbatch: Microbatch) -> None:
+        """See `Drafter`."""
+
+    def miss(self, microbatch: Microbatch) -> None:
         """See `Drafter`."""
 
     def forget(self, request: Request) -> None:

@@ -113,20 +113,19 @@ class Engine:
         started, waited = time.perf_counter(), self._wait_seconds
         self.look()
         speculator = self.speculator
-        if speculator is not None and not speculator.due():
-            speculator = None
+        drafts = speculator is not None and speculator.due(self.replicas)
         switches = self.plans.advance()
-        behind = 1 if speculator is None else speculator.steps_behind
+        behind = speculator.steps_behind if drafts and speculator is not None else 1
         progress = self._collect_until(0 if switches else behind)
         if switches:
             self._adopt(self.plans.switch())
-        if speculator is not None:
+        if drafts and speculator is not None:
             speculator.draft(self.replicas)
-        sent = self._dispatch(None if speculator is None else speculator.pruning)
+        sent = self._dispatch(speculator.pruning if drafts and speculator is not None else None)
         if speculator is not None:
-            speculator.feed(sent)
-            behind += 1
-        progress += self._collect_until(behind if sent and self.config.overlap else 0)
+            speculator.sent(sent)
+        left = behind + drafts if sent and self.config.overlap else 0
+        progress += self._collect_until(left)
         self._step_seconds += time.perf_counter() - started
         self._counts["host_us"] += int(
             1e6 * (time.perf_counter() - started - self._wait_seconds + waited)
@@ -356,10 +355,11 @@ class Engine:
         progress: list[Progress] = []
         while len(self._in_flight) > most:
             microbatches = self._in_flight.popleft()
-            for microbatch in microbatches:
-                progress += self._collect(microbatch)
+            brought = [each for microbatch in microbatches for each in self._collect(microbatch)]
+            progress += brought
             if self.speculator is not None:
-                self.speculator.observe_step(microbatches, time.perf_counter())
+                counts = [len(each.token_ids) for each in brought]
+                self.speculator.observe_step(microbatches, time.perf_counter(), counts)
         return progress
 
     def _collect(self, microbatch: Microbatch) -> list[Progress]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from fjx.engine.drafter import Draft, Drafter
+from fjx.engine.drafter import Draft, Drafter, GoesOn
 from fjx.engine.pruning import Lens, Pruning
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
@@ -16,6 +18,7 @@ from fjx.speculation.acceptance import AcceptanceModel
 from fjx.speculation.cost import CostModel
 from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import LengthPolicy, RequestView, RoundView
+from fjx.speculation.worth import Mode, Worth
 
 _PATIENCE = 8
 """Rounds in a row without a draft for each step that goes by without trying."""
@@ -23,6 +26,9 @@ _IDLE_SECONDS = 0.05
 """From a step to the next one: more means that there was nothing to do."""
 _LONGEST_REST = 4
 """Most steps without trying."""
+_FREE_REST, _LONG_REST = 16, 1024
+"""Most steps without trying where speculation has lost: with a drafter that costs nothing, and with
+another one."""
 
 
 class Speculator:
@@ -57,23 +63,36 @@ class Speculator:
         self._acceptance = AcceptanceModel()
         self._target_cost = CostModel(buckets, padded=True)
         self._draft_cost = None if drafter.free else CostModel(buckets)
+        self._first_cost = CostModel(buckets)
+        self.worth: Worth | None = None
+        if policy.weighs_plain:
+            longest = _FREE_REST if drafter.free else _LONG_REST
+            self.worth = Worth(buckets, drafter.catching_up, longest)
         self.pruning: Pruning | None = None
         if lens is not None:
             self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always)
         self._drafted = False
         """Whether drafts are under way."""
+        self._mode = Mode.DRAFT
+        self._modes: dict[float, Mode] = {}
+        """Of the steps in flight, by when they were sent."""
         self._last_step = self._drafting_seconds = 0.0
         self._empty = self._rest = 0
         self._counts: Counter[str] = Counter()
         self._accepted_at: Counter[int] = Counter()
         self._lengths: Counter[int] = Counter()
 
-    def due(self) -> bool:
+    def due(self, replicas: Sequence[Replica]) -> bool:
         """Whether `draft` is to be called before the next step."""
-        if self._drafted:
-            return True
-        self._rest = max(self._rest - 1, 0)
-        return self._rest == 0
+        running = sum(len(each.scheduler.running) for each in replicas)
+        self._mode = Mode.DRAFT
+        if self.worth is not None and running:
+            self._mode = self.worth.next_mode(running)
+        if self._mode is Mode.DRAFT and not self._drafted:
+            self._rest = max(self._rest - 1, 0)
+            if self._rest:
+                self._mode = Mode.READ
+        return self._mode is Mode.DRAFT
 
     @property
     def steps_behind(self) -> int:
@@ -97,27 +116,36 @@ class Speculator:
             return
         lengths = self.policy.draft_lengths(view)
         waiting = list(most)
-        drafts = self._propose(waiting, lengths)
+        drafts = self._propose(waiting, lengths, partial(self.policy.goes_on, view))
         kept = self.policy.verify_lengths(view, [draft.confidences for draft in drafts])
         for request, draft, length in zip(waiting, drafts, kept, strict=True):
             self._give(request, draft, length)
         self._count_empty(not self._drafted)
 
-    def _propose(self, waiting: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+    def _propose(
+        self, waiting: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+    ) -> list[Draft]:
         """Draft, and learn what a round of it costs."""
         begun = time.perf_counter()
-        drafts = self.drafter.propose(waiting, lengths)
-        if self._draft_cost is not None and any(lengths):
+        drafts = self.drafter.propose(waiting, lengths, goes_on)
+        for request, draft in zip(waiting, drafts, strict=True):
+            self._acceptance.propose(request, draft.confidences)
+        count, seconds = self.drafter.rounds
+        if self._draft_cost is not None and seconds:
             self._drafting_seconds = time.perf_counter() - begun
-            seconds = self._drafting_seconds / max(lengths)
-            drafting = [r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k]
-            self._draft_cost.observe(len(drafting), sum(drafting), seconds)
+            context = sum(r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k)
+            self._first_cost.offer(count, context, seconds[0])
+            if len(seconds) > 1:
+                self._draft_cost.offer(count, context, statistics.fmean(seconds[1:]))
         return drafts
 
-    def feed(self, sent: Sequence[Microbatch]) -> None:
-        """The step that `draft` was for has been sent."""
-        for microbatch in sent:
-            self.drafter.feed(microbatch)
+    def sent(self, microbatches: Sequence[Microbatch]) -> None:
+        """A step has been sent."""
+        take = self.drafter.miss if self._mode is Mode.REST else self.drafter.feed
+        for microbatch in microbatches:
+            take(microbatch)
+        if microbatches:
+            self._modes[microbatches[0].sent] = self._mode
 
     def observe(
         self, request: Request, confidences: Sequence[float], drafted: int, accepted: int
@@ -131,11 +159,14 @@ class Speculator:
             self.pruning.observe(request, drafted, accepted)
         self._acceptance.observe(request, tuple(confidences[:drafted]), accepted)
 
-    def observe_step(self, microbatches: Sequence[Microbatch], now: float) -> None:
-        """The tokens of a step have been committed, at this time of ``time.perf_counter``.
+    def observe_step(
+        self, microbatches: Sequence[Microbatch], now: float, tokens: Sequence[int]
+    ) -> None:
+        """A step has brought so many tokens to each of some requests, at this time of
+        ``time.perf_counter``.
 
-        What the host did since the step before counts, too, but for drafting: where steps overlap
-        it is nothing.
+        For the cost of the target's steps, what the host did since the step before counts, too, but
+        for drafting: where steps overlap it is nothing.
         """
         scheduled = [rows for each in microbatches for rows in each.scheduled]
         begun, between = microbatches[0].sent, microbatches[0].sent - self._last_step
@@ -148,11 +179,19 @@ class Speculator:
         if self.pruning is not None:
             for each in microbatches:
                 pruned |= self.pruning.observe_step(each.scheduled, seconds)
-        if self.frontiers.depth == 1 and not pruned:
-            self._target_cost.observe(rows, context, seconds)
+        mode = self._modes.pop(microbatches[0].sent, Mode.READ)
+        if self.frontiers.depth == 1 and not pruned and mode is not Mode.REST:
+            self._target_cost.offer(rows, context, seconds)
+        interval = now - self._last_step
         if self._drafted and between < _IDLE_SECONDS:
             alone = self._target_cost.seconds(rows, context)
-            self.frontiers.observe_step(now - self._last_step, alone, self._drafting_seconds)
+            self.frontiers.observe_step(interval, alone, self._drafting_seconds)
+        if self.worth is not None and tokens and between < _IDLE_SECONDS:
+            if mode is Mode.DRAFT:
+                plain = rows - sum(max(each.samples - 1, 0) for each in scheduled)
+                self.worth.observe_round(plain, context, interval, sum(tokens), len(tokens))
+            elif mode is Mode.REST and between < 0:
+                self.worth.observe_plain(rows, context, interval)
         self._last_step, self._drafting_seconds = now, 0.0
 
     def forget(self, request: Request) -> None:
@@ -190,6 +229,7 @@ class Speculator:
             prune_seconds_expected=0.0 if pruning is None else pruning.estimated_seconds,
             prune_seconds_saved=0.0 if pruning is None else pruning.measured_seconds,
             frontiers=self.frontiers.depth,
+            saved_seconds=0.0 if self.worth is None else self.worth.saved_seconds,
             accepted_per_position=tuple(self._accepted_at[i] for i in range(longest)),
             draft_lengths=dict(self._lengths),
         )
@@ -210,6 +250,8 @@ class Speculator:
             acceptance=self._acceptance,
             target_cost=self._target_cost,
             draft_cost=self._draft_cost,
+            first_cost=self._first_cost,
+            stops=self.drafter.stops,
         )
 
     def _most(self, request: Request) -> int:

@@ -22,6 +22,10 @@ _EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _MIDDLES = np.array([(a + b) / 2 for a, b in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True)])
 _RECENT = 32
 """How many drafts of a request are kept one by one."""
+_STALE = 16
+"""Tokens observed from one look at the tables to the next."""
+_PROPOSALS = 64
+"""Proposed tokens after which the mean chance at a position has mostly forgotten earlier ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,9 @@ class AcceptanceConfig:
     """How fast statistics follow what is observed. Strengths are in tokens."""
 
     prior: float = 0.7
-    """Share of drafted tokens accepted, before anything is observed and without a confidence."""
+    """Share of drafted tokens accepted, before any was proposed."""
     prior_strength: float = 4.0
-    """Of that prior, and of the one that a confidence is the probability of acceptance."""
+    """Of the prior that a confidence is the probability of acceptance."""
     neighbour_strength: float = 8.0
     """Of the neighbouring bins' tokens as a prior of a bin."""
     request_strength: float = 8.0
@@ -48,8 +52,10 @@ class _Record:
 
     trials: float = 0.0
     hits: float = 0.0
-    by_confidence: float = 0.0
-    by_position: float = 0.0
+    promised: float = 0.0
+    proposed: float = 0.0
+    offered: float = 0.0
+    usual: float = 0.0
     recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
 
@@ -60,6 +66,9 @@ class AcceptanceModel:
     learned are conditional probabilities; survival is their running product. All requests share a
     table by position and confidence. A request that does better or worse than the table says
     multiplies the odds of all its tokens.
+
+    Verified tokens are chosen for their confidence, and do better than those that a drafter would
+    propose next. So what is expected of the next ones is the mean chance of all that were proposed.
     """
 
     def __init__(self, config: AcceptanceConfig | None = None) -> None:
@@ -67,9 +76,10 @@ class AcceptanceModel:
         shape = len(_POSITIONS), len(_MIDDLES)
         self._trials = np.zeros(shape).tolist()
         self._hits = np.zeros(shape).tolist()
-        self._position_trials = [0.0] * len(_POSITIONS)
-        self._position_hits = [0.0] * len(_POSITIONS)
+        self._proposed = [0] * len(_POSITIONS)
+        self._chances = [self._config.prior] * len(_POSITIONS)
         self._records: dict[Hashable, _Record] = {}
+        self._stale = 0
         self._refresh()
 
     def survival(self, key: Hashable, confidences: Sequence[float]) -> tuple[float, ...]:
@@ -79,8 +89,7 @@ class AcceptanceModel:
             key: The request.
             confidences: The drafter's, for each drafted token, 0 to 1.
         """
-        self._refresh_if_stale()
-        factor = self._factor(key, by_confidence=True)
+        factor = self._factor(key)
         against = [
             self._against[_position(i)][bisect_right(_EDGES, confidence)]
             for i, confidence in enumerate(confidences)
@@ -89,10 +98,27 @@ class AcceptanceModel:
 
     def expected(self, key: Hashable, length: int) -> tuple[float, ...]:
         """The same for a draft of so many tokens that is not drafted yet."""
-        self._refresh_if_stale()
-        factor = self._factor(key, by_confidence=False)
-        against = [self._position_against[_position(i)] for i in range(length)]
-        return _running_product(against, factor)
+        against = [1 / self.chance(i) - 1 for i in range(length)]
+        return _running_product(against, self._factor(key) * self._offer(key))
+
+    def chance(self, i: int) -> float:
+        """Of a token that may be drafted next at place i, those before it being right."""
+        return self._chances[_position(i)]
+
+    def propose(self, key: Hashable, confidences: Sequence[float]) -> None:
+        """A draft was made for a request, whatever of it will be verified."""
+        if not confidences:
+            return
+        record, keep = self._records.setdefault(key, _Record()), self._config.request_forgetting
+        for i, confidence in enumerate(confidences):
+            position = _position(i)
+            chance = 1 / (1 + self._against[position][bisect_right(_EDGES, confidence)])
+            record.proposed = record.proposed * keep + 1
+            record.offered = record.offered * keep + chance
+            record.usual = record.usual * keep + self._chances[position]
+            self._proposed[position] += 1
+            share = 1 / min(self._proposed[position], _PROPOSALS)
+            self._chances[position] += share * (chance - self._chances[position])
 
     def observe(self, key: Hashable, confidences: Sequence[float], accepted: int) -> None:
         """A draft was verified.
@@ -115,7 +141,9 @@ class AcceptanceModel:
         record.recent.append((len(confidences), accepted))
         for i, confidence in enumerate(confidences[: accepted + 1]):
             self._count(record, _position(i), bisect_right(_EDGES, confidence), i < accepted)
-        self._stale = True
+            self._stale += 1
+        if self._stale >= _STALE:
+            self._refresh()
 
     def recent(self, key: Hashable) -> tuple[tuple[int, int], ...]:
         """A request's last drafts, at most 32, the latest one last: (drafted, accepted) tokens."""
@@ -131,16 +159,12 @@ class AcceptanceModel:
         trials, hits = self._trials[position], self._hits[position]
         trials[bin] = trials[bin] * keep + 1
         hits[bin] = hits[bin] * keep + hit
-        self._position_trials[position] = self._position_trials[position] * keep + 1
-        self._position_hits[position] = self._position_hits[position] * keep + hit
         record.trials = record.trials * request_keep + 1
         record.hits = record.hits * request_keep + hit
         promised = 1 / (1 + self._against[position][bin])
-        record.by_confidence = record.by_confidence * request_keep + promised
-        promised = 1 / (1 + self._position_against[position])
-        record.by_position = record.by_position * request_keep + promised
+        record.promised = record.promised * request_keep + promised
 
-    def _factor(self, key: Hashable, by_confidence: bool) -> float:
+    def _factor(self, key: Hashable) -> float:
         """By how much the request's odds against acceptance differ from all requests'.
 
         Both shares are means of Beta posteriors under the same prior, so that a short record
@@ -149,14 +173,19 @@ class AcceptanceModel:
         record = self._records.get(key)
         if record is None:
             return 1.0
-        half = self._config.request_strength / 2
-        promised = record.by_confidence if by_confidence else record.by_position
-        kept = (record.trials - record.hits + half) / (record.hits + half)
-        return kept * (promised + half) / (record.trials - promised + half)
+        return self._odds_ratio(record.trials, record.hits, record.promised)
 
-    def _refresh_if_stale(self) -> None:
-        if self._stale:
-            self._refresh()
+    def _offer(self, key: Hashable) -> float:
+        """By how much what is proposed to the request is less likely than what is to all."""
+        record = self._records.get(key)
+        if record is None:
+            return 1.0
+        return self._odds_ratio(record.proposed, record.offered, record.usual)
+
+    def _odds_ratio(self, count: float, sum: float, of_all: float) -> float:
+        half = self._config.request_strength / 2
+        own = (count - sum + half) / (sum + half)
+        return own * (of_all + half) / (count - of_all + half)
 
     def _refresh(self) -> None:
         """Bring the tables of the odds against acceptance up to date."""
@@ -165,12 +194,7 @@ class AcceptanceModel:
         elsewhere = hits.sum(0) - hits, trials.sum(0) - trials
         prior = _posterior(*elsewhere, _MIDDLES, config.prior_strength)
         self._against: list[list[float]] = self._odds_against(hits, trials, prior).tolist()
-        trials = np.array(self._position_trials)[:, None]
-        hits = np.array(self._position_hits)[:, None]
-        elsewhere = hits.sum() - hits, trials.sum() - trials
-        prior = _posterior(*elsewhere, config.prior, config.prior_strength)
-        self._position_against: list[float] = self._odds_against(hits, trials, prior)[:, 0].tolist()
-        self._stale = False
+        self._stale = 0
 
     def _odds_against(self, hits: Floats, trials: Floats, prior: Floats) -> Floats:
         """Of each bin; its prior are the bins beside it, and theirs is the given one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,8 @@ _TRUSTED = 1.5
 """Observations of a knot that make it trusted: the first run of a program is often slow."""
 _CONTEXT_TOKENS = 65536.0
 """So much context is taken to add about the cost of a step, at most, before it is observed."""
+_OFTEN, _EVERY = 24, 6
+"""Observations of a size after which only every few of them are taken: each costs time itself."""
 _UNKNOWN_SECONDS = 1e-3
 """Of a step, before any is observed; only its growth with the rows can matter."""
 
@@ -62,6 +65,7 @@ class CostModel:
         self._surprises = np.zeros(size - 1, dtype=int)
         self._noise = _NOISE**2
         self._read: Floats | None = None
+        self._offered: Counter[int] = Counter()
 
     @property
     def known(self) -> bool:
@@ -71,6 +75,12 @@ class CostModel:
     def knows(self, rows: int) -> bool:
         """Whether steps of about so many rows were observed, and not only once."""
         return bool(np.all(self._visits[self._weights(rows) > 0] >= _TRUSTED))
+
+    def offer(self, rows: int, context: float, seconds: float) -> None:
+        """`observe`, but of sizes that were observed often only now and then."""
+        self._offered[rows] += 1
+        if self._offered[rows] <= _OFTEN or self._offered[rows] % _EVERY == 0:
+            self.observe(rows, context, seconds)
 
     def observe(self, rows: int, context: float, seconds: float) -> None:
         """A step of so many rows, over so many tokens of context, took so long.

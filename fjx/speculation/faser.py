@@ -46,6 +46,8 @@ class Faser:
     prior: float = 0.7
     """Acceptance rate of a request without drafts."""
 
+    weighs_plain = False
+
     @property
     def name(self) -> str:
         """See `LengthPolicy`."""
@@ -74,6 +76,10 @@ class Faser:
         bounds[(lengths > most[:, None]) & (lengths > self.shortest)] = np.inf
         chosen = np.minimum(lengths[bounds.argmin(axis=1)], most)
         return within(chosen.tolist(), view.most_rows)
+
+    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+        """Always."""
+        return True
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """All that was drafted; FASER prunes within the verification instead."""

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fjx.speculation.allocation import Floats
 from fjx.speculation.faser import Faser
-from fjx.speculation.view import LengthPolicy, RequestView, RoundView, most_per_second, within
+from fjx.speculation.view import (
+    LengthPolicy,
+    RequestView,
+    RoundView,
+    best_rate,
+    most_per_second,
+    within,
+)
 
 __all__ = [
     "ConfidenceTrim",
@@ -34,6 +40,8 @@ _NAMES = "off, fixed:K, batch, confidence, faser or marginal"
 class Off:
     """No speculation."""
 
+    weighs_plain = False
+
     @property
     def name(self) -> str:
         """See `LengthPolicy`."""
@@ -42,6 +50,10 @@ class Off:
     def draft_lengths(self, view: RoundView) -> list[int]:
         """None."""
         return [0] * len(view.requests)
+
+    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+        """Always."""
+        return True
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """None."""
@@ -58,6 +70,8 @@ class Fixed:
         if self.k < 1:
             raise ValueError(f"a fixed draft length must be at least 1, got {self.k}")
 
+    weighs_plain = False
+
     @property
     def name(self) -> str:
         """See `LengthPolicy`."""
@@ -66,6 +80,10 @@ class Fixed:
     def draft_lengths(self, view: RoundView) -> list[int]:
         """k tokens each, as far as rows are left."""
         return _uniform(view, self.k)
+
+    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+        """Always."""
+        return True
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """All that was drafted."""
@@ -80,6 +98,8 @@ class PerBatch:
     """(most requests, length), by increasing size; more requests than in the last entry draft
     nothing. The default is the example of vLLM's documentation."""
 
+    weighs_plain = False
+
     @property
     def name(self) -> str:
         """See `LengthPolicy`."""
@@ -89,6 +109,10 @@ class PerBatch:
         """The table's length, as far as rows are left."""
         size = len(view.requests)
         return _uniform(view, next((k for most, k in self.table if size <= most), 0))
+
+    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+        """Always."""
+        return True
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """All that was drafted."""
@@ -109,6 +133,8 @@ class ConfidenceTrim:
     probe_every: int = 64
     """See `MarginalGain`."""
 
+    weighs_plain = False
+
     @property
     def name(self) -> str:
         """See `LengthPolicy`."""
@@ -117,6 +143,10 @@ class ConfidenceTrim:
     def draft_lengths(self, view: RoundView) -> list[int]:
         """k tokens each."""
         return [min(self.k, request.most) for request in view.requests]
+
+    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+        """Always."""
+        return True
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """The most likely tokens, while they pay."""
@@ -135,8 +165,9 @@ class MarginalGain:
     """Each request drafts and verifies what brings all of them the most tokens a second.
 
     Before drafting, survivals are expected from the request's record, and drafting has its cost;
-    where it has none, or none is known yet, as much is drafted as is allowed. After drafting they
-    follow from the confidences, and drafting is paid for.
+    where it has none, or none is known yet, as much is drafted as is allowed. A drafter that can
+    stop goes on as long as the confidences so far say that another round pays. After drafting
+    survivals follow from the confidences, and drafting is paid for.
 
     Estimates that hold requests from drafting are never contradicted. So once in a while some of
     these verify one token. Likewise, while it is not known what a step without drafts costs, there
@@ -146,6 +177,8 @@ class MarginalGain:
     probe_every: int = 64
     """Tokens of the first request from one such round to the next; 0: never."""
 
+    weighs_plain = True
+
     @property
     def name(self) -> str:
         """See `LengthPolicy`."""
@@ -154,13 +187,29 @@ class MarginalGain:
     def draft_lengths(self, view: RoundView) -> list[int]:
         """What pays, drafting included."""
         most = [request.most for request in view.requests]
-        if view.draft_cost is None:
+        if view.draft_cost is None or view.stops:
             return most
         if _is_plain(view, self.probe_every):
             return [0] * len(most)
         survivals = [view.acceptance.expected(each.key, each.most) for each in view.requests]
-        lengths = most_per_second(view, survivals, _draft_seconds(view))
+        lengths = most_per_second(view, survivals, view.draft_seconds)
         return _probed(view, lengths, most, self.probe_every)
+
+    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+        """While another round promises more tokens a second than what is drafted."""
+        rounds = max(map(len, confidences), default=0)
+        if view.draft_seconds is None or not rounds:
+            return True
+        survivals = _survivals(view, confidences)
+        chance = view.acceptance.chance(rounds)
+        longer = [
+            (*each, each[-1] * chance) if len(each) == rounds < request.most else each
+            for request, each in zip(view.requests, survivals, strict=True)
+        ]
+        drafting = [sum(len(each) > i for each in longer) for i in range(rounds + 1)]
+        *before, last = view.draft_seconds[drafting].tolist()
+        begun = (view.first_seconds or before[0]) + sum(before[1:])
+        return best_rate(view, longer, begun + last) > best_rate(view, survivals, begun)
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """What pays of what was drafted."""
@@ -206,15 +255,6 @@ def _survivals(view: RoundView, confidences: Sequence[Sequence[float]]) -> list[
         view.acceptance.survival(request.key, each[: request.most])
         for request, each in zip(view.requests, confidences, strict=True)
     ]
-
-
-def _draft_seconds(view: RoundView) -> Floats | None:
-    """Seconds of a round of drafting by the number of requests in it; None: no cost is known."""
-    if view.draft_cost is None or not view.draft_cost.known:
-        return None
-    size = len(view.requests)
-    contexts = np.linspace(0.0, view.context, size + 1)
-    return view.draft_cost.row_seconds(size, contexts)
 
 
 def _is_plain(view: RoundView, probe_every: int) -> bool:

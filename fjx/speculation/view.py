@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
+
+import numpy as np
 
 from fjx.speculation.acceptance import AcceptanceModel
 from fjx.speculation.allocation import Floats, allocate
@@ -35,17 +38,45 @@ class RoundView:
     acceptance: AcceptanceModel
     target_cost: CostModel
     draft_cost: CostModel | None
-    """None: drafting takes no time (prompt lookup)."""
+    """Of a round of drafting, by the requests that take part; None: it takes no time (prompt
+    lookup)."""
+    first_cost: CostModel | None = None
+    """Of the first round, which waits for what the drafter reads; None: like the others."""
+    stops: bool = False
+    """Whether the drafter can stop after any round, see `LengthPolicy.goes_on`."""
 
     @property
     def base_rows(self) -> int:
         """Rows of the step before any drafted token."""
         return len(self.requests) + self.other_rows
 
-    @property
+    @cached_property
     def context(self) -> int:
         """Tokens of all requests of the round."""
         return sum(request.context for request in self.requests)
+
+    @cached_property
+    def verify_seconds(self) -> Floats:
+        """Of the step, by its rows."""
+        drafted = sum(request.most for request in self.requests)
+        rows = self.base_rows + min(self.most_rows, drafted)
+        return self.target_cost.row_seconds(rows, self.context)
+
+    @cached_property
+    def draft_seconds(self) -> Floats | None:
+        """Of a round of drafting, by the number of requests in it; None: no cost is known."""
+        if self.draft_cost is None or not self.draft_cost.known:
+            return None
+        size = len(self.requests)
+        contexts = np.linspace(0.0, self.context, size + 1)
+        return self.draft_cost.row_seconds(size, contexts)
+
+    @cached_property
+    def first_seconds(self) -> float:
+        """Of the first round of drafting."""
+        if self.first_cost is None or not self.first_cost.known:
+            return 0.0
+        return self.first_cost.seconds(len(self.requests), self.context)
 
 
 class LengthPolicy(Protocol):
@@ -55,8 +86,16 @@ class LengthPolicy(Protocol):
     def name(self) -> str:
         """As `policy_by_name` takes it."""
 
+    @property
+    def weighs_plain(self) -> bool:
+        """Whether drafting rests where it is measured to lose against plain decoding."""
+
     def draft_lengths(self, view: RoundView) -> list[int]:
         """How many tokens to draft for each request, at most its ``most``."""
+
+    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+        """Whether to draft another round, up to the draft lengths; only asked where the drafter can
+        stop."""
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """How many of the drafted tokens to verify, with the drafter's confidence in each."""
@@ -83,12 +122,25 @@ def most_per_second(
     draft_seconds: Floats | None = None,
 ) -> list[int]:
     """The lengths that promise the most tokens a second, see `allocate`."""
-    rows = view.base_rows + min(view.most_rows, sum(map(len, survivals)))
     return allocate(
         survivals,
         view.most_rows,
-        view.target_cost.row_seconds(rows, view.context),
+        view.verify_seconds,
         draft_seconds,
         base_rows=view.base_rows,
         base_tokens=len(view.requests),
     )
+
+
+def best_rate(view: RoundView, survivals: Sequence[Sequence[float]], drafting: float) -> float:
+    """Tokens a second of the best lengths, after so many seconds of drafting."""
+    seconds = view.verify_seconds + drafting
+    lengths = allocate(
+        survivals,
+        view.most_rows,
+        seconds,
+        base_rows=view.base_rows,
+        base_tokens=len(view.requests),
+    )
+    drafted = (sum(each[:n]) for each, n in zip(survivals, lengths, strict=True))
+    return float((len(view.requests) + sum(drafted)) / seconds[view.base_rows + sum(lengths)])

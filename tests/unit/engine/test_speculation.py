@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fjx.engine.draft_model import DraftModel
-from fjx.engine.drafter import Draft, LookupOrHead, PromptLookup
+from fjx.engine.drafter import NO_ROUNDS, Draft, GoesOn, LookupOrHead, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.request import Request
 from fjx.engine.speculator import Speculator
@@ -42,9 +42,13 @@ class RandomLengths:
 
     source: random.Random
     name: str = "random"
+    weighs_plain: bool = False
 
     def draft_lengths(self, view: RoundView) -> list[int]:
         return [self.source.randint(0, each.most) for each in view.requests]
+
+    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+        return self.source.random() < 0.8
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         return [self.source.randint(0, len(each)) for each in confidences]
@@ -53,13 +57,16 @@ class RandomLengths:
 class Guesses:
     """Knows what each request will get, and errs now and then."""
 
-    name, free, longest = "guesses", False, LONGEST
+    name, free, stops, longest, catching_up = "guesses", False, False, LONGEST, 0
+    rounds = NO_ROUNDS
 
     def __init__(self, source: random.Random, error_rate: float) -> None:
         self.source, self.error_rate = source, error_rate
         self.known: dict[str, list[int]] = {}
 
-    def propose(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[Draft]:
+    def propose(
+        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+    ) -> list[Draft]:
         return [self._guess(*each) for each in zip(requests, lengths, strict=True)]
 
     def _guess(self, request: Request, length: int) -> Draft:
@@ -72,6 +79,8 @@ class Guesses:
         return Draft(tokens, tuple(self.source.random() for _ in tokens))
 
     def feed(self, microbatch: Any) -> None: ...
+
+    def miss(self, microbatch: Any) -> None: ...
 
     def forget(self, request: Request) -> None: ...
 

@@ -21,6 +21,7 @@ def verify(
     """Draft as many tokens as ``truth`` has, each accepted with its probability."""
     hits = [bool(random.random() < share) for share in truth]
     accepted = sum(itertools.takewhile(bool, hits))
+    model.propose(key, [sure] * len(truth))
     model.observe(key, [sure] * len(truth), accepted)
 
 

@@ -175,6 +175,15 @@ def test_marginal_drafts_all_it_may_where_drafting_is_free_or_never_timed(
     assert lengths == [5] * 4
 
 
+def test_marginal_goes_on_drafting_while_the_confidences_are_high() -> None:
+    view = round_of(2, draft_cost=cost_of(lambda rows: 0.003), stops=True)
+    assert MarginalGain().draft_lengths(view) == [8, 8]
+    assert MarginalGain().goes_on(view, [[0.95], [0.95]])
+    assert not MarginalGain().goes_on(view, [[0.05], [0.05]])
+    assert not MarginalGain().goes_on(replace(view, draft_cost=DEAR), [[0.95], [0.95]])
+    assert Fixed(3).goes_on(view, [[0.05], [0.05]])
+
+
 def probed(view: RoundView, context: int) -> list[int]:
     """What is drafted and verified where neither pays."""
     requests = tuple(replace(each, context=context) for each in view.requests)

@@ -1,0 +1,134 @@
+"""Whether speculating is worth it: what it brings, against what plain decoding is measured to."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from fjx.speculation.cost import CostModel
+
+_FEWEST, _MEMORY = 8, 64
+"""Rounds before a judgement, and after which earlier ones are mostly forgotten."""
+_SHORT = 64
+"""Steps of a first rest; each that was right is followed by one of twice the length."""
+GLANCE = 5
+"""Steps without drafts from which plain decoding is learned."""
+_FIRST_GLANCE, _GLANCES = 32, 512
+"""Rounds at a size before the first one, and from one to the next."""
+
+
+class Mode(Enum):
+    """What the next step is for the drafter."""
+
+    DRAFT = "draft"
+    """Drafts are made for it."""
+    READ = "read"
+    """None are, but a drafter that follows the target reads it."""
+    REST = "rest"
+    """Nothing."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """Of one number of requests."""
+
+    rounds: int = 0
+    mean: float = 0.0
+    """Of the share of its time that a round saved."""
+    square: float = 0.0
+    rest: int = 0
+    spacing: int = 0
+    total: int = 0
+    """Rounds, those of large prompts included."""
+    glance: int = 0
+
+    def add(self, gain: float) -> None:
+        """Count a round."""
+        self.rounds += 1
+        share = 1 / min(self.rounds, _MEMORY)
+        self.mean += share * (gain - self.mean)
+        self.square += share * (gain * gain - self.square)
+
+    @property
+    def loses(self) -> bool:
+        """Whether rounds take longer than what they bring, and that is no accident."""
+        variance = max(self.square - self.mean**2, 0.0)
+        error = math.sqrt(variance / min(self.rounds, _MEMORY)) if self.rounds else 0.0
+        return self.rounds >= _FEWEST and self.mean + error < 0
+
+
+class Worth:
+    """Switches speculation off for a number of requests at which it loses, and tries again later.
+
+    A round of speculation brings some tokens in some time, all that it needs included: drafting,
+    the wait for the host. Plain decoding would have taken ``plain step * tokens / requests`` for
+    them. Where rounds take longer than that, steps are plain for a while; the last ones before the
+    next try are read by the drafter, which has to catch up. What a plain step takes is learned from
+    a few of them now and then.
+    """
+
+    def __init__(self, buckets: Sequence[int], catching_up: int = 0, longest: int = 1024) -> None:
+        """
+        Args:
+            buckets: padded sizes of the target's steps.
+            catching_up: steps that a drafter must have read before it is of use again.
+            longest: steps of a rest, at most.
+        """
+        self._buckets = tuple(buckets)
+        self._plain = CostModel(buckets, padded=True)
+        self._records: dict[int, _Record] = defaultdict(_Record)
+        self._catching_up = catching_up
+        self._longest = longest
+        self.saved_seconds = 0.0
+        """By all rounds."""
+
+    def next_mode(self, requests: int) -> Mode:
+        """Of a step with so many running requests; counts it."""
+        record = self._records[self._size(requests)]
+        if record.glance > 0:
+            record.glance -= 1
+            return Mode.REST
+        if record.rest <= 0:
+            return Mode.DRAFT
+        record.rest -= 1
+        return Mode.READ if record.rest <= self._catching_up else Mode.REST
+
+    def observe_plain(self, rows: int, context: int, seconds: float) -> None:
+        """A step without drafts, which overlapped with the host's work."""
+        self._plain.offer(rows, context, seconds)
+
+    def observe_round(
+        self, rows: int, context: int, seconds: float, tokens: int, requests: int
+    ) -> None:
+        """A step that was drafted for has been read.
+
+        Args:
+            rows: without those of drafted tokens.
+            context: tokens of all requests.
+            seconds: since the step before it.
+            tokens: that it brought.
+            requests: that it brought them to.
+        """
+        record = self._records[self._size(requests)]
+        record.total += 1
+        if record.total % _GLANCES == _FIRST_GLANCE:
+            record.glance = GLANCE
+        if not self._plain.knows(rows):
+            return
+        saved = self._plain.seconds(rows, context) * tokens / requests - seconds
+        self.saved_seconds += saved
+        record.add(saved / seconds)
+        if record.loses:
+            record.spacing = min(2 * record.spacing or _SHORT, self._longest)
+            record.rest = record.spacing + self._catching_up
+            record.rounds = 0
+        elif record.rounds >= _MEMORY:
+            record.spacing = 0
+
+    def _size(self, requests: int) -> int:
+        """Steps of so many rows are padded alike."""
+        return bisect_left(self._buckets, requests)

@@ -1,0 +1,56 @@
+"""Speculation rests where it is measured to lose against plain decoding."""
+
+from __future__ import annotations
+
+import random
+
+from fjx.speculation.worth import GLANCE, Mode, Worth
+
+BUCKETS = (2, 4, 8, 16, 32)
+PLAIN = 0.03
+
+
+def serve(
+    worth: Worth, steps: int, gain: float, requests: int = 16, noise: float = 0.3
+) -> list[Mode]:
+    """Rounds bring ``gain`` more of their time than plain steps, more or less."""
+    source, modes = random.Random(0), []
+    for _ in range(steps):
+        mode = worth.next_mode(requests)
+        modes.append(mode)
+        if mode is Mode.REST:
+            worth.observe_plain(requests, 2000, PLAIN)
+        elif mode is Mode.DRAFT:
+            tokens = 1.5 * requests * (1 + gain + source.uniform(-noise, noise))
+            worth.observe_round(requests, 2000, 1.5 * PLAIN, round(tokens), requests)
+    return modes
+
+
+def test_what_gains_goes_on_but_for_glances() -> None:
+    worth = Worth(BUCKETS, catching_up=17)
+    modes = serve(worth, 1200, gain=0.2)
+    assert modes.count(Mode.REST) == 3 * GLANCE
+    assert modes.count(Mode.READ) == 0
+    assert worth.saved_seconds > 0
+
+
+def test_what_loses_rests_longer_and_longer_and_is_read_before_the_next_try() -> None:
+    modes = serve(Worth(BUCKETS, catching_up=17, longest=256), 3000, gain=-0.2)
+    assert modes.count(Mode.DRAFT) < 200
+    resumed = [i for i in range(1, 3000) if modes[i - 1] is Mode.READ and modes[i] is Mode.DRAFT]
+    assert 5 < len(resumed) < 20
+    assert all(set(modes[i - 17 : i]) == {Mode.READ} for i in resumed)
+
+
+def test_other_numbers_of_requests_are_judged_by_themselves() -> None:
+    worth = Worth(BUCKETS)
+    serve(worth, 300, gain=-0.3)
+    assert worth.next_mode(2) is Mode.DRAFT
+
+
+def test_nothing_is_judged_before_plain_decoding_was_seen() -> None:
+    worth = Worth(BUCKETS)
+    for _ in range(20):
+        worth.observe_round(16, 2000, 10.0, 16, 16)
+        assert worth.next_mode(16) is Mode.DRAFT
+    assert worth.saved_seconds == 0
