@@ -59,8 +59,8 @@ FEATURES = (
     ("Speculation: a draft model", r"engine/test_speculation\.py::test_a_draft_model"),
     ("Speculation: a draft head", r"engine/test_speculation\.py::test_a_draft_head"),
     ("Speculation through a change of plan", r"::test_the_plan_changes_in_mid_draft"),
-    ("Pruning inside the verification", r"::test_pruning"),
-    ("Verification in chunks (frontiers)", r"::test_frontiers"),
+    ("Pruning inside the verification", r"engine/test_pruning\.py::test_cuts_at_random"),
+    ("Verification in chunks (frontiers)", r"::test_right_frontiers_are_sent"),
     ("Structured output", r"::test_structured_output"),
     ("LoRA", r"::test_lora"),
 )
