@@ -14,7 +14,7 @@ from fjx.engine.start_speculator import find_head, find_lens, start_speculator
 from fjx.models.loading.load import load_model_config
 from fjx.models.loading.source import resolve, resolve_tokenizer
 from fjx.models.tokenizer import load_tokenizer
-from fjx.pipeline.background import keep_heap
+from fjx.pipeline.background import give_back_memory, keep_heap
 from fjx.pipeline.pieces import move_programs, step_programs
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import make_cpu_devices
@@ -56,5 +56,6 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
             executors[0].compiler.compile_background(s for s in of_rung if not s.background)
     speculator = start_speculator(config, tokenizer, executors[0], head, lens, progress)
     gc.collect()
+    give_back_memory()
     keep_heap()
     return Engine(config, executors, tokenizer, planner, autopilot, speculator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import sys
@@ -69,6 +70,13 @@ def keep_heap() -> None:
     s with five plans', in the middle of whatever step was under way.
     """
     gc.freeze()
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: compiling leaves much of it with the allocator."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc has it
+        trim(0)
 
 
 def copy_to_device(array: Any, device: jax.Device) -> Any:

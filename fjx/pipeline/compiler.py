@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
-from fjx.pipeline.background import background_work, keep_heap
+from fjx.pipeline.background import background_work, give_back_memory, keep_heap
 from fjx.pipeline.flat_call import flat_call
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 Place = Literal["warmup", "background", "hot_path"]
 
 _STACK_BYTES = 64 << 20  # XLA's compiler recurses deeply
+_TRIM_EVERY = 16
+"""Programs compiled until memory that compiling has freed is given back."""
 
 
 @dataclass(frozen=True)
@@ -219,9 +221,15 @@ class Compiler:
         try:
             with ThreadPoolExecutor(self._threads, thread_name_prefix="fjx-compile") as pool, bar:
                 futures: list[Future[None]] = []
-                for spec in missing:
+                # Lowering is faster than compiling: what waits takes memory.
+                room = threading.Semaphore(self._threads + 1)
+                for number, spec in enumerate(missing):
+                    if number % _TRIM_EVERY == 0:
+                        give_back_memory()
+                    room.acquire()
                     lowered = _lower(spec)
                     futures.append(pool.submit(self._finish, spec, lowered, place, bar))
+                    futures[-1].add_done_callback(lambda _: room.release())
                 for future in futures:
                     future.result()
         finally:
