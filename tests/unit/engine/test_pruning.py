@@ -17,17 +17,14 @@ from fjx.speculation.policies import Fixed
 from tests.unit.engine.draft_cases import LONGEST, RandomPruning, head_drafter, lens_of
 from tests.unit.engine.plan_cases import (
     MIXED,
-    PLAIN_TARGETS,
     Ask,
-    Served,
     deep_engine,
     even,
-    expected,
-    finish_change,
 )
 from tests.unit.engine.test_speculation import (
     Guesses,
     assert_same,
+    assert_same_while_the_plan_changes,
     draft_replica,
     guesses,
     speculating,
@@ -129,19 +126,7 @@ def test_pages_run_out_while_drafts_are_cut() -> None:
 def test_the_plan_changes_while_drafts_are_cut(target: str) -> None:
     engine = deep_engine(even(1), max_draft_rows=20, lens=True)
     pruning = pruned(engine, guesses(MIXED, 0.3), seed=3)
-    served = Served(engine, MIXED)
-    served.step(4)
-    for wanted in (PLAIN_TARGETS[target], PLAIN_TARGETS["1 stage"]):
-        engine.regranularize(wanted)
-        engine.plans.wait(120)
-        while engine.plans.active:
-            served.step()
-        assert engine.plans.status().last.state == "done"
-        served.step(2)
-    for ask, got in zip(MIXED, served.finish(), strict=True):
-        assert got.tokens == expected(ask).tokens
-    finish_change(engine)
-    engine.check_idle()
+    assert_same_while_the_plan_changes(engine, target)
     assert sum(pruning.pruned.values()) > 20
 
 

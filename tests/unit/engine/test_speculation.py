@@ -137,6 +137,23 @@ def assert_same(engine: Engine, asks: Sequence[Ask] = MIXED) -> None:
     engine.check_idle()
 
 
+def assert_same_while_the_plan_changes(engine: Engine, target: str) -> None:
+    """From one stage to the target and back, with requests in flight."""
+    served = Served(engine, MIXED)
+    served.step(4)
+    for wanted in (PLAIN_TARGETS[target], PLAIN_TARGETS["1 stage"]):
+        engine.regranularize(wanted)
+        engine.plans.wait(120)
+        while engine.plans.active:
+            served.step()
+        assert engine.plans.status().last.state == "done"
+        served.step(2)
+    for ask, got in zip(MIXED, served.finish(), strict=True):
+        assert got.tokens == expected(ask).tokens
+    finish_change(engine)
+    engine.check_idle()
+
+
 PLANS = {
     "1 stage": even(1),
     "2 stages": even(2),
@@ -297,19 +314,7 @@ def test_stop_strings_and_end_tokens_cut_an_accepted_draft() -> None:
 def test_the_plan_changes_in_mid_draft(target: str, frontiers: int) -> None:
     engine = deep_engine(max_draft_rows=20)
     speculating(engine, guesses(MIXED, 0.3), seed=4, frontiers=frontiers)
-    served = Served(engine, MIXED)
-    served.step(4)
-    for wanted in (PLAIN_TARGETS[target], PLAIN_TARGETS["1 stage"]):
-        engine.regranularize(wanted)
-        engine.plans.wait(120)
-        while engine.plans.active:
-            served.step()
-        assert engine.plans.status().last.state == "done"
-        served.step(2)
-    for ask, got in zip(MIXED, served.finish(), strict=True):
-        assert got.tokens == expected(ask).tokens
-    finish_change(engine)
-    engine.check_idle()
+    assert_same_while_the_plan_changes(engine, target)
 
 
 requests = st.lists(
