@@ -104,6 +104,11 @@ class EngineConfig:
     """Draw random weights instead of loading (benchmarks of shapes whose weights are not at
     hand)."""
 
+    @property
+    def drafts(self) -> bool:
+        """Whether anything is ever drafted."""
+        return "off" not in (self.drafter, self.draft_policy) and self.max_draft_length > 0
+
     def __post_init__(self) -> None:
         # It needs NumPy, for which --help does not wait.
         from fjx.speculation.policies import policy_by_name

@@ -1,5 +1,29 @@
 """Every test sees eight virtual CPU devices; what names none runs on the first."""
 
+import gc
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+_MAPPINGS = Path("/proc/self/maps")
+_MANY_MAPPINGS = 20_000
+"""Of memory. Linux allows a process 65,530, and ends it beyond; a compiled program takes seven."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_go() -> Iterator[None]:
+    """Modules share engines and programs for as long as there are not too many of them."""
+    yield
+    if not _MAPPINGS.exists() or _MAPPINGS.read_bytes().count(b"\n") < _MANY_MAPPINGS:
+        return
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tests."):
+            for value in list(vars(module).values()):
+                getattr(value, "cache_clear", lambda: None)()
+    jax.clear_caches()
+    gc.collect()

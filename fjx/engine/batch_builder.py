@@ -13,7 +13,7 @@ from fjx.kernels.token_rule import LogitEdits, SamplingRows
 from fjx.pipeline.batch import Batch, StepLayout
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.limits import Limits
-from fjx.sampling_params import MAX_LOGIT_BIAS, SamplingParams
+from fjx.sampling_params import MAX_LOGIT_BIAS
 
 MAX_END_TOKENS = 64
 """Most end-of-sequence and stop tokens that min_tokens can hold back."""
@@ -164,18 +164,19 @@ class BatchBuilder:
             if self._pages[slot] is not pages:
                 self._pages[slot] = pages
                 self._pages_known[slot] = 0
-                self._set_params(slot, request.params, request.seed)
+                self._set_params(request)
             known = self._pages_known[slot]
             if known < len(pages):
                 self._page_table[slot, known : len(pages)] = pages[known:]
                 self._pages_known[slot] = len(pages)
 
-    def _set_params(self, slot: int, params: SamplingParams, seed: int) -> None:
+    def _set_params(self, request: Request) -> None:
+        slot, params = request.slot, request.params
         self._temperature[slot] = params.temperature
         self._top_k[slot] = max(params.top_k, 0)
         self._top_p[slot] = params.top_p
         self._min_p[slot] = params.min_p
-        self._seed[slot] = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+        self._seed[slot] = request.seed_words
         self._edits_logits[slot] = params.edits_logits
         self._wants_logprobs[slot] = params.logprobs is not None
 

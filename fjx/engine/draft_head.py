@@ -280,7 +280,7 @@ class HeadDrafter:
         )
         for i, request in enumerate(requests):
             rows.temperature[i] = request.params.temperature
-            rows.seed[i] = request.seed & 0xFFFFFFFF, request.seed >> 32 & 0xFFFFFFFF
+            rows.seed[i] = request.seed_words
             rows.position[i] = request.num_tokens
         return rows
 

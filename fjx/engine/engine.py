@@ -112,19 +112,20 @@ class Engine:
     def _step(self) -> list[Progress]:
         started, waited = time.perf_counter(), self._wait_seconds
         self.look()
-        speculator = self.speculator
-        drafts = speculator is not None and speculator.due(self.replicas)
+        speculator = drafting = self.speculator
+        if speculator is not None and not speculator.due(self.replicas):
+            drafting = None
         switches = self.plans.advance()
-        behind = speculator.steps_behind if drafts and speculator is not None else 1
+        behind = 1 if drafting is None else drafting.steps_behind
         progress = self._collect_until(0 if switches else behind)
         if switches:
             self._adopt(self.plans.switch())
-        if drafts and speculator is not None:
-            speculator.draft(self.replicas)
-        sent = self._dispatch(speculator.pruning if drafts and speculator is not None else None)
+        if drafting is not None:
+            drafting.draft(self.replicas)
+        sent = self._dispatch(None if drafting is None else drafting.pruning)
         if speculator is not None:
             speculator.sent(sent)
-        left = behind + drafts if sent and self.config.overlap else 0
+        left = behind + (drafting is not None) if sent and self.config.overlap else 0
         progress += self._collect_until(left)
         self._step_seconds += time.perf_counter() - started
         self._counts["host_us"] += int(

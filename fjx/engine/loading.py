@@ -168,6 +168,6 @@ def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limit
 
 def _draft_rows(config: EngineConfig) -> int:
     """Drafted tokens that a step may verify: one for each request, or a few long drafts."""
-    if "off" in (config.drafter, config.draft_policy) or not config.max_draft_length:
+    if not config.drafts:
         return 0
     return max(config.max_num_seqs, _LONG_DRAFTS * config.max_draft_length)

@@ -193,7 +193,7 @@ class Pruning:
                 first = firsts[request] = end - samples
                 rows.drafted[first : end - 1] = self._lens.index(request.draft[: samples - 1])
                 rows.temperature[first:end] = request.params.temperature
-                rows.seed[first:end] = request.seed & 0xFFFFFFFF, request.seed >> 32 & 0xFFFFFFFF
+                rows.seed[first:end] = request.seed_words
                 rows.position[first:end] = np.arange(start + count - samples, start + count) + 1
         look = executor.compiler.get(("lens", T, at.key))
         ranks = np.asarray(look(*self._lens.at(at), x, rows))

@@ -102,6 +102,11 @@ class Request:
         return len(self.tokens) + len(self.draft)
 
     @property
+    def seed_words(self) -> tuple[int, int]:
+        """The seed's low and high 32 bits, as programs take it."""
+        return self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF
+
+    @property
     def sent_draft(self) -> int:
         """Drafted tokens whose rows are under way."""
         return max(self.computed - len(self.tokens), 0)

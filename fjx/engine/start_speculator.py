@@ -107,7 +107,7 @@ def find_head(config: EngineConfig, model_config: ModelConfig) -> HeadStart | No
         UserError: there is no such head, or it is for another target.
     """
     name = config.drafter
-    if config.draft_policy == "off" or not config.max_draft_length or config.batch_invariant:
+    if not config.drafts or config.batch_invariant:
         return None
     if name.endswith(HEAD_SUFFIX):
         return HeadStart(Path(name), config.model, model_config)
@@ -152,8 +152,7 @@ def find_lens(
     config: EngineConfig, model_config: ModelConfig, head: HeadStart | None
 ) -> LensStart | None:
     """What prunes, if the configuration asks for it."""
-    never = "off" in (config.pruning, config.drafter, config.draft_policy)
-    if never or not config.max_draft_length or config.batch_invariant:
+    if config.pruning == "off" or not config.drafts or config.batch_invariant:
         return None
     return LensStart(model_config, None if head is None else head.head)
 

@@ -18,6 +18,7 @@ from fjx.models.granules import Model, Params
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
+from fjx.pipeline.structs import floats, ints, struct, words
 
 
 class DraftRows(NamedTuple):
@@ -106,13 +107,13 @@ class HeadPrograms:
             h, kv_pages = self.head.feed(params, stream, embedded, kv_pages, at.rows)
             return h[at.sample_rows], kv_pages
 
-        hidden = self._floats(T)
+        hidden = self._estimates(T)
         arguments = (
             *self._feed_params(),
             hidden,
-            self._ints(self.limits.sample_buckets[-1]),
-            self._ints(T),
-            self._ints(layout.size),
+            ints(self.limits.sample_buckets[-1]),
+            ints(T),
+            ints(layout.size),
             self._kv_struct(),
         )
         return self._spec(("feed", T), feed, arguments, donate=(6,))
@@ -127,9 +128,9 @@ class HeadPrograms:
 
         arguments = (
             self.head.abstract_logits(self.dtype),
-            self._ints(len(self.head.token_ids)),
-            self._floats(self.limits.sample_buckets[-1]),
-            self._ints(R),
+            ints(len(self.head.token_ids)),
+            self._estimates(self.limits.sample_buckets[-1]),
+            ints(R),
             self._rows(R),
         )
         return self._spec(("first", R), first, arguments)
@@ -153,11 +154,11 @@ class HeadPrograms:
         arguments = (
             *self._feed_params(),
             self.head.abstract_logits(self.dtype),
-            self._ints(len(self.head.token_ids)),
-            self._floats(R),
-            self._ints(R),
-            self._ints(layout.size),
-            self._ints(),
+            ints(len(self.head.token_ids)),
+            self._estimates(R),
+            ints(R),
+            ints(layout.size),
+            ints(),
             self._rows(R),
             self._kv_struct(),
         )
@@ -170,23 +171,17 @@ class HeadPrograms:
         )
 
     def _rows(self, R: int) -> DraftRows:
-        seed = jax.ShapeDtypeStruct((R, 2), jnp.uint32)  # type: ignore[no-untyped-call]
-        floats = jax.ShapeDtypeStruct((R,), jnp.float32)  # type: ignore[no-untyped-call]
-        return DraftRows(floats, seed, self._ints(R))
+        return DraftRows(floats(R), words(R, 2), ints(R))
+
+    def _estimates(self, rows: int) -> Any:
+        return floats(rows, self.head.config.hidden_size)
 
     def _kv_struct(self) -> Any:
         config, limits = self.head.config, self.limits
         shape = kv_pages_shape(
             1, limits.num_pages, limits.page_size, config.num_kv_heads, config.head_dim
         )
-        return jax.ShapeDtypeStruct(shape, kv_storage_dtype(self.dtype))  # type: ignore[no-untyped-call]
-
-    def _floats(self, rows: int) -> Any:
-        shape = rows, self.head.config.hidden_size
-        return jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
-
-    def _ints(self, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)  # type: ignore[no-untyped-call]
+        return struct(shape, kv_storage_dtype(self.dtype))
 
     def _spec(
         self,

@@ -32,6 +32,7 @@ from fjx.models.split import TENSOR_AXIS, TensorSpec
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.placement import Placement
+from fjx.pipeline.structs import floats, ints, struct, words
 from fjx.sampling_params import MAX_LOGPROBS
 
 KV_PARTITION = PartitionSpec(None, None, None, TENSOR_AXIS)  # type: ignore[no-untyped-call]
@@ -122,14 +123,14 @@ class Programs:
                     ("new pages", depth, at.key), new, (), result=at.sharding(KV_PARTITION)
                 )
             for count in PAGE_COUNTS:
-                ids = at.struct(_ints(count))
+                ids = at.struct(ints(count))
                 if not target:
                     take = self._on(at, take_pages, (KV_PARTITION, WHOLE), KV_PARTITION)
                     yield ProgramSpec(("take", depth, count, at.key), take, (memory, ids))
                     continue
                 put = self._on(at, put_pages, (KV_PARTITION, WHOLE, KV_PARTITION), KV_PARTITION)
                 shape = (kv_pages.shape[0], count, *kv_pages.shape[2:])
-                contents = at.struct(_struct(shape, kv_pages.dtype), KV_PARTITION)
+                contents = at.struct(struct(shape, kv_pages.dtype), KV_PARTITION)
                 key = ("put", depth, count, at.key)
                 yield ProgramSpec(key, put, (memory, ids, contents), donate=(0,))
 
@@ -139,7 +140,7 @@ class Programs:
         shape = kv_pages_shape(
             depth, limits.num_pages, limits.page_size, config.num_kv_heads, config.head_dim
         )
-        return _struct(shape, kv_storage_dtype(self.dtype))
+        return struct(shape, kv_storage_dtype(self.dtype))
 
     def params(self, piece: str, degree: int) -> Params:
         """Shapes of a piece's parameters on a mesh of this tensor degree."""
@@ -180,14 +181,14 @@ class Programs:
         )
 
     def _hidden(self, rows: int) -> Any:
-        return _struct((rows, self.model.config.hidden_size), jnp.float32)
+        return floats(rows, self.model.config.hidden_size)
 
     def _last_token(self) -> Any:
-        return _ints(self.limits.max_num_seqs + 1)
+        return ints(self.limits.max_num_seqs + 1)
 
     def _step(self, T: int, at: Placement, background: bool = False) -> ProgramSpec:
         """Takes a step's integers to the devices; `jax.device_put` needs five times as long."""
-        step = at.struct(_ints(self.limits.layout(T).size))
+        step = at.struct(ints(self.limits.layout(T).size))
         copy = self._on(at, lambda step: step + 0, (WHOLE,), WHOLE)
         return ProgramSpec(("step", T, at.key), copy, (step,), background=background)
 
@@ -200,7 +201,7 @@ class Programs:
 
         shards = self.partitions("embed")
         params = at.structs(self.params("embed", at.degree), shards)
-        others = at.struct(self._last_token()), at.struct(_ints(layout.size))
+        others = at.struct(self._last_token()), at.struct(ints(layout.size))
         function = self._on(at, embed, (shards, WHOLE, WHOLE), (WHOLE, WHOLE))
         return ProgramSpec(("embed", T, at.key), function, (params, *others))
 
@@ -217,7 +218,7 @@ class Programs:
                 at.structs(params, shards),
                 at.struct(self._hidden(T)),
                 at.struct(self.kv_struct(depth), KV_PARTITION),
-                at.struct(_ints(layout.size)),
+                at.struct(ints(layout.size)),
             )
             function = self._on(
                 at, granule, (shards, WHOLE, KV_PARTITION, WHOLE), (WHOLE, KV_PARTITION)
@@ -233,7 +234,7 @@ class Programs:
             return x[split.sample_rows], split.sample_slots
 
         function = self._on(at, select, (WHOLE, WHOLE), (WHOLE, WHOLE))
-        arguments = at.struct(self._hidden(T)), at.struct(_ints(layout.size))
+        arguments = at.struct(self._hidden(T)), at.struct(ints(layout.size))
         return ProgramSpec(("select", T, at.key), function, arguments)
 
     def _fused(self, T: int, stage: StageShape) -> ProgramSpec:
@@ -270,7 +271,7 @@ class Programs:
         return ProgramSpec(
             ("stage", T, depths, stage.first, stage.last, at.key),
             self._on(at, run, (shards, WHOLE, WHOLE, pages), (*results, *pages)),
-            (at.structs(params, shards), *map(at.struct, (source, _ints(layout.size))), kv_pages),
+            (at.structs(params, shards), *map(at.struct, (source, ints(layout.size))), kv_pages),
             donate=(3,),
             flat=True,
             background=True,
@@ -296,16 +297,16 @@ class Programs:
             yield self._sampler(("confidence", S), confidence, (logits, slots), at)
 
     def _samplers(self, S: int, at: Placement) -> Iterator[ProgramSpec]:
-        floats, seed = _struct((S,), jnp.float32), _struct((S, 2), jnp.uint32)
-        sampling = SamplingRows(floats, _ints(S), floats, floats, seed, _ints(S))
+        each = floats(S)
+        sampling = SamplingRows(each, ints(S), each, each, words(S, 2), ints(S))
         edits = LogitEdits(
-            history=_ints(S, self.limits.max_model_len),
-            prompt_len=_ints(S),
-            repetition=floats,
-            presence=floats,
-            frequency=floats,
-            bias_ids=_ints(S, self.limits.bias_entries),
-            bias=_struct((S, self.limits.bias_entries), jnp.float32),
+            history=ints(S, self.limits.max_model_len),
+            prompt_len=ints(S),
+            repetition=each,
+            presence=each,
+            frequency=each,
+            bias_ids=ints(S, self.limits.bias_entries),
+            bias=floats(S, self.limits.bias_entries),
         )
 
         def choose(logits, last_token, slots, sampling):  # type: ignore[no-untyped-def]
@@ -321,7 +322,7 @@ class Programs:
         yield self._sampler(
             ("choose", S), choose, (logits, last_token, slots, sampling), at, donate=(1,)
         )
-        yield self._sampler(("edit", S), edit, (logits, last_token, edits, _ints(S)), at)
+        yield self._sampler(("edit", S), edit, (logits, last_token, edits, ints(S)), at)
         yield self._sampler(("score", S), score, (logits, slots), at)
 
     def _chosen(self, tokens: Any, last_token: Any, slots: Any) -> tuple[Any, Any]:
@@ -331,8 +332,8 @@ class Programs:
         return padded, last_token.at[slots[: len(tokens)]].set(tokens)
 
     def _choice(self, S: int) -> tuple[Any, Any, Any]:
-        logits = _struct((S, self.model.config.vocab_size), jnp.float32)
-        return logits, self._last_token(), _ints(self.limits.sample_buckets[-1])
+        logits = floats(S, self.model.config.vocab_size)
+        return logits, self._last_token(), ints(self.limits.sample_buckets[-1])
 
     def _sampler(
         self,
@@ -351,11 +352,3 @@ def _with_pending(edits: LogitEdits, pending: Any, last_token: Any) -> LogitEdit
     """Append to each history the token that the host has not read yet."""
     token = jnp.where(pending >= 0, last_token[pending], -1)
     return edits._replace(history=jnp.concatenate([edits.history, token[:, None]], axis=1))
-
-
-def _struct(shape: tuple[int, ...], dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
-
-
-def _ints(*shape: int) -> Any:
-    return _struct(shape, jnp.int32)

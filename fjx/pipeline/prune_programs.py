@@ -17,6 +17,7 @@ from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
+from fjx.pipeline.structs import floats, ints, words
 
 
 class LensRows(NamedTuple):
@@ -107,14 +108,13 @@ class PrunePrograms:
             return x[rows]
 
         params = self.lens.abstract_logits(self.programs.dtype)
-        ids = _ints(len(self.lens.token_ids))
-        gathered = _floats(most, hidden)
+        ids = ints(len(self.lens.token_ids))
+        gathered = floats(most, hidden)
         for T in self.row_buckets:
-            x = _floats(T, hidden)
-            seed = jax.ShapeDtypeStruct((T, 2), jnp.uint32)  # type: ignore[no-untyped-call]
-            rows = LensRows(_ints(T), _floats(T), seed, _ints(T))
+            x = floats(T, hidden)
+            rows = LensRows(ints(T), floats(T), words(T, 2), ints(T))
             yield self._spec(("lens", T), lens, (params, ids, x, rows), at)
-            yield self._spec(("gather", T), gather, (x, _ints(most)), at)
+            yield self._spec(("gather", T), gather, (x, ints(most)), at)
             yield self._spec(("resize", T), lambda x, T=T: x[:T], (gathered,), at)
 
     def _spec(
@@ -129,11 +129,3 @@ class PrunePrograms:
 
 def _in_background(spec: ProgramSpec) -> ProgramSpec:
     return replace(spec, background=True)
-
-
-def _ints(*shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)  # type: ignore[no-untyped-call]
-
-
-def _floats(*shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]

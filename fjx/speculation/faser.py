@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,24 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fjx.speculation.allocation import Floats
-from fjx.speculation.view import RoundView, within
+from fjx.speculation.view import LengthPolicy, RoundView, within
 
 _PRIOR_TOKENS = 4.0
 """How many tokens the prior acceptance rate counts as."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faser:
+class Faser(LengthPolicy):
     """Each request takes the length that may cost it the least time per committed token.
 
     The "adaptive drafter" of FASER (Chen et al. 2026, arXiv:2604.20503), which names the parts but
     gives no formulas. For a candidate length k, the cost of a round is the time of the whole batch
     at that length, which all its requests share, over the request's committed tokens, relative to
     a step without drafts. The mean of the process is that cost at the acceptance rate of the
-    request's last drafts; each of those is an observation at its length (under the costs of
-    now); the choice is the length
-    with the lowest lower confidence bound. Confidences are not used, and it never goes below
-    ``shortest``: both as in the paper.
+    request's last drafts; each of those is an observation at its length (under the costs of now);
+    the choice is the length with the lowest lower confidence bound. Confidences are not used, it
+    never goes below ``shortest``, and what is drafted is verified, or pruned within the
+    verification: all as in the paper.
     """
 
     shortest: int = 2
@@ -45,8 +44,6 @@ class Faser:
     """Deviation of one draft's cost from the expected one."""
     prior: float = 0.7
     """Acceptance rate of a request without drafts."""
-
-    weighs_plain = False
 
     @property
     def name(self) -> str:
@@ -77,27 +74,14 @@ class Faser:
         chosen = np.minimum(lengths[bounds.argmin(axis=1)], most)
         return within(chosen.tolist(), view.most_rows)
 
-    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
-        """Always."""
-        return True
-
-    def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
-        """All that was drafted; FASER prunes within the verification instead."""
-        drafted = [
-            min(len(each), request.most)
-            for request, each in zip(view.requests, confidences, strict=True)
-        ]
-        return within(drafted, view.most_rows)
-
     def _round_costs(self, view: RoundView) -> Floats:
         """Time of a round in which all requests have a length, over a step without drafts."""
         size = len(view.requests)
-        lengths = np.arange(self.shortest, self.longest + 1)
-        added = np.minimum(size * lengths, view.most_rows)
-        seconds = view.target_cost.row_seconds(view.base_rows + int(added.max()), view.context)
-        round_seconds = seconds[view.base_rows + added]
-        if view.draft_cost is not None and view.draft_cost.known:
-            round_seconds = round_seconds + lengths * view.draft_cost.seconds(size, view.context)
+        lengths, seconds = np.arange(self.shortest, self.longest + 1), view.verify_seconds
+        rows = np.minimum(view.base_rows + size * lengths, len(seconds) - 1)
+        round_seconds = seconds[rows]
+        if view.draft_seconds is not None:
+            round_seconds = round_seconds + lengths * view.draft_seconds[size]
         return np.asarray(round_seconds / seconds[view.base_rows])
 
     def _mean_costs(self, accepted: Floats, rejected: Floats, costs: Floats) -> Floats:

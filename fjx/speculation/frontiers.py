@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fjx.speculation.mean import ForgettingMean
+
 _MEMORY = 32
 """Observations after which an average has mostly forgotten what was before."""
 _TRUSTED = 8
@@ -10,18 +12,6 @@ _LEAST_GAIN = 0.03
 """Expected of a depth before it is tried, as a share of the time."""
 _RETRY = 512
 """Steps after which a depth that did not pay is tried again."""
-
-
-class _Average:
-    """A mean that forgets."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-        self.count = 0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.value += (value - self.value) / min(self.count, _MEMORY)
 
 
 class FrontierDepth:
@@ -47,9 +37,9 @@ class FrontierDepth:
         self.deepest = deepest
         self.stages = stages
         self._depth = 1
-        self._right, self._hits = _Average(0.5), _Average(0.5)
-        self._drafting = _Average(0.0)
-        self._intervals: dict[int, _Average] = {1: _Average(1.0)}
+        self._right, self._hits = ForgettingMean(_MEMORY, 0.5), ForgettingMean(_MEMORY, 0.5)
+        self._drafting = ForgettingMean(_MEMORY)
+        self._intervals: dict[int, ForgettingMean] = {1: ForgettingMean(_MEMORY, 1.0)}
         self._since_tried = 0
 
     @property
@@ -72,7 +62,7 @@ class FrontierDepth:
         """
         if alone <= 0 or self.deepest == 1:
             return
-        self._intervals.setdefault(self._depth, _Average(1.0)).add(seconds / alone)
+        self._intervals.setdefault(self._depth, ForgettingMean(_MEMORY, 1.0)).add(seconds / alone)
         if self._depth == 1:
             self._drafting.add(drafting / alone)
         self._since_tried += 1

@@ -13,6 +13,7 @@ from fjx.speculation.view import (
     RequestView,
     RoundView,
     best_rate,
+    drafted_lengths,
     most_per_second,
     within,
 )
@@ -37,10 +38,8 @@ _NAMES = "off, fixed:K, batch, confidence, faser or marginal"
 
 
 @dataclass(frozen=True)
-class Off:
+class Off(LengthPolicy):
     """No speculation."""
-
-    weighs_plain = False
 
     @property
     def name(self) -> str:
@@ -51,17 +50,13 @@ class Off:
         """None."""
         return [0] * len(view.requests)
 
-    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
-        """Always."""
-        return True
-
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
-        """None."""
+        """None, whoever drafted."""
         return [0] * len(view.requests)
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(LengthPolicy):
     """The same length for all requests, always."""
 
     k: int
@@ -69,8 +64,6 @@ class Fixed:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ValueError(f"a fixed draft length must be at least 1, got {self.k}")
-
-    weighs_plain = False
 
     @property
     def name(self) -> str:
@@ -81,24 +74,14 @@ class Fixed:
         """k tokens each, as far as rows are left."""
         return _uniform(view, self.k)
 
-    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
-        """Always."""
-        return True
-
-    def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
-        """All that was drafted."""
-        return _all(view, confidences)
-
 
 @dataclass(frozen=True)
-class PerBatch:
+class PerBatch(LengthPolicy):
     """A length for each range of batch sizes, as in vLLM's dynamic speculative decoding."""
 
     table: tuple[tuple[int, int], ...] = ((64, 3), (128, 1))
     """(most requests, length), by increasing size; more requests than in the last entry draft
     nothing. The default is the example of vLLM's documentation."""
-
-    weighs_plain = False
 
     @property
     def name(self) -> str:
@@ -110,17 +93,9 @@ class PerBatch:
         size = len(view.requests)
         return _uniform(view, next((k for most, k in self.table if size <= most), 0))
 
-    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
-        """Always."""
-        return True
-
-    def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
-        """All that was drafted."""
-        return _all(view, confidences)
-
 
 @dataclass(frozen=True)
-class ConfidenceTrim:
+class ConfidenceTrim(LengthPolicy):
     """A fixed length is drafted and the most promising tokens of all requests are verified.
 
     After vLLM's adaptive verification: each (request, position) is scored by its survival, and as
@@ -133,8 +108,6 @@ class ConfidenceTrim:
     probe_every: int = 64
     """See `MarginalGain`."""
 
-    weighs_plain = False
-
     @property
     def name(self) -> str:
         """See `LengthPolicy`."""
@@ -143,10 +116,6 @@ class ConfidenceTrim:
     def draft_lengths(self, view: RoundView) -> list[int]:
         """k tokens each."""
         return [min(self.k, request.most) for request in view.requests]
-
-    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
-        """Always."""
-        return True
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """The most likely tokens, while they pay."""
@@ -157,11 +126,11 @@ class ConfidenceTrim:
             for survival in _survivals(view, confidences)
         ]
         lengths = most_per_second(view, likely)
-        return _probed(view, lengths, _drafted(view, confidences), self.probe_every)
+        return _probed(view, lengths, drafted_lengths(view, confidences), self.probe_every)
 
 
 @dataclass(frozen=True)
-class MarginalGain:
+class MarginalGain(LengthPolicy):
     """Each request drafts and verifies what brings all of them the most tokens a second.
 
     Before drafting, survivals are expected from the request's record, and drafting has its cost;
@@ -216,7 +185,7 @@ class MarginalGain:
         if _is_plain(view, self.probe_every):
             return [0] * len(view.requests)
         lengths = most_per_second(view, _survivals(view, confidences))
-        return _probed(view, lengths, _drafted(view, confidences), self.probe_every)
+        return _probed(view, lengths, drafted_lengths(view, confidences), self.probe_every)
 
 
 def policy_by_name(text: str) -> LengthPolicy:
@@ -237,17 +206,6 @@ def policy_by_name(text: str) -> LengthPolicy:
 
 def _uniform(view: RoundView, k: int) -> list[int]:
     return within([min(k, request.most) for request in view.requests], view.most_rows)
-
-
-def _drafted(view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
-    return [
-        min(len(each), request.most)
-        for request, each in zip(view.requests, confidences, strict=True)
-    ]
-
-
-def _all(view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
-    return within(_drafted(view, confidences), view.most_rows)
 
 
 def _survivals(view: RoundView, confidences: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fjx.speculation.allocation import Floats, allocate
+from fjx.speculation.mean import ForgettingMean
 
 UNKNOWN = -1
 """Rank of a token that the lens does not know."""
@@ -106,17 +107,16 @@ class PruneGate:
     """
 
     def __init__(self) -> None:
-        self.savings = 0.0
-        """Seconds that a cut would save."""
-        self.cost = 0.0
+        self.savings = ForgettingMean(_MEMORY)
+        """Seconds that a cut would save, by looks."""
+        self.cost = ForgettingMean(_MEMORY)
         """Seconds that a look takes."""
-        self._looks = 0
         self._wait, self._spacing = 1, _OFTEN
 
     @property
     def pays(self) -> bool:
         """Whether to look in order to cut."""
-        return self._looks >= _MEMORY // 2 and self.savings > self.cost
+        return self.savings.count >= _MEMORY // 2 and self.savings.value > self.cost.value
 
     def is_trial(self) -> bool:
         """Count a step; whether to look at it without cutting."""
@@ -128,11 +128,9 @@ class PruneGate:
 
     def observe(self, savings: float, cost: float) -> None:
         """A trial has ended: what a cut would have saved, and what the look took, in seconds."""
-        self._looks += 1
-        share = 1 / min(self._looks, _MEMORY)
-        self.savings += share * (savings - self.savings)
-        self.cost += share * (max(cost, 0.0) - self.cost)
-        if self._looks >= _MEMORY // 2:
+        self.savings.add(savings)
+        self.cost.add(max(cost, 0.0))
+        if self.savings.count >= _MEMORY // 2:
             self._spacing = _OFTEN if self.pays else min(2 * self._spacing, _SELDOM)
 
 

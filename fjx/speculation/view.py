@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar
 
 import numpy as np
 
@@ -79,26 +80,38 @@ class RoundView:
         return self.first_cost.seconds(len(self.requests), self.context)
 
 
-class LengthPolicy(Protocol):
-    """How long drafts are: a pure function of a round."""
+class LengthPolicy(ABC):
+    """How long drafts are: pure functions of a round."""
+
+    weighs_plain: ClassVar[bool] = False
+    """Whether drafting rests where it is measured to lose against plain decoding."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """As `policy_by_name` takes it."""
 
-    @property
-    def weighs_plain(self) -> bool:
-        """Whether drafting rests where it is measured to lose against plain decoding."""
-
+    @abstractmethod
     def draft_lengths(self, view: RoundView) -> list[int]:
         """How many tokens to draft for each request, at most its ``most``."""
 
     def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
         """Whether to draft another round, up to the draft lengths; only asked where the drafter can
-        stop."""
+        stop. By default always."""
+        return True
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
-        """How many of the drafted tokens to verify, with the drafter's confidence in each."""
+        """How many of the drafted tokens to verify, with the drafter's confidence in each. By
+        default all, as far as rows are left."""
+        return within(drafted_lengths(view, confidences), view.most_rows)
+
+
+def drafted_lengths(view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
+    """How many tokens of each draft are of use, from the confidences in them."""
+    return [
+        min(len(each), request.most)
+        for request, each in zip(view.requests, confidences, strict=True)
+    ]
 
 
 def within(lengths: Sequence[int], most_rows: int) -> list[int]:

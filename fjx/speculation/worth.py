@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fjx.speculation.cost import CostModel
+from fjx.speculation.mean import ForgettingMean
 
 _FEWEST, _MEMORY = 8, 64
 """Rounds before a judgement, and after which earlier ones are mostly forgotten."""
@@ -32,33 +33,42 @@ class Mode(Enum):
     """Nothing."""
 
 
-@dataclass(slots=True)
+@dataclass
 class _Record:
     """Of one number of requests."""
 
-    rounds: int = 0
-    mean: float = 0.0
-    """Of the share of its time that a round saved."""
-    square: float = 0.0
     rest: int = 0
     spacing: int = 0
     total: int = 0
     """Rounds, those of large prompts included."""
     glance: int = 0
 
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Judge by what comes, not by what was."""
+        self.gain = ForgettingMean(_MEMORY)
+        """Of the share of its time that a round saved."""
+        self.square = ForgettingMean(_MEMORY)
+
     def add(self, gain: float) -> None:
         """Count a round."""
-        self.rounds += 1
-        share = 1 / min(self.rounds, _MEMORY)
-        self.mean += share * (gain - self.mean)
-        self.square += share * (gain * gain - self.square)
+        self.gain.add(gain)
+        self.square.add(gain * gain)
+
+    @property
+    def rounds(self) -> int:
+        """By which to judge."""
+        return self.gain.count
 
     @property
     def loses(self) -> bool:
         """Whether rounds take longer than what they bring, and that is no accident."""
-        variance = max(self.square - self.mean**2, 0.0)
-        error = math.sqrt(variance / min(self.rounds, _MEMORY)) if self.rounds else 0.0
-        return self.rounds >= _FEWEST and self.mean + error < 0
+        if self.rounds < _FEWEST:
+            return False
+        variance = max(self.square.value - self.gain.value**2, 0.0)
+        return self.gain.value + math.sqrt(variance / min(self.rounds, _MEMORY)) < 0
 
 
 class Worth:
@@ -125,7 +135,7 @@ class Worth:
         if record.loses:
             record.spacing = min(2 * record.spacing or _SHORT, self._longest)
             record.rest = record.spacing + self._catching_up
-            record.rounds = 0
+            record.begin()
         elif record.rounds >= _MEMORY:
             record.spacing = 0
 

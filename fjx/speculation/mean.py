@@ -1,0 +1,23 @@
+"""A mean that forgets."""
+
+from __future__ import annotations
+
+
+class ForgettingMean:
+    """The mean of what was added; of much, an exponentially weighted one."""
+
+    def __init__(self, memory: int, value: float = 0.0) -> None:
+        """
+        Args:
+            memory: values after which earlier ones are mostly forgotten.
+            value: before the first one.
+        """
+        self.value = value
+        self.count = 0
+        """Values that were added."""
+        self._memory = memory
+
+    def add(self, value: float) -> None:
+        """Take one more value."""
+        self.count += 1
+        self.value += (value - self.value) / min(self.count, self._memory)
