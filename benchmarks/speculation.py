@@ -6,8 +6,12 @@
   output token, latency.
 - *trace*: a real trace's arrivals and lengths, scaled for a small machine; latency percentiles.
 
+With ``--record`` it writes which drafted tokens are right, and with ``--replay`` it takes that from
+such a file, whatever the drafter proposes: so large shapes with random weights can be timed.
+
 One engine serves all policies, with the same programs and a warm prefix cache; only who decides
-about draft lengths is exchanged between two runs, and goes on learning in its next one. In each
+about draft lengths is exchanged between two runs, and goes on learning in its next one. The drafter
+has read the prompts in the run that gives the reference. In each
 round all policies have their turn, in an order drawn anew, and each is compared with plain decoding
 of the same round. Every token is compared with plain decoding's.
 """
@@ -29,23 +33,21 @@ from typing import Any
 
 import numpy as np
 from prompts import sample_prompts
+from replay import Recorder, Recording, Replayed, read_recording, write_recording
 from tqdm import tqdm
+from variants import ABLATIONS, OURS, PLAIN, POLICIES, PRUNING, Lineup, NeverStops
 
 from fjx.bench.report import environment
 from fjx.bench.traces import read_trace
 from fjx.config import EngineConfig
+from fjx.engine.drafter import Drafter
 from fjx.engine.engine import Engine
-from fjx.engine.speculator import Speculator
 from fjx.engine.start import start_engine
 from fjx.sampling_params import SamplingParams
-from fjx.speculation.policies import policy_by_name
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".." / "shared" / "data"
-PLAIN = "plain"
-FIXED = tuple(f"fixed:{k}" for k in (1, 2, 3, 5, 8))
-POLICIES = (PLAIN, *FIXED, "batch", "confidence", "faser", "marginal")
-TRACE_POLICIES = (PLAIN, "fixed:2", "fixed:5", "batch", "confidence", "faser", "marginal")
+TRACE_POLICIES = (PLAIN, "fixed:2", "fixed:5", "batch", "confidence", "faser", OURS)
 REQUESTS = {1: 6, 4: 16, 16: 48, 64: 128}
 """Requests of a run, for each load."""
 PERCENTILES = (50, 95, 99)
@@ -103,11 +105,14 @@ def main() -> None:
         drafter=options.drafter,
         max_draft_length=options.max_draft_length,
         max_model_len=2048,
+        load_random_weights=options.load_random_weights,
+        pruning="auto" if PRUNING in options.policies else "off",
         seed=0,
     )
     engine = start_engine(config)
     if engine.speculator is None:
         raise SystemExit("this configuration never speculates")
+    engine.executor.compiler.wait_background()
     result: dict[str, Any] = {
         "about": environment([])
         | {"command": shlex.join(["python", "benchmarks/speculation.py", *sys.argv[1:]])},
@@ -119,14 +124,20 @@ def main() -> None:
         "rounds": options.rounds,
         "loads": {},
     }
+    if options.record is not None:
+        write_recording(options.record, record(engine, options))
+        return
+    recording = None if options.replay is None else read_recording(options.replay)
     for load in options.loads:
         asks = prompt_asks(engine, options, REQUESTS[load])
-        result["loads"][load] = compare(engine, asks, load, options.policies, options.rounds)
+        result["loads"][load] = compare(
+            engine, asks, load, options.policies, options.rounds, recording
+        )
         write(options.output, result)
     if options.trace is not None:
         asks, about = trace_asks(engine, options)
         policies = [name for name in TRACE_POLICIES if name in options.policies]
-        compared = compare(engine, asks, None, policies, options.rounds)
+        compared = compare(engine, asks, None, policies, options.rounds, recording)
         result["trace"] = about | compared
         write(options.output, result)
     print(json.dumps(result, indent=2))
@@ -175,19 +186,51 @@ def trace_asks(engine: Engine, options: argparse.Namespace) -> tuple[list[Ask], 
     return asks, about
 
 
+def record(engine: Engine, options: argparse.Namespace) -> Recording:
+    """What the drafter would propose at every token, and how much of it is right."""
+    load = max(options.loads)
+    asks = prompt_asks(engine, options, REQUESTS[load])
+    recorders: list[Recorder] = []
+
+    def recorded(drafter: Drafter) -> Drafter:
+        recorders.append(Recorder(NeverStops(drafter)))
+        return recorders[-1]
+
+    longest = f"fixed:{options.max_draft_length}"
+    lineup = Lineup(engine, [longest], recorded)
+    with lineup.read_along():
+        reference = serve(engine, asks, load)
+    with lineup.use(longest):
+        serve(engine, asks, load)
+    return recorders[0].recording(reference.tokens)
+
+
 def compare(
-    engine: Engine, asks: Sequence[Ask], load: int | None, policies: Sequence[str], rounds: int
+    engine: Engine,
+    asks: Sequence[Ask],
+    load: int | None,
+    policies: Sequence[str],
+    rounds: int,
+    recording: Recording | None,
 ) -> dict[str, Any]:
     """Serve the requests by each policy, round by round."""
-    order, source, speculators = list(policies), random.Random(0), speculators_of(engine, policies)
+    answers: list[list[int]] = []
+
+    def replayed(drafter: Drafter) -> Drafter:
+        return drafter if recording is None else Replayed(drafter, answers, recording)
+
+    order, source, lineup = list(policies), random.Random(0), Lineup(engine, policies, replayed)
     name = "trace" if load is None else f"load {load}"
-    reference = serve(engine, asks, load, None)
+    with lineup.read_along():
+        reference = serve(engine, asks, load)
+    answers += reference.tokens
     runs: dict[str, list[Run]] = {policy: [] for policy in policies}
     wrong = 0
     for _ in tqdm(range(rounds), desc=name, unit="round"):
         source.shuffle(order)
         for policy in order:
-            run = serve(engine, asks, load, speculators[policy])
+            with lineup.use(policy):
+                run = serve(engine, asks, load)
             wrong += sum(a != b for a, b in zip(run.tokens, reference.tokens, strict=True))
             runs[policy].append(run)
     figures = {policy: [run.figures() for run in ones] for policy, ones in runs.items()}
@@ -217,46 +260,30 @@ def summary(ones: list[dict[str, float]], plain: list[dict[str, float]]) -> dict
     return medians
 
 
-def speculators_of(engine: Engine, policies: Sequence[str]) -> dict[str, Speculator | None]:
-    """For each policy who speculates; they share the drafter."""
-    assert engine.speculator is not None
-    drafter, buckets = engine.speculator.drafter, engine.executor.limits.row_buckets
-    return {
-        name: None if name == PLAIN else Speculator(drafter, policy_by_name(name), buckets)
-        for name in policies
-    }
-
-
-def serve(
-    engine: Engine, asks: Sequence[Ask], load: int | None, speculator: Speculator | None
-) -> Run:
+def serve(engine: Engine, asks: Sequence[Ask], load: int | None) -> Run:
     """Serve the requests as they arrive, or so many at once."""
-    own, engine.speculator = engine.speculator, speculator
     run = Run([[] for _ in asks], [ask.arrival for ask in asks], [[] for _ in asks])
     upcoming = deque(enumerate(asks))
     steps, unfinished, begin = engine.stats().num_steps, 0, time.perf_counter()
-    try:
-        while upcoming or engine.has_work:
-            now = time.perf_counter() - begin
-            while upcoming and upcoming[0][1].arrival <= now and unfinished < (load or 10**9):
-                index, ask = upcoming.popleft()
-                engine.add(str(index), ask.prompt, ask.params)
-                unfinished += 1
-            if not engine.has_work:
-                time.sleep(0.001)
-                continue
-            progress, now = engine.step(), time.perf_counter() - begin
-            for each in progress:
-                index = int(each.request.id)
-                run.tokens[index] += each.token_ids
-                run.stamps[index] += [now] * len(each.token_ids)
-                if each.finish_reason is not None:
-                    unfinished -= 1
-                    run.drafted += each.request.drafted_tokens
-                    run.accepted += each.request.accepted_tokens
-        engine.check_idle()
-    finally:
-        engine.speculator = own
+    while upcoming or engine.has_work:
+        now = time.perf_counter() - begin
+        while upcoming and upcoming[0][1].arrival <= now and unfinished < (load or 10**9):
+            index, ask = upcoming.popleft()
+            engine.add(str(index), ask.prompt, ask.params)
+            unfinished += 1
+        if not engine.has_work:
+            time.sleep(0.001)
+            continue
+        progress, now = engine.step(), time.perf_counter() - begin
+        for each in progress:
+            index = int(each.request.id)
+            run.tokens[index] += each.token_ids
+            run.stamps[index] += [now] * len(each.token_ids)
+            if each.finish_reason is not None:
+                unfinished -= 1
+                run.drafted += each.request.drafted_tokens
+                run.accepted += each.request.accepted_tokens
+    engine.check_idle()
     run.seconds, run.steps = time.perf_counter() - begin, engine.stats().num_steps - steps
     return run
 
@@ -276,7 +303,7 @@ def parse_options() -> argparse.Namespace:
     add("--drafter", default="auto")
     add("--max-draft-length", type=int, default=8)
     add("--loads", type=int, nargs="*", choices=sorted(REQUESTS), default=sorted(REQUESTS))
-    add("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    add("--policies", nargs="+", choices=(*POLICIES, *ABLATIONS), default=list(POLICIES))
     add("--rounds", type=int, default=3)
     add("--max-tokens", type=int, default=128)
     add("--temperature", type=float, default=0.0)
@@ -286,6 +313,9 @@ def parse_options() -> argparse.Namespace:
     add("--time-scale", type=float, default=1.0, help="seconds for each second of the trace [1]")
     add("--length-scale", type=float, default=0.25, help="of the trace's lengths [0.25]")
     add("--seed", type=int, default=0)
+    add("--record", type=Path, help="only write which drafted tokens are right, to this file")
+    add("--replay", type=Path, help="take from this file which drafted tokens are right")
+    add("--load-random-weights", action="store_true", help="for --replay")
     add("--output", type=Path, help="also write the result to this file")
     return parser.parse_args()
 

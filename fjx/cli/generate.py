@@ -9,15 +9,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fjx.bench.llm import open_llm
 from fjx.cli.options import CommandParser, read_config, resolve
+from fjx.cli.pictures import check_picture, write_picture
 from fjx.cli.prompts import Prompt, encode, read_prompts, user_message
 from fjx.cli.sections import ENGINE, FILE_SECTIONS, SAMPLING
 from fjx.config import EngineConfig
+from fjx.errors import UserError
 from fjx.outputs import CompletionOutput, RequestOutput
 from fjx.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from fjx.engine.engine import Engine
+    from fjx.engine.round_log import RoundLog
+    from fjx.models.tokenizer import Tokenizer
 
 EXAMPLES = """examples:
   fjx generate --prompt "The capital of France is" --temperature 0
@@ -59,6 +66,14 @@ def add_options(parser: CommandParser) -> None:
         help="Write one JSON object per completion: prompt_tokens, token_ids, text, finish_reason; "
         "steps that brought tokens, and drafted_tokens, accepted_tokens, pruned_tokens of them.",
     )
+    parser.add_flag(
+        prompts,
+        "--draw-rounds",
+        type=Path,
+        metavar="FILE",
+        help="Draw how the first request was speculated for into this .svg or .png file: drafts, "
+        "steps, and which tokens proved right.",
+    )
     parser.add_section(SAMPLING)
     parser.add_section(ENGINE)
 
@@ -77,11 +92,18 @@ def run(arguments: argparse.Namespace) -> int:
         prompts = read_prompts(arguments.prompts, arguments.chat)
     else:
         prompts = [user_message(t) if arguments.chat else t for t in arguments.prompt]
-    if not arguments.json and len(prompts) == params.n == 1 and sys.stdout.isatty():
+    picture: Path | None = arguments.draw_rounds
+    if picture is not None:
+        check_picture("draw-rounds", picture)
+    streams = not arguments.json and picture is None and sys.stdout.isatty()
+    if streams and len(prompts) == params.n == 1:
         return asyncio.run(_stream(prompts[0], params, config))
     with open_llm(config) as llm:
         token_ids = [encode(prompt, llm.tokenizer) for prompt in prompts]
+        log = None if picture is None else _follow_rounds(llm.engine)
         outputs = llm.generate(token_ids, params)
+        if picture is not None and log is not None:
+            _draw(picture, log, llm.tokenizer)
     lines = _json_lines(outputs, params.n) if arguments.json else _texts(outputs)
     for line in lines:
         print(line)
@@ -105,6 +127,38 @@ async def _stream(prompt: Prompt, params: SamplingParams, config: EngineConfig) 
     finally:
         await llm.shutdown(drain=0.0)
     return _report_errors(outputs[-1:])
+
+
+def _follow_rounds(engine: Engine) -> RoundLog:
+    """Begin to follow the rounds of the first request.
+
+    Raises:
+        UserError: there will be none.
+    """
+    from fjx.engine.round_log import RoundLog
+
+    if engine.speculator is None:
+        raise UserError("draw-rounds: nothing is drafted with these options")
+    log = engine.speculator.round_log = RoundLog()
+    return log
+
+
+def _draw(path: Path, log: RoundLog, tokenizer: Tokenizer) -> None:
+    """Draw what was followed.
+
+    Raises:
+        UserError: nothing was, or the file cannot be written.
+    """
+    from fjx.speculation.draw_rounds import rounds_svg
+
+    def text_of(token: int) -> str:
+        return tokenizer.token_bytes(token).decode(errors="replace")
+
+    try:
+        svg = rounds_svg(log.rounds, text_of, "Rounds of speculation")
+    except ValueError as error:
+        raise UserError(f"draw-rounds: {error}") from None
+    write_picture("draw-rounds", path, svg)
 
 
 def _texts(outputs: Sequence[RequestOutput]) -> Iterator[str]:

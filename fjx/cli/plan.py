@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from fjx.cli.options import CommandParser
+from fjx.cli.pictures import check_picture, write_picture
 from fjx.config import EngineConfig
-from fjx.errors import UserError
 
 EXAMPLES = """examples:
   fjx plan --mesh pipeline-4 --output plan.svg
@@ -17,8 +16,6 @@ EXAMPLES = """examples:
   fjx plan --mesh auto --model Qwen/Qwen3-8B --devices 4 --device-memory 16
   fjx plan --mesh my.toml --cluster cluster.toml --profile profile.json
 """
-
-PICTURES = (".svg", ".png")
 
 
 def add_options(parser: CommandParser) -> None:
@@ -155,8 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
             suit it or the machine, or a picture cannot be written.
     """
     for path in arguments.output:
-        if path.suffix not in PICTURES:
-            raise UserError(f"output must end in {' or '.join(PICTURES)}, got {path}")
+        check_picture("output", path)
 
     from fjx.cli.planning import Planning
 
@@ -164,11 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
     before = None if arguments.before is None else planning.plan(arguments.before)
     plan = planning.plan(arguments.mesh, before)
     for path in arguments.output:
-        try:
-            path.write_bytes(planning.picture(plan, path.suffix))
-        except OSError as error:
-            raise UserError(f"output: cannot write {path}: {error.strerror}") from error
-        print(f"wrote {path}", file=sys.stderr)
+        write_picture("output", path, planning.picture(plan))
     if arguments.json:
         print(json.dumps(planning.as_json(plan)))
         return 0

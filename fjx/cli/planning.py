@@ -20,7 +20,7 @@ from fjx.pipeline.buckets import row_buckets
 from fjx.sharding.assign import assign_devices, places_of
 from fjx.sharding.cluster_file import read_cluster
 from fjx.sharding.difference import difference
-from fjx.sharding.draw import plan_svg, svg_to_png
+from fjx.sharding.draw import plan_svg
 from fjx.sharding.figures import Place, Workload
 from fjx.sharding.graph import GranuleGraph
 from fjx.sharding.mesh_file import MeshFile, load_mesh
@@ -86,14 +86,9 @@ class Planning:
             difference(before.deployment, after.deployment, self._graph, tokens)
         )
 
-    def picture(self, plan: PlacedPlan, suffix: str) -> bytes:
-        """The plan as the contents of a .svg or .png file.
-
-        Raises:
-            MeshError: PNG needs a package that is not installed.
-        """
-        svg = plan_svg(self._graph, plan.deployment, plan.places, self._workload)
-        return svg_to_png(svg) if suffix == ".png" else svg.encode()
+    def picture(self, plan: PlacedPlan) -> str:
+        """The plan as SVG."""
+        return plan_svg(self._graph, plan.deployment, plan.places, self._workload)
 
     def as_json(self, plan: PlacedPlan) -> dict[str, Any]:
         """The plan as values for `json.dumps`."""

@@ -75,7 +75,7 @@ class Pruning:
             cost: of the target's steps.
             always: look at every step, and cut what seems to pay, whatever a look costs.
         """
-        self._lens = lens
+        self.lens = lens
         self._acceptance = acceptance
         self._cost = cost
         self._always = always
@@ -125,7 +125,7 @@ class Pruning:
     def plan_changed(self) -> None:
         """Other executors serve now."""
         self._ready.clear()
-        self._lens.leave()
+        self.lens.leave()
 
     def observe_step(self, scheduled: Sequence[ScheduledRows], seconds: float) -> bool:
         """A step was read; whether it was looked at, so that its time is no ordinary one."""
@@ -191,12 +191,12 @@ class Pruning:
             end += count
             if samples > 1:
                 first = firsts[request] = end - samples
-                rows.drafted[first : end - 1] = self._lens.index(request.draft[: samples - 1])
+                rows.drafted[first : end - 1] = self.lens.index(request.draft[: samples - 1])
                 rows.temperature[first:end] = request.params.temperature
                 rows.seed[first:end] = request.seed_words
                 rows.position[first:end] = np.arange(start + count - samples, start + count) + 1
         look = executor.compiler.get(("lens", T, at.key))
-        ranks = np.asarray(look(*self._lens.at(at), x, rows))
+        ranks = np.asarray(look(*self.lens.at(at), x, rows))
         ranks = np.where(rows.drafted == UNKNOWN, UNKNOWN, ranks)
         return {
             request: ranks[first : first + len(request.draft)].tolist()

@@ -12,6 +12,7 @@ from fjx.engine.drafter import Draft, Drafter, GoesOn
 from fjx.engine.pruning import Lens, Pruning
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
+from fjx.engine.round_log import RoundLog
 from fjx.outputs import SpeculationStats
 from fjx.sharding.plan import Plan
 from fjx.speculation.acceptance import AcceptanceModel
@@ -78,6 +79,8 @@ class Speculator:
         """Of the steps in flight, by when they were sent."""
         self._last_step = self._drafting_seconds = 0.0
         self._empty = self._rest = 0
+        self.round_log: RoundLog | None = None
+        """Follows a request, where one wants to see its rounds."""
         self._counts: Counter[str] = Counter()
         self._accepted_at: Counter[int] = Counter()
         self._lengths: Counter[int] = Counter()
@@ -114,10 +117,12 @@ class Speculator:
             if most:
                 self._count_empty(True)
             return
+        begun, waiting = time.perf_counter(), list(most)
         lengths = self.policy.draft_lengths(view)
-        waiting = list(most)
         drafts = self._propose(waiting, lengths, partial(self.policy.goes_on, view))
         kept = self.policy.verify_lengths(view, [draft.confidences for draft in drafts])
+        if self.round_log is not None:
+            self.round_log.drafted(begun, time.perf_counter(), waiting, drafts, kept)
         for request, draft, length in zip(waiting, drafts, kept, strict=True):
             self._give(request, draft, length)
         self._count_empty(not self._drafted)
@@ -146,6 +151,8 @@ class Speculator:
             take(microbatch)
         if microbatches:
             self._modes[microbatches[0].sent] = self._mode
+        if self.round_log is not None:
+            self.round_log.sent(microbatches)
 
     def observe(
         self, request: Request, confidences: Sequence[float], drafted: int, accepted: int
@@ -168,6 +175,8 @@ class Speculator:
         For the cost of the target's steps, what the host did since the step before counts, too, but
         for drafting: where steps overlap it is nothing.
         """
+        if self.round_log is not None:
+            self.round_log.read(microbatches, now)
         scheduled = [rows for each in microbatches for rows in each.scheduled]
         begun, between = microbatches[0].sent, microbatches[0].sent - self._last_step
         if between < _IDLE_SECONDS:

@@ -106,7 +106,7 @@ class CostModel:
 
     def seconds(self, rows: int, context: float) -> float:
         """Of a step of so many rows over so many tokens of context; 0 without rows."""
-        return float(self._at(np.array([rows]), context)[0])
+        return float(self._by_rows(rows)[rows] + self._context_price * context) if rows else 0.0
 
     def row_seconds(self, most_rows: int, context: float | Floats) -> Floats:
         """`seconds` of each number of rows, 0 to ``most_rows``: never decreasing for one context.
@@ -115,18 +115,23 @@ class CostModel:
             most_rows: The last index.
             context: Tokens; an array gives each number of rows its own.
         """
-        return self._at(np.arange(most_rows + 1), context)
+        seconds = self._by_rows(most_rows)[: most_rows + 1] + self._context_price * context
+        seconds[0] = 0.0
+        return np.asarray(seconds, dtype=np.float64)
 
-    def _at(self, rows: NDArray[np.int_], context: float | Floats) -> Floats:
-        if self._read is None:
-            self._read = np.maximum.accumulate(self._knot_seconds())
-        size = rows.astype(np.float64)
-        if self._padded:
-            above = np.searchsorted(self._knots, size)
-            size = np.where(above < len(self._knots), np.append(self._knots, 0)[above], size)
-        known = _continued(size, self._knots, self._read)
-        price = max(float(self._coefficients[-1]), 0.0) / _CONTEXT_TOKENS
-        return np.asarray((known + price * context) * (rows > 0), dtype=np.float64)
+    @property
+    def _context_price(self) -> float:
+        return max(float(self._coefficients[-1]), 0.0) / _CONTEXT_TOKENS
+
+    def _by_rows(self, most_rows: int) -> Floats:
+        """Seconds without context, of at least so many rows; kept until the next observation."""
+        if self._read is None or len(self._read) <= most_rows:
+            size = np.arange(most_rows + 1, dtype=np.float64)
+            if self._padded:
+                above = np.searchsorted(self._knots, size)
+                size = np.where(above < len(self._knots), np.append(self._knots, 0)[above], size)
+            self._read = _continued(size, self._knots, np.maximum.accumulate(self._knot_seconds()))
+        return self._read
 
     def _knot_seconds(self) -> Floats:
         """Each knot's seconds without context, where need be from the others'."""

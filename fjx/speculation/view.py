@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -62,6 +63,12 @@ class RoundView:
         drafted = sum(request.most for request in self.requests)
         rows = self.base_rows + min(self.most_rows, drafted)
         return self.target_cost.row_seconds(rows, self.context)
+
+    @cached_property
+    def verify_list(self) -> list[float]:
+        """`verify_seconds`, for a few at a time."""
+        seconds: list[float] = self.verify_seconds.tolist()
+        return seconds
 
     @cached_property
     def draft_seconds(self) -> Floats | None:
@@ -147,13 +154,11 @@ def most_per_second(
 
 def best_rate(view: RoundView, survivals: Sequence[Sequence[float]], drafting: float) -> float:
     """Tokens a second of the best lengths, after so many seconds of drafting."""
-    seconds = view.verify_seconds + drafting
-    lengths = allocate(
-        survivals,
-        view.most_rows,
-        seconds,
-        base_rows=view.base_rows,
-        base_tokens=len(view.requests),
-    )
-    drafted = (sum(each[:n]) for each, n in zip(survivals, lengths, strict=True))
-    return float((len(view.requests) + sum(drafted)) / seconds[view.base_rows + sum(lengths)])
+    seconds, base = view.verify_list, view.base_rows
+    tokens = float(len(view.requests))
+    best = tokens / (seconds[base] + drafting)
+    likely = sorted(chain.from_iterable(survivals), reverse=True)
+    for value, verifying in zip(likely, seconds[base + 1 :], strict=False):
+        tokens += value
+        best = max(best, tokens / (verifying + drafting))
+    return best

@@ -3,6 +3,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -18,6 +19,8 @@ from fjx import (
     TokenLogprob,
 )
 from fjx.cli.main import main
+from fjx.engine.round_log import RoundLog
+from fjx.speculation.rounds import Step
 
 
 class FakeTokenizer:
@@ -26,6 +29,9 @@ class FakeTokenizer:
 
     def apply_chat_template(self, messages: Any) -> str:
         return "".join(f"<{message['role']}>{message['content']}" for message in messages)
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token])
 
 
 def complete(token_ids: list[int], params: SamplingParams, index: int) -> CompletionOutput:
@@ -41,6 +47,10 @@ def complete(token_ids: list[int], params: SamplingParams, index: int) -> Comple
     )
 
 
+class FakeSpeculator:
+    round_log: RoundLog | None = None
+
+
 class FakeLLM:
     """Shouts the prompt back. Token 13 is one that it refuses."""
 
@@ -51,6 +61,8 @@ class FakeLLM:
         self.config = EngineConfig(**options)
         self.tokenizer = FakeTokenizer()
         self.open = True
+        speculates = self.config.drafter != "off"
+        self.engine = SimpleNamespace(speculator=FakeSpeculator() if speculates else None)
         FakeLLM.made.append(self)
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
@@ -58,6 +70,10 @@ class FakeLLM:
         if [13] in prompts:
             raise RequestError("token 13 is\nout of the vocabulary")
         self.params = params
+        if self.engine.speculator is not None and self.engine.speculator.round_log is not None:
+            self.engine.speculator.round_log.rounds.steps.append(
+                Step(0.0, [65], read=1.0, committed=[65, 66])
+            )
         return [
             RequestOutput(
                 request_id=str(i),
@@ -240,6 +256,32 @@ def test_a_request_that_failed_is_told_apart(
     assert "error" not in first
     assert second["error"] == "out of memory"
     assert "fjx: prompt 2 failed: out of memory" in err
+
+
+def test_the_rounds_of_the_first_request_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rounds.svg"
+    assert main(["generate", "--prompt", "a", "--draw-rounds", str(path)]) == 0
+    assert ">A</text>" in path.read_text()
+    assert f"wrote {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("rounds.jpg", [], "draw-rounds must end in .svg or .png"),
+        ("rounds.svg", ["--drafter", "off"], "nothing is drafted with these options"),
+        ("no/rounds.svg", [], "cannot write"),
+    ],
+)
+def test_rounds_that_cannot_be_drawn_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, more: list[str], message: str
+) -> None:
+    asked = ["generate", "--prompt", "a", "--draw-rounds", str(tmp_path / name), *more]
+    assert main(asked) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_logprobs_are_in_the_json(

@@ -16,6 +16,7 @@ from fjx.engine.draft_model import DraftModel
 from fjx.engine.drafter import NO_ROUNDS, Draft, GoesOn, LookupOrHead, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.request import Request
+from fjx.engine.round_log import RoundLog
 from fjx.engine.speculator import Speculator
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.frontiers import FrontierDepth
@@ -192,6 +193,27 @@ def test_right_frontiers_are_sent_before_the_ones_ahead_are_read() -> None:
     assert deepest == 8  # three frontiers of three tokens; the first is known from the one before
     # The prompt's step; one of four rows; then each frontier foresees the token before it, too.
     assert engine.stats().num_steps - before <= 2 + -(-(GREEDY.max_tokens - 5) // 3) + 1
+
+
+@pytest.mark.parametrize("frontiers", [1, 3])
+def test_the_log_of_a_request_accounts_for_every_token(frontiers: int) -> None:
+    engine = deep_engine(max_draft_rows=20)
+    speculating(engine, guesses(MIXED, error_rate=0.3), frontiers=frontiers)
+    assert engine.speculator is not None
+    log = engine.speculator.round_log = RoundLog()
+    answers(engine, MIXED)
+    steps, followed = log.rounds.steps, log.request
+    assert followed is not None
+    assert all(step.read is not None for step in steps)
+    accepted = sum(step.accepted for step in steps)
+    drafted = sum(len(step.drafted) for step in steps if not step.is_void)
+    # With frontiers, the step that is under way at the first draft verifies a token of it, too.
+    unseen = followed.drafted_tokens - drafted
+    assert 0 <= followed.accepted_tokens - accepted <= unseen <= frontiers - 1
+    committed = [token for step in steps for token in step.committed]
+    assert committed == followed.tokens[-len(committed) :]
+    assert any(step.is_void for step in steps) == (frontiers > 1)
+    assert len(log.rounds.draftings) > 3
 
 
 def test_right_drafts_save_steps() -> None:
