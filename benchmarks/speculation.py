@@ -35,7 +35,7 @@ import numpy as np
 from prompts import sample_prompts
 from replay import Recorder, Recording, Replayed, read_recording, write_recording
 from tqdm import tqdm
-from variants import ABLATIONS, OURS, PLAIN, POLICIES, PRUNING, Lineup, NeverStops
+from variants import ABLATIONS, OURS, PLAIN, POLICIES, PRUNING, Lineup, NeverStops, variants_of
 
 from fjx.bench.report import environment
 from fjx.bench.traces import read_trace
@@ -197,7 +197,7 @@ def record(engine: Engine, options: argparse.Namespace) -> Recording:
         return recorders[-1]
 
     longest = f"fixed:{options.max_draft_length}"
-    lineup = Lineup(engine, [longest], recorded)
+    lineup = Lineup(engine, variants_of([longest]), recorded)
     with lineup.read_along():
         reference = serve(engine, asks, load)
     with lineup.use(longest):
@@ -219,7 +219,8 @@ def compare(
     def replayed(drafter: Drafter) -> Drafter:
         return drafter if recording is None else Replayed(drafter, answers, recording)
 
-    order, source, lineup = list(policies), random.Random(0), Lineup(engine, policies, replayed)
+    order, source = list(policies), random.Random(0)
+    lineup = Lineup(engine, variants_of(policies), replayed)
     name = "trace" if load is None else f"load {load}"
     with lineup.read_along():
         reference = serve(engine, asks, load)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,6 +20,15 @@ OURS = "marginal"
 PRUNING = "with pruning"
 FIXED = tuple(f"fixed:{k}" for k in (1, 2, 3, 5))
 POLICIES = (PLAIN, *FIXED, "batch", "confidence", "faser", OURS)
+
+
+class AlwaysDeepest(FrontierDepth):
+    """As many steps as may be are under way."""
+
+    @property
+    def depth(self) -> int:
+        """See `FrontierDepth`."""
+        return self.deepest
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,8 @@ class Variant:
     frontiers: int = 1
     """Most steps with drafts under way at once."""
     prunes: bool = False
+    always: bool = False
+    """Whether frontiers are sent and tokens pruned even where that does not pay."""
 
 
 _OURS = Variant(MarginalGain(), frontiers=4)
@@ -94,11 +105,10 @@ ABLATIONS = {
 }
 
 
-def variant_of(name: str) -> Variant:
-    """The variant of a policy's or an ablation's name."""
-    if name == OURS:
-        return _OURS
-    return ABLATIONS.get(name) or Variant(policy_by_name(name))
+def variants_of(names: Sequence[str]) -> dict[str, Variant | None]:
+    """The variants of these policies' and ablations' names; None: plain decoding."""
+    known = {PLAIN: None, OURS: _OURS, **ABLATIONS}
+    return {name: known[name] if name in known else Variant(policy_by_name(name)) for name in names}
 
 
 class Lineup:
@@ -110,14 +120,14 @@ class Lineup:
     def __init__(
         self,
         engine: Engine,
-        names: Sequence[str],
+        variants: Mapping[str, Variant | None],
         wrapped: Callable[[Drafter], Drafter] = lambda drafter: drafter,
     ) -> None:
         """``wrapped``: what drafts in the place of a drafter."""
         assert engine.speculator is not None
         self._engine, self._own = engine, engine.speculator
         self._wrapped = wrapped
-        self._speculators = {name: self._speculator(name) for name in names}
+        self._speculators = {name: self._speculator(each) for name, each in variants.items()}
 
     def use(self, name: str) -> AbstractContextManager[None]:
         """Let a variant speculate."""
@@ -135,16 +145,18 @@ class Lineup:
         finally:
             self._engine.speculator = self._own
 
-    def _speculator(self, name: str) -> Speculator:
-        if name == PLAIN:
+    def _speculator(self, variant: Variant | None) -> Speculator:
+        if variant is None:
             return self._plain(reads=False)
-        variant, executor, pruning = variant_of(name), self._engine.executor, self._own.pruning
+        executor, pruning = self._engine.executor, self._own.pruning
+        depth = AlwaysDeepest if variant.always else FrontierDepth
         return Speculator(
             self._wrapped(self._drafter(variant)),
             variant.policy,
             executor.limits.row_buckets,
-            FrontierDepth(variant.frontiers, len(executor.plan.stages)),
+            depth(variant.frontiers, len(executor.plan.stages)),
             pruning.lens if variant.prunes and pruning is not None else None,
+            variant.always,
         )
 
     def _plain(self, *, reads: bool) -> Plain:

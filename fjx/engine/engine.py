@@ -121,6 +121,8 @@ class Engine:
         if switches:
             self._adopt(self.plans.switch())
         if drafting is not None:
+            while self._is_far_ahead:
+                progress += self._collect_until(len(self._in_flight) - 1)
             drafting.draft(self.replicas)
         sent = self._dispatch(None if drafting is None else drafting.pruning)
         if speculator is not None:
@@ -132,6 +134,12 @@ class Engine:
             1e6 * (time.perf_counter() - started - self._wait_seconds + waited)
         )
         return progress
+
+    @property
+    def _is_far_ahead(self) -> bool:
+        """Whether there is a request about whose next tokens the host knows too little for a draft,
+        because it has none, and several steps of it are under way."""
+        return any(r.unread > 1 for each in self.replicas for r in each.scheduler.running)
 
     def add(
         self,

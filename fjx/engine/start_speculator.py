@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -44,22 +45,54 @@ logger = logging.getLogger(__name__)
 
 HEAD_SUFFIX = ".safetensors"
 _LENS_TOKENS = 4096
+_RANDOM_HEAD_TOKENS = 8192
 
 
 class HeadStart:
-    """A draft head's file, and what it takes from the target's tensors while they are read."""
+    """A draft head, and what it takes from the target's tensors while they are read."""
 
-    def __init__(self, path: Path, target: str, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        token_ids: np.ndarray,
+        tensors: Mapping[str, np.ndarray],
+        check: Callable[[str], None] = lambda fingerprint: None,
+    ) -> None:
         """
+        Args:
+            config: the target's.
+            token_ids: what the head can draft.
+            tensors: the head's own.
+            check: is given the target's fingerprint once all of it is read; raises if the head is
+                for another one.
+        """
+        self.head = DraftHead(config, token_ids)
+        self._check = check
+        self._fingerprint = Fingerprint(config)
+        self._tensors = dict(tensors)
+
+    @classmethod
+    def from_file(cls, path: Path, target: str, config: ModelConfig) -> HeadStart:
+        """A trained head.
+
         Raises:
             ModelError: the file is broken, or for another target.
         """
-        self._path, self._target, self._config = path, target, config
-        self._loaded = load_draft_head(path)
-        check_target(path, self._loaded.config, target, config, None)
-        self.head = DraftHead(config, self._loaded.token_ids)
-        self._fingerprint = Fingerprint(config)
-        self._tensors = dict(self._loaded.tensors)
+        loaded = load_draft_head(path)
+        check_target(path, loaded.config, target, config, None)
+        check = partial(check_target, path, loaded.config, target, config)
+        return cls(config, loaded.token_ids, loaded.tensors, check)
+
+    @classmethod
+    def random(cls, config: ModelConfig) -> HeadStart:
+        """A head of the usual shape that knows nothing, to be timed."""
+        ids = np.arange(min(_RANDOM_HEAD_TOKENS, config.vocab_size), dtype=np.int32)
+        draw = np.random.default_rng(0)
+        tensors = {
+            name: 0.02 * draw.standard_normal(spec.shape, np.float32) + name.endswith("norm")
+            for name, spec in DraftHead(config, ids).trained_tensors().items()
+        }
+        return cls(config, ids, tensors)
 
     def take(self, name: str, values: np.ndarray) -> None:
         """Look at one of the target's canonical tensors."""
@@ -88,8 +121,7 @@ class HeadStart:
         Raises:
             ModelError: it is for other weights.
         """
-        digest = self._fingerprint.digest()
-        check_target(self._path, self._loaded.config, self._target, self._config, digest)
+        self._check(self._fingerprint.digest())
         pieces, target = executor.pieces, executor.programs
         device = pieces.shapes[-1].placement.devices[0]
         programs = HeadPrograms(
@@ -110,12 +142,14 @@ def find_head(config: EngineConfig, model_config: ModelConfig) -> HeadStart | No
     if not config.drafts or config.batch_invariant:
         return None
     if name.endswith(HEAD_SUFFIX):
-        return HeadStart(Path(name), config.model, model_config)
+        return HeadStart.from_file(Path(name), config.model, model_config)
     if name not in ("auto", "head"):
         return None
-    path = None if config.load_random_weights else built_in_draft_head(config.model)
+    if config.load_random_weights:
+        return HeadStart.random(model_config) if name == "head" else None
+    path = built_in_draft_head(config.model)
     if path is not None:
-        return HeadStart(path, config.model, model_config)
+        return HeadStart.from_file(path, config.model, model_config)
     if name == "head":
         raise UserError(
             f"no draft head for {config.model!r} comes with fjx; train one with 'fjx distill "

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fjx.engine.draft_model import DraftModel
-from fjx.engine.drafter import NO_ROUNDS, Draft, GoesOn, LookupOrHead, PromptLookup
+from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, LookupOrHead, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.request import Request
 from fjx.engine.round_log import RoundLog
@@ -214,6 +214,26 @@ def test_the_log_of_a_request_accounts_for_every_token(frontiers: int) -> None:
     assert committed == followed.tokens[-len(committed) :]
     assert any(step.is_void for step in steps) == (frontiers > 1)
     assert len(log.rounds.draftings) > 3
+
+
+class LateGuesses(Guesses):
+    """Guesses nothing before a request has some tokens."""
+
+    def _guess(self, request: Request, length: int) -> Draft:
+        return super()._guess(request, length) if request.num_output >= 6 else NO_DRAFT
+
+
+def test_frontiers_begin_where_many_steps_without_drafts_are_under_way() -> None:
+    engine = deep_engine(max_draft_rows=20)
+    ask = Ask((3, 1, 4, 1, 5), GREEDY)
+    drafter = LateGuesses(random.Random(0), error_rate=0.0)
+    drafter.known = guesses([ask], error_rate=0.0).known
+    speculating(engine, drafter, policy=Fixed(3), frontiers=3)
+    (request,) = engine.add("0", list(ask.prompt), ask.params)
+    while engine.has_work:
+        engine.step()
+    assert request.tokens[request.prompt_len :] == expected(ask).tokens
+    assert request.accepted_tokens == request.drafted_tokens > GREEDY.max_tokens / 2
 
 
 def test_right_drafts_save_steps() -> None:
