@@ -58,7 +58,6 @@ def main() -> None:
     for stages in options.stages:
         with tempfile.TemporaryDirectory() as folder:
             engine = start(options.model, mesh_file(Path(folder), stages))
-        engine.executor.compiler.wait_background()
         compared = compare(engine, options)
         result["stages"][stages] = compared
         wrong += sum(v["wrong_tokens"] for of in compared.values() for v in of.values())
@@ -99,6 +98,7 @@ def compare(engine: Engine, options: argparse.Namespace) -> dict[str, Any]:
         ]
         with lineup.read_along():
             expected, _ = serve(engine, prompts, params, f"plain at {temperature:g}")
+        engine.executor.compiler.wait_background()  # begun in the first steps
         of_temperature = {}
         for name in VARIANTS:
             with lineup.use(name):

@@ -112,7 +112,6 @@ def main() -> None:
     engine = start_engine(config)
     if engine.speculator is None:
         raise SystemExit("this configuration never speculates")
-    engine.executor.compiler.wait_background()
     result: dict[str, Any] = {
         "about": environment([])
         | {"command": shlex.join(["python", "benchmarks/speculation.py", *sys.argv[1:]])},
@@ -224,6 +223,7 @@ def compare(
     name = "trace" if load is None else f"load {load}"
     with lineup.read_along():
         reference = serve(engine, asks, load)
+    engine.executor.compiler.wait_background()  # begun in the first steps
     answers += reference.tokens
     runs: dict[str, list[Run]] = {policy: [] for policy in policies}
     wrong = 0

@@ -86,7 +86,7 @@ class HeadDrafter:
         self.longest = longest
         self.stops = programs.device.platform == "cpu" if stops is None else stops
         self.rounds = NO_ROUNDS
-        self._programs = programs
+        self.programs = programs
         self._limits = programs.limits
         self._buckets = programs.request_buckets
         self._device = programs.device
@@ -272,7 +272,7 @@ class HeadDrafter:
         ]
 
     def _get(self, name: str, size: int) -> Any:
-        return self._compiler.get(self._programs.key(name, size))
+        return self._compiler.get(self.programs.key(name, size))
 
     def _rows(self, requests: Sequence[Request], R: int) -> DraftRows:
         rows = DraftRows(
