@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 Place = Literal["warmup", "background", "hot_path"]
 
 _STACK_BYTES = 64 << 20  # XLA's compiler recurses deeply
+_MOST_PROGRAMS = 4000
+"""Kept where plans change, and those of one plan more. Each takes about seven memory mappings, and
+Linux lets a process have 65,530."""
 _TRIM_EVERY = 16
 """Programs compiled until memory that compiling has freed is given back."""
 
@@ -98,6 +101,9 @@ class Compiler:
         self.counts: Counter[str] = Counter()
         self._specs: dict[Hashable, ProgramSpec] = {}
         self._programs: dict[Hashable, Any] = {}
+        self._recent: dict[Hashable, None] = {}
+        """What was wanted or compiled in the background, what was so longest ago first."""
+        self.most_programs = _MOST_PROGRAMS
         self._lock = threading.Lock()
         self._threads = threads
         self._jobs: list[CompileJob] = []
@@ -141,6 +147,30 @@ class Compiler:
         self._held = held
         self._begin(self._jobs)
 
+    def want(self, keys: Iterable[Hashable]) -> None:
+        """Note that these programs are needed now, whether or not they are there."""
+        with self._lock:
+            for key in keys:
+                self._recent.pop(key, None)
+                self._recent[key] = None
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are so many programs that it is time to `make_room`."""
+        return len(self._programs) > self.most_programs
+
+    def make_room(self, keep: Collection[Hashable]) -> None:
+        """Let go of the programs that were wanted longest ago, but for these, until it is no longer
+        crowded. They are in the persistent cache, from which they are compiled when they are wanted
+        again. What was neither wanted nor compiled in the background stays."""
+        with self._lock:
+            for key in [key for key in self._recent if key not in keep]:
+                if not self.is_crowded:
+                    break
+                del self._recent[key]
+                self._programs.pop(key, None)
+                self._specs.pop(key, None)
+
     def wait_background(self) -> None:
         """Wait until nothing is being compiled in the background, what is held left out."""
         worker = self._worker
@@ -176,6 +206,8 @@ class Compiler:
                 if spec.key not in self._programs:
                     self.register([spec])
                     self._keep(spec, _compile(spec, _lower(spec)), "background")
+                    with self._lock:
+                        self._recent.setdefault(spec.key)
                 job.done += 1
             except Exception as error:
                 logger.exception("could not compile %s; serving goes on without it", spec.key)

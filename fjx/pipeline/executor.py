@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -11,12 +11,12 @@ from jaxtyping import Int32
 
 from fjx.models.granules import Model
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.compiler import CompileJob, Compiler, ProgramSpec
+from fjx.pipeline.compiler import CompileJob, Compiler
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.pieces import Pieces
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
-from fjx.pipeline.prune_programs import PrunePrograms, segments_of
+from fjx.pipeline.prune_programs import plan_programs, segments_of
 from fjx.pipeline.stage import Stage
 from fjx.sharding.plan import Plan
 
@@ -160,19 +160,14 @@ class Executor:
         """
         self._steps += 1
         if self._steps == _STEPS_BEFORE_FUSING:
-            self._fusing = self.compiler.compile_background(self._dispensable_programs())
+            specs = plan_programs(self.programs, self.pieces.shapes)
+            self._fusing = self.compiler.compile_background(s for s in specs if s.background)
         x, slots, stream, batch = self._run_stages(batch, part, pruner)
         if batch.num_samples == 0:
             return StepOutput(None, 0, stream=stream)
         output = self._sample(batch, x, slots, part)
         output.stream = stream
         return output
-
-    def _dispensable_programs(self) -> Iterator[ProgramSpec]:
-        for shape in self.pieces.shapes:
-            yield from (spec for spec in self.programs.stage(shape) if spec.background)
-        if self.programs.lens is not None:
-            yield from PrunePrograms(self.programs).specs(self.pieces.shapes)
 
     def _run_stages(
         self, batch: Batch, part: int, pruner: Pruner | None

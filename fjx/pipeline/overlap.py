@@ -28,7 +28,7 @@ def overlap(f: Call, g: Call) -> Callable[[Any, Any], tuple[Any, Any]]:
     decides in which order they run. What they give does not depend on it.
     """
     # JAX 0.10 has the form for regions under another name.
-    annotate = getattr(_compute_on, "compute_on2", _compute_on.compute_on)
+    annotate: Any = getattr(_compute_on, "compute_on2", _compute_on.compute_on)
     beside = annotate(g, compute_type="gpu_stream:1", out_memory_spaces=jax.memory.Space.Device)
 
     def both(a: Any, b: Any) -> tuple[Any, Any]:

@@ -127,5 +127,13 @@ class PrunePrograms:
         return ProgramSpec((*key, at.key), function, jax.tree.map(at.struct, arguments))
 
 
+def plan_programs(programs: Programs, shapes: Sequence[StageShape]) -> Iterator[ProgramSpec]:
+    """All that the steps of a plan of these stages can make use of."""
+    for shape in shapes:
+        yield from programs.stage(shape)
+    if programs.lens is not None:
+        yield from PrunePrograms(programs).specs(shapes)
+
+
 def _in_background(spec: ProgramSpec) -> ProgramSpec:
     return replace(spec, background=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from fjx.pipeline.pieces import Pieces, granule_places, piece_places, stage_shap
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.probe import compare_logits, run_probe
 from fjx.pipeline.programs import Programs, StageShape
+from fjx.pipeline.prune_programs import plan_programs
 from fjx.pipeline.stage import End, Granule
 from fjx.pipeline.transfer import GranuleMove, PageMover, move_params, params_crossing
 from fjx.sharding.plan import Deployment, Device
@@ -320,21 +321,30 @@ class Regranularization:
         self._compiled = 1.0
 
     def _needed_programs(self) -> list[ProgramSpec]:
-        specs: dict[Any, ProgramSpec] = {}
-        for shapes in self._shapes:
-            for shape in shapes:
-                specs |= {spec.key: spec for spec in self._programs.stage(shape)}
+        specs = self._step_programs(self._shapes)
         for index, shapes in enumerate(self._shapes):
             old = self._old[index].pieces.shapes if index < len(self._old) else ()
             for shape in _without_stayers(old, shapes):
                 specs |= {spec.key: spec for spec in self._programs.pages(shape, target=False)}
             for shape in _without_stayers(shapes, old):
                 specs |= {spec.key: spec for spec in self._programs.pages(shape, target=True)}
+        self._compiler.want(specs)
+        if self._compiler.is_crowded:
+            serving = self._step_programs(old.pieces.shapes for old in self._old)
+            self._compiler.make_room(specs.keys() | serving.keys())
         return [
             spec
             for key, spec in specs.items()
             if not spec.background and self._compiler.find(key) is None
         ]
+
+    def _step_programs(
+        self, of_plans: Iterable[Sequence[StageShape]]
+    ) -> dict[Hashable, ProgramSpec]:
+        """All that the steps of these plans can make use of, by key."""
+        return {
+            spec.key: spec for shapes in of_plans for spec in plan_programs(self._programs, shapes)
+        }
 
     def _prepared(self, index: int) -> _Replica:
         """Copy a replica's parameters to where the new plan wants them."""

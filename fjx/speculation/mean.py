@@ -21,3 +21,7 @@ class ForgettingMean:
         """Take one more value."""
         self.count += 1
         self.value += (value - self.value) / min(self.count, self._memory)
+
+    def discount(self, count: int) -> None:
+        """Let what was added count as so many values at most."""
+        self.count = min(self.count, count)

@@ -6,14 +6,17 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from fjx.speculation.cost import CostModel
 from fjx.speculation.mean import ForgettingMean
 
-_FEWEST, _MEMORY = 8, 64
+_FEWEST, _MEMORY = 16, 64
 """Rounds before a judgement, and after which earlier ones are mostly forgotten."""
+_DOUBT = 2.0
+"""Standard errors by which the mean must lie below zero: a rest that was wrong costs its whole
+length, one that comes late a few rounds."""
 _SHORT = 64
 """Steps of a first rest; each that was right is followed by one of twice the length."""
 GLANCE = 5
@@ -37,20 +40,19 @@ class Mode(Enum):
 class _Record:
     """Of one number of requests."""
 
+    gain: ForgettingMean = field(default_factory=lambda: ForgettingMean(_MEMORY))
+    """Of the share of its time that a round saved."""
+    square: ForgettingMean = field(default_factory=lambda: ForgettingMean(_MEMORY))
     rest: int = 0
     spacing: int = 0
     total: int = 0
     """Rounds, those of large prompts included."""
     glance: int = 0
 
-    def __post_init__(self) -> None:
-        self.begin()
-
     def begin(self) -> None:
-        """Judge by what comes, not by what was."""
-        self.gain = ForgettingMean(_MEMORY)
-        """Of the share of its time that a round saved."""
-        self.square = ForgettingMean(_MEMORY)
+        """Judge by what comes more than by what was."""
+        self.gain.discount(_FEWEST // 2)
+        self.square.discount(_FEWEST // 2)
 
     def add(self, gain: float) -> None:
         """Count a round."""
@@ -68,7 +70,8 @@ class _Record:
         if self.rounds < _FEWEST:
             return False
         variance = max(self.square.value - self.gain.value**2, 0.0)
-        return self.gain.value + math.sqrt(variance / min(self.rounds, _MEMORY)) < 0
+        error = math.sqrt(variance / min(self.rounds, _MEMORY))
+        return self.gain.value + _DOUBT * error < 0
 
 
 class Worth:

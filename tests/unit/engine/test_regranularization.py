@@ -283,3 +283,22 @@ def test_regranularization_compiles_nothing_on_the_request_path(small_slices: No
         answers(engine, MIXED)
     assert engine.plans.stats().switches == {"done": len(targets)}
     assert set(engine.stats().compiles) == {"warmup", "background"}
+
+
+def test_regranularization_lets_go_of_programs_that_it_compiles_again_when_they_are_wanted(
+    small_slices: None,
+) -> None:
+    engine = deep_engine(num_pages=36)  # nobody else uses its programs
+    compiler = engine.executor.compiler
+    compiler.compile_all(progress=False)
+    compiler.most_programs = 0  # of one plan and the next there are more
+    targets = [2, PLAIN_TARGETS["2 replicas"], even(4)]
+    compiled = []
+    for target in (*targets, 1, *targets):
+        got, _ = serve_through(engine, LONG, [target])
+        assert_right(LONG, got)
+        compiler.wait_background()
+        compiled.append(engine.stats().compiles["background"])
+    assert compiled[-1] - compiled[-2] > 20
+    assert set(engine.stats().compiles) == {"warmup", "background"}
+    engine.check_idle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
@@ -25,6 +26,13 @@ PAIR = jax.ShapeDtypeStruct((2,), jnp.float32)
 
 def spec(key: str, factor: float = 2.0) -> ProgramSpec:
     return ProgramSpec(key, lambda x: factor * x, (PAIR,))
+
+
+MAPPINGS = Path("/proc/self/maps")
+
+
+def mappings() -> int:
+    return MAPPINGS.read_bytes().count(b"\n")
 
 
 def ones() -> np.ndarray:
@@ -199,6 +207,41 @@ def test_a_job_of_programs_that_are_there_compiles_nothing(order: list[str]) -> 
     assert order == ["double"]
     assert compiler.counts == {"background": 1}
     assert compiler.compile_later([]).finished
+
+
+def test_what_was_wanted_longest_ago_makes_room() -> None:
+    compiler = Compiler(cache_dir=None)
+    compiler.most_programs = 3
+    compiler.register([spec("start")])
+    compiler.compile_all(progress=False)
+    compiler.compile_later([spec(name) for name in "abcd"])
+    compiler.wait_background()
+    assert compiler.is_crowded
+    compiler.want(["a"])
+    compiler.make_room(keep={"b"})
+    assert not compiler.is_crowded
+    there = {name for name in ("start", *"abcd") if compiler.find(name) is not None}
+    assert there == {"start", "a", "b"}
+    job = compiler.compile_later([spec("c")])
+    compiler.wait_background()
+    assert job.finished
+    assert compiler.get("c")(ones()).tolist() == [2, 2]
+    assert compiler.counts == {"warmup": 1, "background": 5}
+
+
+@pytest.mark.skipif(not MAPPINGS.exists(), reason="memory mappings are listed on Linux only")
+def test_programs_that_make_room_leave_no_memory_mappings() -> None:
+    compiler = Compiler(cache_dir=None)
+    compiler.most_programs = 0
+    before = mappings()
+    # differing constants and sizes, or XLA would share what it has compiled
+    compiler.compile_later([spec(f"{i}", 1.5 + i) for i in range(40)])
+    compiler.wait_background()
+    held = mappings() - before
+    assert held > 40
+    compiler.make_room(keep=())
+    gc.collect()
+    assert mappings() - before < held / 4
 
 
 def test_when_the_interpreter_ends_whoever_waits_for_a_job_learns_it() -> None:
