@@ -20,7 +20,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +167,10 @@ def compare(pair: Pair, samples: list[Sample], temperature: float) -> dict[str, 
     return {"tokens": count} | {name: round(value / count, 4) for name, value in sums.items()}
 
 
-def main() -> None:
-    """Measure and print."""
-    options = parse_options()
-    head = options.head or built_in_draft_head(options.model)
-    if head is None:
-        raise SystemExit(f"no draft head for {options.model}; give one with --head")
+def answers(
+    options: argparse.Namespace, temperatures: Sequence[float]
+) -> dict[float, list[Sample]]:
+    """The target's answers to real prompts, by temperature."""
     llm = LLM(options.model, max_model_len=1024)
     texts = sample_prompts(options.prompts, options.count, options.seed)
     prompts = [
@@ -182,14 +180,14 @@ def main() -> None:
         )
         for text in texts
     ]
-    answers: dict[float, list[Sample]] = {}
-    for temperature in options.temperatures:
+    found: dict[float, list[Sample]] = {}
+    for temperature in temperatures:
         params = [
             SamplingParams(temperature=temperature, max_tokens=options.max_tokens, seed=i)
             for i in range(len(prompts))
         ]
         outputs = llm.generate(prompts, params)
-        answers[temperature] = [
+        found[temperature] = [
             Sample(
                 np.array([*prompt, *output.outputs[0].token_ids]),
                 len(prompt),
@@ -200,6 +198,16 @@ def main() -> None:
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
     llm.shutdown()
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse_options()
+    head = options.head or built_in_draft_head(options.model)
+    if head is None:
+        raise SystemExit(f"no draft head for {options.model}; give one with --head")
+    found = answers(options, options.temperatures)
     pair = Pair(
         open_target(DistillConfig(model=options.model, output=Path("unused.safetensors"))), head
     )
@@ -207,8 +215,8 @@ def main() -> None:
         "about": environment([])
         | {"command": shlex.join(["python", "benchmarks/acceptance.py", *sys.argv[1:]])},
         "model": options.model,
-        "prompts": len(prompts),
-        "temperatures": {t: compare(pair, samples, t) for t, samples in answers.items()},
+        "prompts": options.count,
+        "temperatures": {t: compare(pair, samples, t) for t, samples in found.items()},
     }
     if options.output is not None:
         options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -77,7 +77,7 @@ class PlanChanges(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = changing(self.targets)
+        self.engine = self.engine_of()
         change(self.engine, even(1))
         self.engine.check_idle()
         self.slices = pytest.MonkeyPatch()
@@ -85,6 +85,9 @@ class PlanChanges(RuleBasedStateMachine):
         self.asked: list[tuple[Request, Ask]] = []
         self.ended: set[Request] = set()
         self.cancelled: set[Request] = set()
+
+    def engine_of(self) -> Engine:
+        return changing(self.targets)
 
     @rule(prompts=st.lists(PROMPTS, min_size=1, max_size=4), kind=st.integers(0, 99))
     def add(self, prompts: list[tuple[int, ...]], kind: int) -> None:
