@@ -288,7 +288,7 @@ def test_regranularization_compiles_nothing_on_the_request_path(small_slices: No
 def test_regranularization_lets_go_of_programs_that_it_compiles_again_when_they_are_wanted(
     small_slices: None,
 ) -> None:
-    engine = deep_engine(num_pages=36)  # nobody else uses its programs
+    engine = deep_engine(num_pages=38)  # nobody else uses its programs
     compiler = engine.executor.compiler
     compiler.compile_all(progress=False)
     compiler.most_programs = 0  # of one plan and the next there are more
