@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from prompts import sample_prompts
+from report import about_this_run, write
 from tqdm import tqdm
 
 from fjx import LLM, SamplingParams
-from fjx.bench.report import environment
 from fjx.distill.config import DistillConfig
 from fjx.distill.corpus import Sample
 from fjx.distill.target import Target, open_target, whole_requests
@@ -167,35 +165,43 @@ def compare(pair: Pair, samples: list[Sample], temperature: float) -> dict[str, 
     return {"tokens": count} | {name: round(value / count, 4) for name, value in sums.items()}
 
 
+def head_of(options: argparse.Namespace) -> Path:
+    """The file of the head that is asked for."""
+    head = options.head or built_in_draft_head(options.model)
+    if head is None:
+        raise SystemExit(f"no draft head for {options.model}; give one with --head")
+    return head
+
+
+def open_pair(options: argparse.Namespace) -> Pair:
+    """Load the target and its head."""
+    config = DistillConfig(model=options.model, output=Path("unused.safetensors"))
+    return Pair(open_target(config), head_of(options))
+
+
 def answers(
     options: argparse.Namespace, temperatures: Sequence[float]
 ) -> dict[float, list[Sample]]:
     """The target's answers to real prompts, by temperature."""
     llm = LLM(options.model, max_model_len=1024)
     texts = sample_prompts(options.prompts, options.count, options.seed)
-    prompts = [
-        llm.tokenizer.encode(
-            llm.tokenizer.apply_chat_template([{"role": "user", "content": text}]),
-            add_special_tokens=False,
-        )
-        for text in texts
-    ]
+    chats = [[{"role": "user", "content": text}] for text in texts]
     found: dict[float, list[Sample]] = {}
     for temperature in temperatures:
         params = [
             SamplingParams(temperature=temperature, max_tokens=options.max_tokens, seed=i)
-            for i in range(len(prompts))
+            for i in range(len(chats))
         ]
-        outputs = llm.generate(prompts, params)
+        outputs = llm.chat(chats, params)
         found[temperature] = [
             Sample(
-                np.array([*prompt, *output.outputs[0].token_ids]),
-                len(prompt),
+                np.array([*output.prompt_token_ids, *output.outputs[0].token_ids]),
+                len(output.prompt_token_ids),
                 "",
                 temperature,
                 held_out=True,
             )
-            for prompt, output in zip(prompts, outputs, strict=True)
+            for output in outputs
         ]
     llm.shutdown()
     return found
@@ -204,36 +210,36 @@ def answers(
 def main() -> None:
     """Measure and print."""
     options = parse_options()
-    head = options.head or built_in_draft_head(options.model)
-    if head is None:
-        raise SystemExit(f"no draft head for {options.model}; give one with --head")
+    head_of(options)  # or it ends here, before the long work
     found = answers(options, options.temperatures)
-    pair = Pair(
-        open_target(DistillConfig(model=options.model, output=Path("unused.safetensors"))), head
-    )
+    pair = open_pair(options)
     result = {
-        "about": environment([])
-        | {"command": shlex.join(["python", "benchmarks/acceptance.py", *sys.argv[1:]])},
+        "about": about_this_run(),
         "model": options.model,
         "prompts": options.count,
         "temperatures": {t: compare(pair, samples, t) for t, samples in found.items()},
     }
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(options.output, result)
     print(json.dumps(result["temperatures"], indent=2))
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def common_options(description: str, count: int) -> argparse.ArgumentParser:
+    """Those of every script that looks at a target, its head and their answers."""
+    parser = argparse.ArgumentParser(description=description)
     add: Callable[..., Any] = parser.add_argument
     add("--model", default="smollm2-135m")
     add("--head", type=Path, help="a draft head's file [the one that comes with fjx]")
-    add("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0])
-    add("--count", type=int, default=60, help="prompts [60]")
+    add("--count", type=int, default=count, help=f"prompts [{count}]")
     add("--max-tokens", type=int, default=96)
     add("--prompts", type=Path, default=ROOT / ".." / "shared" / "data" / "prompts")
     add("--seed", type=int, default=0)
     add("--output", type=Path, help="also write the result to this file")
+    return parser
+
+
+def parse_options() -> argparse.Namespace:
+    parser = common_options(__doc__.splitlines()[0], count=60)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0])
     return parser.parse_args()
 
 

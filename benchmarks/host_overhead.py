@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from report import about_this_run, write
 from tqdm import trange
 
 from fjx.bench.datasets import random_tokens
 from fjx.bench.metrics import distribution
-from fjx.bench.report import environment
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
@@ -97,8 +95,7 @@ def main() -> None:
     ):
         clock.watch(owner, method, phase)
     result = {
-        "about": environment([])
-        | {"command": shlex.join(["python", "benchmarks/host_overhead.py", *sys.argv[1:]])},
+        "about": about_this_run(),
         "model": options.model,
         "dtype": str(engine.executor._dtype),
         "requests": options.requests,
@@ -106,10 +103,8 @@ def main() -> None:
         "steps": options.steps,
         "settings": {setting: measure(engine, clock, setting, options) for setting in options.only},
     }
-    encoded = json.dumps(result, indent=2)
-    print(encoded)
-    if options.output is not None:
-        options.output.write_text(encoded + "\n")
+    print(json.dumps(result, indent=2))
+    write(options.output, result)
 
 
 def measure(

@@ -14,25 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from acceptance import ROOT, Pair, answers
+from acceptance import Pair, answers, common_options, head_of, open_pair
+from report import about_this_run, write
 from tqdm import tqdm
 
-from fjx.bench.report import environment
-from fjx.distill.config import DistillConfig
 from fjx.distill.corpus import Sample
-from fjx.distill.target import open_target, whole_requests
+from fjx.distill.target import whole_requests
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
 from fjx.models.granules import Model
-from fjx.models.loading.draft_head import built_in_draft_head
 from fjx.models.loading.load import load_params
 from fjx.models.loading.source import resolve
 from fjx.models.tensors import canonical_tensors
@@ -105,12 +99,9 @@ def caught(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     options = parse_options()
-    head = options.head or built_in_draft_head(options.model)
-    if head is None:
-        raise SystemExit(f"no draft head for {options.model}; give one with --head")
+    head_of(options)  # or it ends here, before the long work
     samples = answers(options, [0.0])[0.0]
-    config = DistillConfig(model=options.model, output=Path("unused.safetensors"))
-    pair = Pair(open_target(config), head)
+    pair = open_pair(options)
     layers = Layers(pair, options.model, options.granule_layers)
     ids = pair.head.token_ids
     streams, targets, drafted, sure = [], [], [], []
@@ -147,16 +138,14 @@ def main() -> None:
             gaps(x[half:] @ ridge(x[:half], last[:half])), right[half:]
         )
     result = {
-        "about": environment([])
-        | {"command": shlex.join(["python", "benchmarks/lens.py", *sys.argv[1:]])},
+        "about": about_this_run(),
         "model": options.model,
         "layers": layers.after[-1],
         "tokens": {"fitted": half, "measured": len(right) - half},
         "right": round(float(right[half:].mean()), 4),
         "caught_where_so_many_right_ones_are_lost": scores,
     }
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(options.output, result)
     print(json.dumps(result["caught_where_so_many_right_ones_are_lost"], indent=2))
 
 
@@ -169,16 +158,10 @@ def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add: Callable[..., Any] = parser.add_argument
-    add("--model", default="smollm2-135m")
-    add("--head", type=Path, help="a draft head's file [the one that comes with fjx]")
-    add("--granule-layers", type=int, default=5, help="layers from one look to the next [5]")
-    add("--count", type=int, default=120, help="prompts [120]")
-    add("--max-tokens", type=int, default=96)
-    add("--prompts", type=Path, default=ROOT / ".." / "shared" / "data" / "prompts")
-    add("--seed", type=int, default=0)
-    add("--output", type=Path, help="also write the result to this file")
+    parser = common_options(__doc__.splitlines()[0], count=120)
+    parser.add_argument(
+        "--granule-layers", type=int, default=5, help="layers from one look to the next [5]"
+    )
     return parser.parse_args()
 
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,9 +20,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from report import about_this_run, write
 from tqdm import tqdm
 
-from fjx.bench.report import environment
 from fjx.config import EngineConfig
 from fjx.engine.draft_head import HeadDrafter
 from fjx.engine.drafter import LookupOrHead
@@ -53,16 +51,14 @@ def main() -> None:
         if requests <= rows
     ]
     result = {
-        "about": environment([])
-        | {"command": shlex.join(["python", "benchmarks/overlap.py", *sys.argv[1:]])},
+        "about": about_this_run(),
         "model": options.model,
         "device": str(jax.devices()[0].device_kind),
         "draft_tokens": options.draft_tokens,
         "repeats": options.repeats,
         "measured": found,
     }
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(options.output, result)
     print(json.dumps(found, indent=2))
 
 

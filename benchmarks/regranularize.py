@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,9 +29,9 @@ from elastic.identity import compare_with_unchanged
 from elastic.pause import measure_pauses
 from elastic.workload import trace_requests
 from planner import WORKLOAD, places, uneven_graph
+from report import about_this_run, write
 from tqdm import tqdm
 
-from fjx.bench.report import environment
 from fjx.config import EngineConfig
 from fjx.sharding.draw_run import run_svg
 from fjx.sharding.partition import partition
@@ -64,8 +62,7 @@ def main() -> None:
         seed=options.seed,
     )
     result: dict[str, Any] = {
-        "about": environment([])
-        | {"command": shlex.join(["python", "benchmarks/regranularize.py", *sys.argv[1:]])},
+        "about": about_this_run(),
         "model": options.model,
         "dtype": options.dtype,
         "max_num_seqs": RUNNING,
@@ -105,12 +102,6 @@ def identity(config: EngineConfig, options: argparse.Namespace) -> dict[str, Any
         beside = options.output.with_name(f"{options.output.stem}_run.json")
         beside.write_text(json.dumps(record) + "\n")
     return result
-
-
-def write(output: Path | None, result: dict[str, Any]) -> None:
-    """Write what is there so far."""
-    if output is not None:
-        output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def parse_options() -> argparse.Namespace:

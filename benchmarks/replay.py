@@ -19,6 +19,7 @@ from variants import Wrapper
 
 from fjx.engine.drafter import NO_DRAFT, Draft, Drafter, GoesOn
 from fjx.engine.request import Request
+from fjx.speculation.agreement import agreeing
 
 
 class RecordedDraft(NamedTuple):
@@ -55,7 +56,7 @@ class Recorder(Wrapper):
         """By what the requests' tokens were, in the order of their numbers."""
         return [
             [
-                RecordedDraft(draft.confidences, _agreeing(draft.tokens, answers[number][begin:]))
+                RecordedDraft(draft.confidences, agreeing(draft.tokens, answers[number][begin:]))
                 for begin, draft in self._proposed[number]
             ]
             for number in sorted(self._proposed)
@@ -135,8 +136,3 @@ def read_recording(path: Path) -> Recording:
     """What `write_recording` wrote."""
     requests = json.loads(path.read_text())["requests"]
     return [[RecordedDraft(**each) for each in of_request] for of_request in requests if of_request]
-
-
-def _agreeing(tokens: Sequence[int], answer: Sequence[int]) -> int:
-    pairs = enumerate(zip(tokens, answer, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(tokens), len(answer)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from prompts import sample_prompts
-from speculation import DATA, encode_chat, write
+from report import about_this_run, write
+from speculation import DATA, encode_chat
 from tqdm import tqdm
 from variants import Lineup, Variant
 
-from fjx.bench.report import environment
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
@@ -47,8 +46,7 @@ def main() -> None:
     """Compare and print."""
     options = parse_options()
     result: dict[str, Any] = {
-        "about": environment([])
-        | {"command": shlex.join(["python", "benchmarks/same_tokens.py", *sys.argv[1:]])},
+        "about": about_this_run(),
         "model": options.model,
         "prompts": options.count,
         "top_p": TOP_P,

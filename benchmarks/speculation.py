@@ -21,9 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,10 +32,10 @@ from typing import Any
 import numpy as np
 from prompts import sample_prompts
 from replay import Recorder, Recording, Replayed, read_recording, write_recording
+from report import about_this_run, write
 from tqdm import tqdm
 from variants import ABLATIONS, OURS, PLAIN, POLICIES, PRUNING, Lineup, NeverStops, variants_of
 
-from fjx.bench.report import environment
 from fjx.bench.traces import read_trace
 from fjx.config import EngineConfig
 from fjx.engine.drafter import Drafter
@@ -113,8 +111,7 @@ def main() -> None:
     if engine.speculator is None:
         raise SystemExit("this configuration never speculates")
     result: dict[str, Any] = {
-        "about": environment([])
-        | {"command": shlex.join(["python", "benchmarks/speculation.py", *sys.argv[1:]])},
+        "about": about_this_run(),
         "model": options.model,
         "dtype": str(engine.executor.programs.dtype),
         "drafter": engine.speculator.drafter.name,
@@ -287,13 +284,6 @@ def serve(engine: Engine, asks: Sequence[Ask], load: int | None) -> Run:
     engine.check_idle()
     run.seconds, run.steps = time.perf_counter() - begin, engine.stats().num_steps - steps
     return run
-
-
-def write(output: Path | None, result: dict[str, Any]) -> None:
-    """Write what is there so far."""
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def parse_options() -> argparse.Namespace:

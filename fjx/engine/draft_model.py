@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import takewhile
 
 import numpy as np
 
 from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
+from fjx.speculation.agreement import agreeing
 
 
 class DraftModel:
@@ -85,8 +85,7 @@ class DraftModel:
             self._replica.scheduler.add(copy)
         # What was drafted and turned out right need not be computed again.
         tokens = request.tokens + request.draft
-        agreeing = zip(copy.tokens, tokens, strict=False)
-        right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], agreeing))
+        right = agreeing(copy.tokens, tokens)
         copy.tokens = tokens
         copy.computed = min(copy.computed, right, len(copy.tokens) - 1)
         copy.max_len = min(len(copy.tokens) + length, self._max_len)

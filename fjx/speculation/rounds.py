@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fjx.speculation.agreement import agreeing
+
 
 @dataclass(frozen=True)
 class Drafting:
@@ -35,12 +37,7 @@ class Step:
     @property
     def accepted(self) -> int:
         """Drafted tokens that proved right."""
-        pairs = zip(self.drafted, self.committed, strict=False)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), self._compared)
-
-    @property
-    def _compared(self) -> int:
-        return min(len(self.drafted), len(self.committed))
+        return agreeing(self.drafted, self.committed)
 
     @property
     def is_void(self) -> bool:

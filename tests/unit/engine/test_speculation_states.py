@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
@@ -21,7 +21,7 @@ from fjx.sampling_params import SamplingParams
 from fjx.speculation.policies import policy_by_name
 from tests.unit.engine.draft_cases import LONGEST, RandomPruning, head_drafter, lens_of
 from tests.unit.engine.plan_cases import Ask, change, deep_engine, even, expected
-from tests.unit.engine.test_regranularization_states import TARGETS, PlanChanges
+from tests.unit.engine.test_regranularization_states import MACHINE, TARGETS, PlanChanges
 from tests.unit.engine.test_speculation import Always, Guesses, RandomLengths, draft_replica
 
 STAGES = ("1 stage", "2 stages", "4 stages, 1 replica", "2 replicas")
@@ -110,13 +110,7 @@ def test_whatever_drafts_and_prunes_no_token_changes_while_the_plan_does() -> No
     before = speculating_engine().stats()
     run_state_machine_as_test(
         SpeculatingPlanChanges,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=25,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
+        settings=settings(MACHINE, max_examples=25, stateful_step_count=25),
     )
     after = speculating_engine().stats()
     seen = SpeculatingPlanChanges.seen
