@@ -78,10 +78,9 @@ class Pair:
         """The target's residual stream x and the head's estimate of it, at the rows that chose the
         samples' output tokens, from the second one on."""
         done = 0
-        for lengths, residuals in self.target.passes(samples):
+        for lengths, (x,) in self.target.passes(samples, [self.target.config.num_layers]):
             batch = samples[done : done + len(lengths)]
             done += len(lengths)
-            x = residuals.final
             estimates = self._estimate(batch, lengths, x)
             row = 0
             for sample, length in zip(batch, lengths, strict=True):

@@ -102,11 +102,11 @@ def run(arguments: argparse.Namespace) -> int:
         token_ids = [encode(prompt, llm.tokenizer) for prompt in prompts]
         log = None if picture is None else _follow_rounds(llm.engine)
         outputs = llm.generate(token_ids, params)
-        if picture is not None and log is not None:
-            _draw(picture, log, llm.tokenizer)
     lines = _json_lines(outputs, params.n) if arguments.json else _texts(outputs)
     for line in lines:
         print(line)
+    if picture is not None and log is not None:
+        _draw(picture, log, llm.tokenizer)
     return _report_errors(outputs)
 
 

@@ -17,6 +17,7 @@ from fjx.distill.draw import training_svg
 from fjx.distill.features import Example, read_examples
 from fjx.distill.generate import generate
 from fjx.distill.initial import initial_tensors
+from fjx.distill.lens_maps import fit_maps
 from fjx.distill.target import Target, open_target
 from fjx.distill.train import State, Trainer, read_log
 from fjx.distill.unrolled import UnrolledHead
@@ -31,8 +32,9 @@ def distill(
 ) -> dict[str, Acceptance]:
     """Train a draft head and write it to ``config.output``.
 
-    Four steps, each kept in ``config.work_folder`` so that `resume` goes on from there: outputs of
-    the target, its residual streams, the training, the file. ``training.svg`` in that folder shows
+    Four steps, of which the first three are kept in ``config.work_folder`` so that `resume` goes on
+    from there: outputs of the target, its residual streams, the training, the file, to which maps
+    of a logit lens are added where they help. ``training.svg`` in that folder shows
     the training.
 
     Args:
@@ -69,8 +71,11 @@ def distill(
     first = initial_tensors(head, target, [each.sample for each in training])
     state = trainer.train(trainer.start(first), progress)
     groups = trainer.acceptance(state.tensors)
+    greedy = groups["greedy"].shares[0] if "greedy" in groups else 0.0
+    maps, looks = fit_maps(target, head, [each.sample for each in examples], greedy)
     record = _record(config, command, examples, trainer, state, groups)
-    _write(config, target, head, state, record)
+    record["lens"] = {str(layers): look._asdict() for layers, look in looks.items()}
+    _write(config, target, head, state, maps, record)
     _draw(config, folder)
     return groups
 
@@ -101,7 +106,12 @@ def _record(
 
 
 def _write(
-    config: DistillConfig, target: Target, head: DraftHead, state: State, record: dict[str, Any]
+    config: DistillConfig,
+    target: Target,
+    head: DraftHead,
+    state: State,
+    maps: Mapping[int, np.ndarray],
+    record: dict[str, Any],
 ) -> None:
     described = DraftHeadConfig(
         target=config.model,
@@ -111,7 +121,7 @@ def _write(
         training=record,
     )
     tensors = {name: np.asarray(values) for name, values in state.tensors.items()}
-    save_draft_head(config.output, described, head.token_ids, tensors)
+    save_draft_head(config.output, described, head.token_ids, tensors, maps)
     (config.work_folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 

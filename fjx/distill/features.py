@@ -64,9 +64,9 @@ def _write(path: Path, target: Target, samples: Sequence[Sample], bar: tqdm[None
             partial, "w+", np.uint16, (rows, target.config.hidden_size)
         )
         done = 0
-        for lengths, residuals in target.passes(samples):
+        for lengths, (stream,) in target.passes(samples, [target.config.num_layers]):
             end = done + sum(lengths)
-            file[done:end] = residuals.final.astype(_DTYPE).view(np.uint16)
+            file[done:end] = stream.astype(_DTYPE).view(np.uint16)
             bar.update(end - done)
             done = end
         file.flush()

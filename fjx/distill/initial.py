@@ -39,7 +39,8 @@ def initial_tensors(
 def _least_squares(target: Target, samples: Sequence[Sample]) -> np.ndarray:
     D = target.config.hidden_size
     squares, products, rows = np.zeros((2 * D, 2 * D)), np.zeros((2 * D, D)), 0
-    for lengths, residuals in target.passes(samples):
+    layers = target.config.num_layers
+    for lengths, (before_last, final) in target.passes(samples, [layers - 1, layers]):
         tokens = np.concatenate([sample.tokens for sample in samples[: len(lengths)]])
         samples = samples[len(lengths) :]
         ragged = whole_requests(lengths, len(tokens), max(lengths))
@@ -48,8 +49,8 @@ def _least_squares(target: Target, samples: Sequence[Sample]) -> np.ndarray:
         mine = np.setdiff1d(np.arange(len(tokens) - 1), [*starts, *(starts[1:] - 1)])
         at = ragged._replace(positions=ragged.positions[mine])
         embedded = np.asarray(target.embed(target.embed_params, jnp.asarray(tokens[mine + 1]), at))
-        inputs = np.hstack([_normed(residuals.final[mine]), _normed(embedded)])
-        goals = residuals.before_last[mine + 1]
+        inputs = np.hstack([_normed(final[mine]), _normed(embedded)])
+        goals = before_last[mine + 1]
         scale = 1 / np.sqrt(np.mean(goals * goals, axis=1, keepdims=True) + 1e-6)
         inputs, goals = inputs * scale, goals * scale  # rows count alike
         squares += inputs.T @ inputs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +28,6 @@ _ROWS = 1024
 _PAGE_SIZE = 16
 
 
-class Residuals(NamedTuple):
-    """What one pass over the target gives."""
-
-    before_last: Float[np.ndarray, "T D"]
-    """The residual stream before the last block."""
-    final: Float[np.ndarray, "T D"]
-    """The residual stream before the final norm."""
-
-
 class Target:
     """A target with its weights, run over whole sequences by the engine's own kernels.
 
@@ -55,8 +47,7 @@ class Target:
         self.dtype = dtype
         self.host: dict[str, np.ndarray] = {}
         """Canonical tensors of the last block and the head."""
-        # The last block apart, because the head begins as a copy of it.
-        self._model = Model(config, max(1, config.num_layers - 1))
+        self._model = Model(config, granule_layers=1)
         fingerprint, specs = Fingerprint(config), canonical_tensors(config)
         last = f"layers.{config.num_layers - 1}."
         tensors: dict[str, Any] = {}
@@ -70,13 +61,11 @@ class Target:
 
         read(take)
         self.fingerprint = fingerprint.digest()
-        stacked = jax.default_backend() != "cpu"
         self.embed_params = self._model.pack_embed(tensors)
-        self._granules = [
-            self._model.pack_granule(index, tensors, stacked=stacked)
-            for index in range(len(self._model.granules))
+        self._layers = [
+            self._model.pack_granule(layer, tensors, stacked=False)
+            for layer in range(config.num_layers)
         ]
-        self._run = jax.jit(self._residuals)
 
     def embed(
         self, params: Any, tokens: Int32[Array, " T"], rows: RaggedRows
@@ -84,45 +73,56 @@ class Target:
         """The embedding of tokens, with ``embed_params``; may be traced."""
         return self._model.embed(params, tokens, rows)
 
-    def passes(self, samples: Sequence[Sample]) -> Iterator[tuple[list[int], Residuals]]:
+    def passes(
+        self, samples: Sequence[Sample], after: Sequence[int]
+    ) -> Iterator[tuple[list[int], Float[np.ndarray, "G T D"]]]:
         """Run the target over samples, as many at a time as fit.
 
+        Args:
+            samples: whole sequences.
+            after: behind how many layers the residual stream is wanted, increasing; behind all of
+                them is before the final norm.
+
         Yields:
-            Lengths of the next samples, and what was computed for them, side by side.
+            Lengths of the next samples, and the residual streams of all their tokens, side by side.
         """
         longest = max((len(sample.tokens) for sample in samples), default=1)
         most = max(_ROWS, longest)
+        run = jax.jit(partial(self._streams, tuple(after)))
         batch: list[Sample] = []
         for sample in samples:
             if sum(len(each.tokens) for each in batch) + len(sample.tokens) > most:
-                yield self._pass(batch, most, longest)
+                yield self._pass(run, batch, most, longest)
                 batch = []
             batch.append(sample)
         if batch:
-            yield self._pass(batch, most, longest)
+            yield self._pass(run, batch, most, longest)
 
-    def _pass(self, batch: list[Sample], rows: int, longest: int) -> tuple[list[int], Residuals]:
+    def _pass(
+        self, run: Callable[..., Array], batch: list[Sample], rows: int, longest: int
+    ) -> tuple[list[int], np.ndarray]:
         lengths = [len(sample.tokens) for sample in batch]
         tokens = np.zeros(rows, np.int32)
         tokens[: sum(lengths)] = np.concatenate([sample.tokens for sample in batch])
-        before, final = self._run(
-            (self.embed_params, self._granules), tokens, whole_requests(lengths, rows, longest)
-        )
-        used = sum(lengths)
-        return lengths, Residuals(np.asarray(before)[:used], np.asarray(final)[:used])
+        params = self.embed_params, self._layers
+        streams = run(params, tokens, whole_requests(lengths, rows, longest))
+        return lengths, np.asarray(streams)[:, : sum(lengths)]
 
-    def _residuals(self, params: Any, tokens: Array, rows: RaggedRows) -> tuple[Array, Array]:
-        embed, granules = params
-        config, pages = self.config, int(rows.page_table.size)
-        x = before = self._model.embed(embed, tokens, rows)
-        for granule, layers in zip(granules, self._model.granules, strict=True):
-            before = x
-            shape = kv_pages_shape(
-                len(layers), pages, _PAGE_SIZE, config.num_kv_heads, config.head_dim
-            )
+    def _streams(
+        self, after: tuple[int, ...], params: Any, tokens: Array, rows: RaggedRows
+    ) -> Array:
+        embed, layers = params
+        config = self.config
+        x, wanted = self._model.embed(embed, tokens, rows), []
+        shape = kv_pages_shape(
+            1, int(rows.page_table.size), _PAGE_SIZE, config.num_kv_heads, config.head_dim
+        )
+        for layer in range(max(after)):
+            if layer in after:
+                wanted.append(x)
             kv_pages = jnp.zeros(shape, kv_storage_dtype(self.dtype))
-            x, _ = self._model.granule(granule, x, kv_pages, rows)
-        return before, x
+            x, _ = self._model.granule(layers[layer], x, kv_pages, rows)
+        return jnp.stack([*wanted, x])
 
 
 def whole_requests(lengths: Sequence[int], rows: int, longest: int) -> RaggedRows:

@@ -21,7 +21,7 @@ from fjx.models.cuts import check_cuts
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_params
 from fjx.models.loading.source import ModelSource, cache_root
-from fjx.models.reduced_head import ReducedHead
+from fjx.models.logit_lens import LogitLens
 from fjx.models.tensors import random_tensors
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
@@ -94,7 +94,7 @@ def make_programs(
     *,
     hidden: bool = False,
     confidences: bool = False,
-    lens: ReducedHead | None = None,
+    lens: LogitLens | None = None,
 ) -> Programs:
     """What an engine of this configuration runs; ``hidden``, ``confidences``: see `Limits`;
     ``lens``: see `Programs`.

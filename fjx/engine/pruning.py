@@ -13,7 +13,7 @@ import numpy as np
 from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
-from fjx.models.reduced_head import ReducedHead
+from fjx.models.logit_lens import LogitLens
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.executor import Cut, Executor
 from fjx.pipeline.placement import Placement
@@ -28,25 +28,27 @@ from fjx.speculation.pruning import UNKNOWN, PruneGate, RankEvidence, Remaining,
 class Lens:
     """The target's norm and some columns of its unembedding, wherever a stage ends."""
 
-    def __init__(self, lens: ReducedHead, params: Any, vocabulary: int) -> None:
+    def __init__(self, lens: LogitLens, tensors: Mapping[str, Any], vocabulary: int) -> None:
         """
         Args:
             lens: what it computes.
-            params: from `ReducedHead.pack_logits`, stored, on the host.
+            tensors: its canonical tensors, stored as their specs say, on the host.
             vocabulary: tokens of the target.
         """
-        self._params = params
-        self._token_ids = lens.token_ids
+        self._lens = lens
+        self._tensors = tensors
         self._index = np.full(vocabulary, UNKNOWN, np.int32)
         self._index[lens.token_ids] = np.arange(len(lens.token_ids), dtype=np.int32)
-        self._placed: dict[Hashable, tuple[Any, Any]] = {}
+        self._placed: dict[tuple[Hashable, int], tuple[Any, Any]] = {}
 
-    def at(self, placement: Placement) -> tuple[Any, Any]:
-        """Parameters and token ids on a mesh."""
-        placed = self._placed.get(placement.key)
+    def at(self, placement: Placement, layers: int) -> tuple[Any, Any]:
+        """Parameters and token ids on a mesh, behind so many layers."""
+        key = placement.key, layers
+        placed = self._placed.get(key)
         if placed is None:
-            placed = jax.device_put((self._params, self._token_ids), placement.whole)
-            self._placed[placement.key] = placed
+            params = self._lens.pack_lens(self._tensors, layers)
+            placed = jax.device_put((params, self._lens.token_ids), placement.whole)
+            self._placed[key] = placed
         return placed
 
     def leave(self) -> None:
@@ -176,9 +178,14 @@ class Pruning:
     # What a step asks for.
 
     def ranks(
-        self, executor: Executor, at: Placement, x: Any, scheduled: Sequence[ScheduledRows], T: int
+        self,
+        executor: Executor,
+        behind: StageShape,
+        x: Any,
+        scheduled: Sequence[ScheduledRows],
+        T: int,
     ) -> dict[Request, list[int]]:
-        """The rank of each drafted token at this place."""
+        """The rank of each drafted token, by the residual stream behind a segment."""
         rows = LensRows(
             np.full(T, UNKNOWN, np.int32),
             np.zeros(T, np.float32),
@@ -195,8 +202,10 @@ class Pruning:
                 rows.temperature[first:end] = request.params.temperature
                 rows.seed[first:end] = request.seed_words
                 rows.position[first:end] = np.arange(start + count - samples, start + count) + 1
-        look = executor.compiler.get(("lens", T, at.key))
-        ranks = np.asarray(look(*self.lens.at(at), x, rows))
+        programs = PrunePrograms(executor.programs)
+        look = executor.compiler.get(programs.lens_key(T, behind))
+        lens = self.lens.at(behind.placement, programs.layers_behind(behind))
+        ranks = np.asarray(look(*lens, x, rows))
         ranks = np.where(rows.drafted == UNKNOWN, UNKNOWN, ranks)
         return {
             request: ranks[first : first + len(request.draft)].tolist()
@@ -256,9 +265,7 @@ class PrunedStep:
         """See `fjx.pipeline.executor.Pruner`."""
         pruning, granules = self._pruning, len(self._executor.pieces.granules)
         depth = behind.granules.stop / granules
-        ranks = pruning.ranks(
-            self._executor, behind.placement, x, self.scheduled, self.batch.num_rows
-        )
+        ranks = pruning.ranks(self._executor, behind, x, self.scheduled, self.batch.num_rows)
         if not ranks:
             return None
         survivals = {

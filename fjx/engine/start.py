@@ -37,7 +37,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     head = find_head(config, model_config)
     lens = find_lens(config, model_config, head)
     programs = make_programs(
-        config, model_config, hidden=head is not None, lens=None if lens is None else lens.head
+        config, model_config, hidden=head is not None, lens=None if lens is None else lens.lens
     )
     planner = make_planner(config, programs)
     deployment, devices = planner.plan(config.mesh), live_devices()

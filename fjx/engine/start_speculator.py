@@ -31,7 +31,7 @@ from fjx.models.loading.draft_head import (
 )
 from fjx.models.loading.load import load_model_config
 from fjx.models.loading.source import resolve
-from fjx.models.reduced_head import ReducedHead
+from fjx.models.logit_lens import LogitLens, map_name
 from fjx.models.tokenizer import Tokenizer, load_tokenizer
 from fjx.pipeline.draft_programs import HeadPrograms
 from fjx.pipeline.executor import Executor
@@ -57,16 +57,19 @@ class HeadStart:
         token_ids: np.ndarray,
         tensors: Mapping[str, np.ndarray],
         check: Callable[[str], None] = lambda fingerprint: None,
+        maps: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         """
         Args:
             config: the target's.
             token_ids: what the head can draft.
             tensors: the head's own.
+            maps: of a logit lens, see `LoadedDraftHead`.
             check: is given the target's fingerprint once all of it is read; raises if the head is
                 for another one.
         """
         self.head = DraftHead(config, token_ids)
+        self.maps = maps or {}
         self._check = check
         self._fingerprint = Fingerprint(config)
         self._tensors = dict(tensors)
@@ -81,7 +84,7 @@ class HeadStart:
         loaded = load_draft_head(path)
         check_target(path, loaded.config, target, config, None)
         check = partial(check_target, path, loaded.config, target, config)
-        return cls(config, loaded.token_ids, loaded.tensors, check)
+        return cls(config, loaded.token_ids, loaded.tensors, check, loaded.maps)
 
     @classmethod
     def random(cls, config: ModelConfig) -> HeadStart:
@@ -161,34 +164,39 @@ def find_head(config: EngineConfig, model_config: ModelConfig) -> HeadStart | No
 class LensStart:
     """What pruning takes from the target's tensors while they are read."""
 
-    def __init__(self, config: ModelConfig, head: ReducedHead | None) -> None:
-        """``head``: a draft head, all of whose tokens the lens will know; by default it knows the
-        first ones of the vocabulary, which in a byte-pair encoding are the most frequent."""
+    def __init__(
+        self, config: ModelConfig, token_ids: np.ndarray, maps: Mapping[int, np.ndarray]
+    ) -> None:
+        """``token_ids``: what the lens will know; ``maps``: by the number of layers that they are
+        behind, see `LogitLens`."""
         self._vocabulary = config.vocab_size
-        ids = np.arange(min(_LENS_TOKENS, config.vocab_size), dtype=np.int32)
-        self.head = ReducedHead(config, ids if head is None else head.token_ids)
-        self._tensors: dict[str, np.ndarray] = {}
+        self.lens = LogitLens(config, token_ids, maps.keys())
+        self._tensors = {map_name(layers): values for layers, values in maps.items()}
 
     def take(self, name: str, values: np.ndarray) -> None:
         """Look at one of the target's canonical tensors."""
-        taken = self.head.from_target(name, values)
+        taken = self.lens.from_target(name, values)
         if taken is not None:
             self._tensors[name] = taken
 
-    def lens(self, dtype: jnp.dtype) -> Lens:
-        """The lens, once all of the target is read."""
-        specs = self.head.logit_tensors()
+    def open(self, dtype: jnp.dtype) -> Lens:
+        """The lens at work, once all of the target is read."""
+        specs = self.lens.logit_tensors() | self.lens.map_tensors()
         stored = {name: specs[name].store(values, dtype) for name, values in self._tensors.items()}
-        return Lens(self.head, self.head.pack_logits(stored), self._vocabulary)
+        return Lens(self.lens, stored, self._vocabulary)
 
 
 def find_lens(
     config: EngineConfig, model_config: ModelConfig, head: HeadStart | None
 ) -> LensStart | None:
-    """What prunes, if the configuration asks for it."""
+    """What prunes, if the configuration asks for it: with a draft head's tokens and maps, or with
+    the first tokens of the vocabulary, which in a byte-pair encoding are the most frequent."""
     if config.pruning == "off" or not config.drafts or config.batch_invariant:
         return None
-    return LensStart(model_config, None if head is None else head.head)
+    if head is not None:
+        return LensStart(model_config, head.head.token_ids, head.maps)
+    ids = np.arange(min(_LENS_TOKENS, model_config.vocab_size), dtype=np.int32)
+    return LensStart(model_config, ids, {})
 
 
 def start_speculator(
@@ -229,7 +237,7 @@ def start_speculator(
         policy_by_name(config.draft_policy),
         limits.row_buckets,
         FrontierDepth(config.max_frontiers, len(target.plan.stages)),
-        None if lens is None else lens.lens(target.programs.dtype),
+        None if lens is None else lens.open(target.programs.dtype),
         config.pruning == "always",
     )
 

@@ -27,7 +27,7 @@ from fjx.kernels.token_rule import (
     top_logprobs,
 )
 from fjx.models.granules import WHOLE, Model, Params
-from fjx.models.reduced_head import ReducedHead
+from fjx.models.logit_lens import LogitLens
 from fjx.models.split import TENSOR_AXIS, TensorSpec
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
@@ -56,7 +56,7 @@ class Programs:
     """The program specs of a model, for any stage."""
 
     def __init__(
-        self, model: Model, limits: Limits, dtype: jnp.dtype, lens: ReducedHead | None = None
+        self, model: Model, limits: Limits, dtype: jnp.dtype, lens: LogitLens | None = None
     ) -> None:
         """``lens``: what looks at steps between their stages; None: nothing does."""
         self.model = model

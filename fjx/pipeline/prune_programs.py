@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.token_rule import gumbel
 from fjx.models.granules import WHOLE
-from fjx.models.reduced_head import ReducedHead
+from fjx.models.logit_lens import LogitLens
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.placement import Placement
@@ -73,7 +73,7 @@ class PrunePrograms:
     programs: Programs
 
     @property
-    def lens(self) -> ReducedHead:
+    def lens(self) -> LogitLens:
         """What looks."""
         assert self.programs.lens is not None
         return self.programs.lens
@@ -89,7 +89,7 @@ class PrunePrograms:
         """All of them, for a plan's stages. None is needed for a step."""
         segments = segments_of(shapes)
         for segment in segments[:-1]:
-            yield from map(_in_background, self._between(segment.placement))
+            yield from map(_in_background, self._behind(segment))
         if len(shapes) == 1:
             for spec in self.programs.parts(segments, self.row_buckets):
                 yield _in_background(spec)
@@ -98,7 +98,18 @@ class PrunePrograms:
         """Of the programs without which nothing can be pruned."""
         return [spec.key for spec in self.specs(shapes) if "stage" not in spec.key]  # type: ignore[operator]
 
-    def _between(self, at: Placement) -> Iterator[ProgramSpec]:
+    def layers_behind(self, segment: StageShape) -> int:
+        """How many layers the residual stream has behind it where a segment ends."""
+        last: int = self.programs.model.granules[segment.granules.stop - 1].stop
+        return last
+
+    def lens_key(self, T: int, segment: StageShape) -> Hashable:
+        """Of the program that looks at a step of T rows behind a segment."""
+        mapped = self.layers_behind(segment) in self.lens.mapped
+        return "lens", T, mapped, segment.placement.key
+
+    def _behind(self, segment: StageShape) -> Iterator[ProgramSpec]:
+        at = segment.placement
         hidden, most = self.lens.config.hidden_size, self.row_buckets[-1]
 
         def lens(params, token_ids, x, rows):  # type: ignore[no-untyped-def]
@@ -107,24 +118,24 @@ class PrunePrograms:
         def gather(x, rows):  # type: ignore[no-untyped-def]
             return x[rows]
 
-        params = self.lens.abstract_logits(self.programs.dtype)
+        params = self.lens.abstract_lens(self.programs.dtype, self.layers_behind(segment))
         ids = ints(len(self.lens.token_ids))
         gathered = floats(most, hidden)
         for T in self.row_buckets:
             x = floats(T, hidden)
             rows = LensRows(ints(T), floats(T), words(T, 2), ints(T))
-            yield self._spec(("lens", T), lens, (params, ids, x, rows), at)
-            yield self._spec(("gather", T), gather, (x, ints(most)), at)
-            yield self._spec(("resize", T), lambda x, T=T: x[:T], (gathered,), at)
+            yield self._spec(self.lens_key(T, segment), lens, (params, ids, x, rows), at)
+            yield self._spec(("gather", T, at.key), gather, (x, ints(most)), at)
+            yield self._spec(("resize", T, at.key), lambda x, T=T: x[:T], (gathered,), at)
 
     def _spec(
-        self, key: tuple[str, int], function: Callable[..., Any], arguments: Any, at: Placement
+        self, key: Hashable, function: Callable[..., Any], arguments: Any, at: Placement
     ) -> ProgramSpec:
         if at.degree > 1:
             function = jax.shard_map(
                 function, mesh=at.jax_mesh, in_specs=WHOLE, out_specs=WHOLE, check_vma=False
             )
-        return ProgramSpec((*key, at.key), function, jax.tree.map(at.struct, arguments))
+        return ProgramSpec(key, function, jax.tree.map(at.struct, arguments))
 
 
 def plan_programs(programs: Programs, shapes: Sequence[StageShape]) -> Iterator[ProgramSpec]:

@@ -12,16 +12,20 @@ from enum import Enum
 from fjx.speculation.cost import CostModel
 from fjx.speculation.mean import ForgettingMean
 
-_FEWEST, _MEMORY = 16, 64
-"""Rounds before a judgement, and after which earlier ones are mostly forgotten."""
-_DOUBT = 2.0
-"""Standard errors by which the mean must lie below zero: a rest that was wrong costs its whole
-length, one that comes late a few rounds."""
+_FEWEST, _MEMORY = 8, 256
+"""Rounds of a try before a judgement, and after which earlier ones are mostly forgotten."""
+_DOUBT = 8.0
+"""Over the root of the number of rounds: standard errors by which the mean must lie below zero. A
+rest that was wrong costs its whole length, one that comes late a few rounds: so doubt is great
+after few rounds. It falls faster than their standard error, or losses of a few percent would never
+be believed."""
+_PROVEN = 64
+"""Rounds without a rest after which the next rest is a first one."""
 _SHORT = 64
 """Steps of a first rest; each that was right is followed by one of twice the length."""
 GLANCE = 5
 """Steps without drafts from which plain decoding is learned."""
-_FIRST_GLANCE, _GLANCES = 32, 512
+_FIRST_GLANCE, _GLANCES = 8, 512
 """Rounds at a size before the first one, and from one to the next."""
 
 
@@ -43,6 +47,8 @@ class _Record:
     gain: ForgettingMean = field(default_factory=lambda: ForgettingMean(_MEMORY))
     """Of the share of its time that a round saved."""
     square: ForgettingMean = field(default_factory=lambda: ForgettingMean(_MEMORY))
+    tried: int = 0
+    """Rounds since the last rest."""
     rest: int = 0
     spacing: int = 0
     total: int = 0
@@ -51,27 +57,24 @@ class _Record:
 
     def begin(self) -> None:
         """Judge by what comes more than by what was."""
-        self.gain.discount(_FEWEST // 2)
-        self.square.discount(_FEWEST // 2)
+        self.tried = 0
+        self.gain.discount(_FEWEST)
+        self.square.discount(_FEWEST)
 
     def add(self, gain: float) -> None:
         """Count a round."""
+        self.tried += 1
         self.gain.add(gain)
         self.square.add(gain * gain)
 
     @property
-    def rounds(self) -> int:
-        """By which to judge."""
-        return self.gain.count
-
-    @property
     def loses(self) -> bool:
         """Whether rounds take longer than what they bring, and that is no accident."""
-        if self.rounds < _FEWEST:
+        if self.tried < _FEWEST:
             return False
         variance = max(self.square.value - self.gain.value**2, 0.0)
-        error = math.sqrt(variance / min(self.rounds, _MEMORY))
-        return self.gain.value + _DOUBT * error < 0
+        rounds = min(self.gain.count, _MEMORY)
+        return self.gain.value + _DOUBT * math.sqrt(variance) / rounds < 0
 
 
 class Worth:
@@ -139,7 +142,7 @@ class Worth:
             record.spacing = min(2 * record.spacing or _SHORT, self._longest)
             record.rest = record.spacing + self._catching_up
             record.begin()
-        elif record.rounds >= _MEMORY:
+        elif record.tried >= _PROVEN:
             record.spacing = 0
 
     def _size(self, requests: int) -> int:

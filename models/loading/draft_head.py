@@ -1,7 +1,8 @@
 """Files of draft heads: one .safetensors file that says which target it is for.
 
-It holds the head's own tensors in bfloat16 and ``token_ids``; what the head shares with its target
-is taken from the target. The record is JSON in the file's metadata, under ``fjx_draft_head``.
+It holds the head's own tensors in bfloat16, ``token_ids`` and, where they help, maps of a logit
+lens (``lens.N``, behind N layers); what the head shares with its target is taken from the target.
+The record is JSON in the file's metadata, under ``fjx_draft_head``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 
 from fjx.errors import ModelError
 from fjx.models.config import ModelConfig
 from fjx.models.draft_head import DraftHead
 from fjx.models.loading.recipes import check_finite, one_line
+from fjx.models.logit_lens import LogitLens, map_name, mapped_layers
 
 _KEY = "fjx_draft_head"
 _FORMAT = 1
@@ -58,6 +60,8 @@ class LoadedDraftHead:
     token_ids: Int32[np.ndarray, " V"]
     tensors: Mapping[str, np.ndarray]
     """The head's own canonical tensors, bfloat16; see `DraftHead.trained_tensors`."""
+    maps: Mapping[int, Float[np.ndarray, "D D"]]
+    """Of a logit lens, bfloat16, by the number of layers that they are behind; see `LogitLens`."""
 
 
 class Fingerprint:
@@ -90,6 +94,7 @@ def save_draft_head(
     config: DraftHeadConfig,
     token_ids: Int32[np.ndarray, " V"],
     tensors: Mapping[str, np.ndarray],
+    maps: Mapping[int, np.ndarray],
 ) -> None:
     """Write a draft head; the file appears whole or not at all.
 
@@ -98,6 +103,7 @@ def save_draft_head(
         config: what the head is for.
         token_ids: what each of its logits is of.
         tensors: the head's own canonical tensors.
+        maps: see `LoadedDraftHead`.
 
     Raises:
         ModelError: it cannot be written.
@@ -113,9 +119,10 @@ def save_draft_head(
         "config": config.config.as_dict(),
         "training": config.training,
     }
+    named = {map_name(layers): values for layers, values in maps.items()}
     stored = {
         name: np.ascontiguousarray(values, dtype=ml_dtypes.bfloat16)
-        for name, values in tensors.items()
+        for name, values in {**tensors, **named}.items()
     }
     stored[_TOKEN_IDS] = np.ascontiguousarray(token_ids, np.int32)
     partial = path.with_name(f".{path.name}.partial")
@@ -147,7 +154,9 @@ def load_draft_head(path: Path) -> LoadedDraftHead:
     token_ids = arrays.pop(_TOKEN_IDS, None)
     _check_token_ids(path, config, token_ids)
     assert token_ids is not None
-    specs = DraftHead(target, token_ids).trained_tensors()
+    mapped = [layers for layers in mapped_layers(arrays) if 0 < layers < target.num_layers]
+    lens = LogitLens(target, token_ids, mapped)
+    specs = DraftHead(target, token_ids).trained_tensors() | lens.map_tensors()
     for name in sorted(specs.keys() | arrays.keys()):
         if name not in arrays:
             raise ModelError(f"{path}: tensor {name!r} is missing")
@@ -157,7 +166,8 @@ def load_draft_head(path: Path) -> LoadedDraftHead:
         if shape != expected:
             raise ModelError(f"{path}: tensor {name!r} has shape {shape}, expected {expected}")
         check_finite(arrays[name], path, name)
-    return LoadedDraftHead(config, token_ids, arrays)
+    maps = {layers: arrays.pop(map_name(layers)) for layers in mapped}
+    return LoadedDraftHead(config, token_ids, arrays, maps)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

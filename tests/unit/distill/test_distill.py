@@ -83,6 +83,8 @@ def test_the_file_says_what_it_is_for_and_how_it_was_made(distilled: DistillConf
     assert training["command"] == "fjx distill --model tiny"
     assert training["data"]["output_tokens"] >= 600
     assert len(training["acceptance"]["greedy"]["by_position"]) == 3
+    assert training["lens"].keys() == {"2"}
+    assert head.maps.keys() == ({2} if training["lens"]["2"]["helps"] else set())
 
 
 def test_the_work_folder_shows_the_training(distilled: DistillConfig) -> None:

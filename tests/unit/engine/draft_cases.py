@@ -41,10 +41,14 @@ class RandomPruning(Pruning):
 def lens_of(engine: Engine) -> Lens:
     """The lens of an engine that was made with one."""
     programs = engine.executor.programs
-    start = LensStart(programs.model.config, programs.lens)
+    assert programs.lens is not None
+    config, ids = programs.model.config, programs.lens.token_ids
+    draw, D = np.random.default_rng(0), config.hidden_size
+    maps = {layers: draw.standard_normal((D, D)) / D**0.5 for layers in programs.lens.mapped}
+    start = LensStart(config, ids, maps)
     for name, values in random_tensors(programs.model.config, seed=3, scale=0.3):
         start.take(name, values)
-    return start.lens(programs.dtype)
+    return start.open(programs.dtype)
 
 
 def head_drafter(engine: Engine, dtype: str = "float32") -> HeadDrafter:

@@ -14,7 +14,7 @@ from fjx.engine.engine import Engine
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
 from fjx.models.granules import Model
-from fjx.models.reduced_head import ReducedHead
+from fjx.models.logit_lens import LogitLens
 from fjx.models.tensors import random_tensors
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Executor
@@ -110,7 +110,8 @@ def tiny_engine(
     """An engine of this shape; made once and idle again after each use.
 
     ``fused``: with the stage programs that are otherwise compiled while it serves. ``compiler``:
-    one that keeps the programs of other engines of the same sizes. ``lens``: that can be pruned.
+    one that keeps the programs of other engines of the same sizes. ``lens``: that can be pruned,
+    with maps behind layers 2 and 6.
     """
     limits = Limits(
         max_model_len=256,
@@ -127,8 +128,9 @@ def tiny_engine(
     config = ModelConfig.from_hf(
         {**HF_CONFIG, "num_hidden_layers": layers, "num_key_value_heads": kv_heads}
     )
-    reduced = ReducedHead(config, np.arange(0, VOCABULARY, 2, dtype=np.int32)) if lens else None
-    programs = Programs(Model(config, granule_layers), limits, jnp.dtype(dtype), reduced)
+    known = np.arange(0, VOCABULARY, 2, dtype=np.int32)
+    looks = LogitLens(config, known, mapped=(2, 6)) if lens else None
+    programs = Programs(Model(config, granule_layers), limits, jnp.dtype(dtype), looks)
     deployment = deployment or one_stage(-(-layers // granule_layers))
     compiler, devices = compiler or Compiler(cache_dir=None), live_devices()
     compiler.register(step_programs(programs, deployment, devices))

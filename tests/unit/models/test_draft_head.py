@@ -50,6 +50,7 @@ TARGET = ModelConfig(
     rope_tables=(frequencies(16, 1e4),),
 )
 TOKEN_IDS = np.array([3, 5, 8, 40, 77, 89], np.int32)
+MAPS = {2: np.random.default_rng(5).standard_normal((32, 32)).astype(ml_dtypes.bfloat16)}
 
 
 def drawn(head: DraftHead, scale: float = 0.3) -> dict[str, np.ndarray]:
@@ -80,7 +81,7 @@ def described(config: ModelConfig = TARGET) -> DraftHeadConfig:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "head.safetensors"
-    save_draft_head(path, described(), TOKEN_IDS, drawn(DraftHead(TARGET, TOKEN_IDS)))
+    save_draft_head(path, described(), TOKEN_IDS, drawn(DraftHead(TARGET, TOKEN_IDS)), MAPS)
     return path
 
 
@@ -147,6 +148,9 @@ def test_a_saved_head_is_read_back(file: Path) -> None:
     np.testing.assert_array_equal(head.token_ids, TOKEN_IDS)
     for name, values in drawn(DraftHead(TARGET, TOKEN_IDS)).items():
         np.testing.assert_array_equal(head.tensors[name], values)
+    assert head.tensors.keys() == DraftHead(TARGET, TOKEN_IDS).trained_tensors().keys()
+    assert head.maps.keys() == MAPS.keys()
+    np.testing.assert_array_equal(head.maps[2], MAPS[2])
     check_target(file, head.config, "again", TARGET, fingerprint(TARGET))
 
 
@@ -212,6 +216,14 @@ def set_tensor(values: np.ndarray) -> Callable[[Arrays, Any], None]:
         (
             lambda arrays, record: arrays.update(extra=np.zeros(1, np.float32)),
             "'extra' is not part of",
+        ),
+        (
+            lambda arrays, record: arrays.update({"lens.3": MAPS[2]}),  # behind the last layer
+            "'lens.3' is not part of",
+        ),
+        (
+            lambda arrays, record: arrays.update({"lens.1": MAPS[2][:5]}),
+            r"'lens.1' has shape \(5, 32\), expected \(32, 32\)",
         ),
     ],
 )

@@ -42,6 +42,23 @@ def test_what_loses_rests_longer_and_longer_and_is_read_before_the_next_try() ->
     assert all(set(modes[i - 17 : i]) == {Mode.READ} for i in resumed)
 
 
+def test_a_loss_of_a_few_percent_is_noticed() -> None:
+    modes = serve(Worth(BUCKETS, catching_up=17, longest=256), 3000, gain=-0.04)
+    assert modes.count(Mode.DRAFT) < 800
+
+
+def test_a_small_gain_is_seldom_given_up() -> None:
+    modes = serve(Worth(BUCKETS, catching_up=17, longest=256), 3000, gain=0.04)
+    assert modes.count(Mode.DRAFT) > 2500
+
+
+def test_what_lost_and_now_gains_goes_on() -> None:
+    worth = Worth(BUCKETS, catching_up=17, longest=256)
+    serve(worth, 1000, gain=-0.2)
+    serve(worth, 1000, gain=0.2)
+    assert serve(worth, 500, gain=0.2).count(Mode.DRAFT) > 450
+
+
 def test_other_numbers_of_requests_are_judged_by_themselves() -> None:
     worth = Worth(BUCKETS)
     serve(worth, 300, gain=-0.3)
@@ -49,8 +66,9 @@ def test_other_numbers_of_requests_are_judged_by_themselves() -> None:
 
 
 def test_nothing_is_judged_before_plain_decoding_was_seen() -> None:
-    worth = Worth(BUCKETS)
-    for _ in range(20):
-        worth.observe_round(16, 2000, 10.0, 16, 16)
-        assert worth.next_mode(16) is Mode.DRAFT
+    worth, modes = Worth(BUCKETS), []
+    for _ in range(60):
+        modes.append(worth.next_mode(16))
+        worth.observe_round(16, 2000, 10.0, 16, 16)  # far too slow, but than what?
+    assert modes.count(Mode.REST) == GLANCE
     assert worth.saved_seconds == 0
