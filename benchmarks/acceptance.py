@@ -11,7 +11,8 @@ one token earlier, and for each temperature:
 - *coupled*: what fjx accepts: how often both choose the same token by the same noise;
 - *bound*: what coupling by Gumbel noise accepts at least, ``r / (2 - r)`` for a rejection of r
   (Daliri et al. 2024);
-- *greedy draft*: ``p[argmax(q)]``, what is accepted of drafts without noise.
+- *greedy draft*: ``p[argmax(q)]``, what is accepted of drafts without noise;
+- *in the vocabulary*: how many of the tokens the head can draft at all.
 """
 
 from __future__ import annotations
@@ -161,6 +162,8 @@ def compare(pair: Pair, samples: list[Sample], temperature: float) -> dict[str, 
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             count += size
+    tokens = np.concatenate([sample.tokens[sample.prompt_length + 1 :] for sample in samples])
+    sums["in_the_vocabulary"] = float(np.isin(tokens, pair.head.token_ids).sum())
     return {"tokens": count} | {name: round(value / count, 4) for name, value in sums.items()}
 
 
