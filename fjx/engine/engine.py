@@ -7,16 +7,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from fjx.config import EngineConfig
 from fjx.engine.autopilot import Autopilot
+from fjx.engine.intake import Intake
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.progress import Progress, commit
 from fjx.engine.pruning import Pruning
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
-from fjx.engine.request_check import check_request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.engine.speculator import Speculator
 from fjx.engine.text import Transcripts
@@ -69,8 +67,13 @@ class Engine:
         self.plans = PlanChanges(
             Deployment(tuple(each.plan for each in executors)), planner, executors[0].compiler
         )
-        self._end_tokens = frozenset(tokenizer.eos_token_ids)
-        self._seeds = np.random.default_rng(config.seed)
+        self._intake = Intake(
+            max_model_len=limits.max_model_len,
+            vocabulary=executors[0].model.config.vocab_size,
+            end_tokens=tokenizer.eos_token_ids,
+            max_waiting=config.max_waiting_requests,
+            seed=config.seed,
+        )
         self._requests: dict[str, list[Request]] = {}
         self._replica_of: dict[Request, Replica] = {}
         self._transcripts = Transcripts(tokenizer)
@@ -166,27 +169,7 @@ class Engine:
                 f"{self.config.max_waiting_requests}; retry later",
                 retry_after=1.0,
             )
-        seed = params.seed
-        if seed is None:
-            seed = int(self._seeds.integers(2**63))
-        end = self.max_model_len
-        if params.max_tokens is not None:
-            end = min(end, len(prompt) + params.max_tokens)
-        requests = [
-            Request(
-                id=request_id,
-                prompt_len=len(prompt),
-                tokens=list(prompt),
-                params=params,
-                seed=seed + index,
-                max_len=end,
-                arrival=time.monotonic() if arrival is None else arrival,
-                index=index,
-                priority=priority,
-                end_tokens=self._end_tokens_of(params),
-            )
-            for index in range(params.n)
-        ]
+        requests = self._intake.requests(request_id, prompt, params, priority, arrival)
         self._requests[request_id] = requests
         for request in requests:
             if self.autopilot is not None:
@@ -202,14 +185,7 @@ class Engine:
             RequestError: the prompt is empty, too long, or not of this vocabulary; a number is too
             large.
         """
-        check_request(
-            prompt,
-            params,
-            max_model_len=self.max_model_len,
-            vocabulary=self.executor.model.config.vocab_size,
-            end_tokens=len(self._end_tokens),
-            max_waiting=self.config.max_waiting_requests,
-        )
+        self._intake.check(prompt, params)
 
     @property
     def queue_room(self) -> int:
@@ -407,10 +383,6 @@ class Engine:
             self._finish(request, progress.finish_reason)
         self._counts["generation_tokens"] += len(progress.token_ids)
         return progress
-
-    def _end_tokens_of(self, params: SamplingParams) -> frozenset[int]:
-        own = frozenset() if params.ignore_eos else self._end_tokens
-        return own.union(params.stop_token_ids) if params.stop_token_ids else own
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason

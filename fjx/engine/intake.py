@@ -1,0 +1,108 @@
+"""From what a client asks for to requests that can be served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from fjx.engine.batch_builder import MAX_END_TOKENS
+from fjx.engine.request import Request
+from fjx.errors import RequestError
+from fjx.sampling_params import SamplingParams
+
+
+class Intake:
+    """Checks what is asked for against the engine's limits, and makes requests of it."""
+
+    def __init__(
+        self,
+        *,
+        max_model_len: int,
+        vocabulary: int,
+        end_tokens: Iterable[int],
+        max_waiting: int,
+        seed: int | None,
+    ) -> None:
+        """
+        Args:
+            max_model_len: longest prompt plus output, in tokens.
+            vocabulary: number of token ids.
+            end_tokens: end-of-sequence tokens of the model.
+            max_waiting: most requests in the queue.
+            seed: of the seeds of requests that have none; None: other ones in every run.
+        """
+        self._max_model_len = max_model_len
+        self._vocabulary = vocabulary
+        self._end_tokens = frozenset(end_tokens)
+        self._max_waiting = max_waiting
+        self._seeds = np.random.default_rng(seed)
+
+    def requests(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        priority: int,
+        arrival: float | None,
+    ) -> list[Request]:
+        """The ``params.n`` completions of a prompt that was checked."""
+        seed = params.seed
+        if seed is None:
+            seed = int(self._seeds.integers(2**63))
+        end = self._max_model_len
+        if params.max_tokens is not None:
+            end = min(end, len(prompt) + params.max_tokens)
+        own = frozenset() if params.ignore_eos else self._end_tokens
+        return [
+            Request(
+                id=request_id,
+                prompt_len=len(prompt),
+                tokens=list(prompt),
+                params=params,
+                seed=seed + index,
+                max_len=end,
+                arrival=time.monotonic() if arrival is None else arrival,
+                index=index,
+                priority=priority,
+                end_tokens=own.union(params.stop_token_ids) if params.stop_token_ids else own,
+            )
+            for index in range(params.n)
+        ]
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Check that a request can be served at all.
+
+        Raises:
+            RequestError: the prompt is empty, too long, or not of this vocabulary; a number is too
+                large.
+        """
+        if not prompt:
+            raise RequestError("the prompt is empty; give at least one token")
+        if len(prompt) >= self._max_model_len:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens, but the context is {self._max_model_len} "
+                "tokens including at least one of output; shorten the prompt or raise max_model_len"
+            )
+        for name, ids in (
+            ("prompt", prompt),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias),
+        ):
+            _check_ids(name, ids, self._vocabulary)
+        if len(params.stop_token_ids) + len(self._end_tokens) > MAX_END_TOKENS:
+            raise RequestError(
+                f"stop_token_ids has {len(params.stop_token_ids)} ids, more than "
+                f"{MAX_END_TOKENS - len(self._end_tokens)}"
+            )
+        if params.n > self._max_waiting:
+            raise RequestError(f"n is {params.n}, more than the {self._max_waiting} that may wait")
+
+
+def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
+    for token in ids:
+        if not 0 <= token < vocabulary:
+            raise RequestError(
+                f"{name} has token id {token}, but the vocabulary ends at {vocabulary - 1}"
+            )
