@@ -9,6 +9,7 @@ from pathlib import Path
 DRIVERS = Path(__file__).parent / "drivers"
 HOST = "127.0.0.1"
 CONTEXT = 2048
+MODEL = "smollm2-135m"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def lineup(site: Site) -> tuple[Peer, ...]:
     return (
         _fjx(site, "float32"),
         _fjx(site, "bfloat16"),
+        _fjx(site, "bfloat16", "--drafter", "off"),
         _vllm(site, "bfloat16"),
         _vllm(site, "float32"),
         Peer(
@@ -90,11 +92,12 @@ def lineup(site: Site) -> tuple[Peer, ...]:
     )
 
 
-def _fjx(site: Site, dtype: str) -> Peer:
-    command = [str(site.fjx_python), "-m", "fjx", "serve", "--model", str(site.gguf)]
+def _fjx(site: Site, dtype: str, *options: str) -> Peer:
+    # The weights are those of ``site.gguf``; by this name a draft head comes with them.
+    command = [str(site.fjx_python), "-m", "fjx", "serve", "--model", MODEL, *options]
     command += ["--dtype", dtype, "--max-model-len", str(CONTEXT), "--host", HOST, "--port"]
     return Peer(
-        name="fjx",
+        name=" ".join(("fjx", *options)),
         weights=dtype,
         python=site.fjx_python,
         packages=("fjx", "jax", "jaxlib"),

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lineup import Peer, Site, lineup
+from lineup import MODEL, Peer, Site, lineup
 from process import PeerFailedError, Running, run_driver, serving
 from prompts import sample_prompts
 from summary import summarize_rounds, table
@@ -96,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_site(arguments: argparse.Namespace) -> Site:
-    gguf = resolve("smollm2-135m").path
+    gguf = resolve(MODEL).path
     folder = arguments.hf_model or cache_root(None) / "benchmarks" / f"{gguf.stem}-hf"
     if not (folder / "config.json").exists() and arguments.hf_python is not None:
         say(f"writing {folder}")
