@@ -162,7 +162,7 @@ def sampling(options: argparse.Namespace, index: int, max_tokens: int) -> Sampli
 
 
 def trace_asks(engine: Engine, options: argparse.Namespace) -> tuple[list[Ask], dict[str, Any]]:
-    """A trace's arrivals and lengths with real prompts, repeated to their length."""
+    """A trace's arrivals and lengths with real prompts, cut to their length."""
     entries = read_trace(options.trace, options.trace_requests)
     texts = sample_prompts(options.prompts, len(entries), options.seed)
     asks = []

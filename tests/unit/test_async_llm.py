@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import cache
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 import fjx.async_llm
-import fjx.pipeline.regranularize as regranularize
 from fjx.async_llm import AsyncLLM
 from fjx.config import EngineConfig
 from fjx.engine.drafter import PromptLookup
@@ -21,96 +17,30 @@ from fjx.engine.engine import Engine
 from fjx.engine.speculator import Speculator
 from fjx.errors import (
     EngineDeadError,
-    MeshError,
     ModelError,
     QueueFullError,
-    RegranularizationBusyError,
-    RegranularizationError,
     RequestError,
     UserError,
 )
-from fjx.outputs import RequestOutput
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.policies import Fixed
+from tests.unit.async_cases import (
+    GREEDY,
+    LONG,
+    alone,
+    collect,
+    is_idle,
+    serving,
+    text,
+    tokens_of,
+    until,
+    with_limit,
+)
 from tests.unit.engine.plan_cases import (
-    MIXED,
     Ask,
-    change,
-    change_threads,
     deep_engine,
     expected,
 )
-from tests.unit.engine.tiny import LetterTokenizer, run, tiny_engine, tokens_alone
-
-LIMIT = 60.0
-"""Seconds after which a stream counts as hanging."""
-GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
-LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
-
-
-def text(tokens: list[int]) -> str:
-    return LetterTokenizer().add(tokens)
-
-
-def alone(prompt: list[int], params: SamplingParams = GREEDY) -> list[int]:
-    return tokens_alone(tiny_engine(), prompt, params)
-
-
-@asynccontextmanager
-async def serving(engine: Engine | None = None, **shape: Any) -> AsyncIterator[AsyncLLM]:
-    """A started engine, which is idle again afterwards, whatever became of it."""
-    if engine is None:
-        engine = tiny_engine(**({"max_num_batched_tokens": 16, "max_num_seqs": 4} | shape))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fjx.async_llm, "start_engine", lambda config: engine)
-        llm = AsyncLLM(EngineConfig(model="tiny"))
-        await llm.start()
-    try:
-        yield llm
-    finally:
-        await llm.shutdown()
-        engine.abort_all()
-        run(engine)
-
-
-def with_limit(test: Callable[[], Any]) -> Callable[[], None]:
-    """Run a coroutine as a test; it fails where it hangs."""
-
-    def limited() -> None:
-        asyncio.run(asyncio.wait_for(test(), LIMIT))
-
-    limited.__name__ = test.__name__
-    return limited
-
-
-async def collect(llm: AsyncLLM, prompt: Any, params: SamplingParams, id: str) -> list[Any]:
-    return [output async for output in llm.generate(prompt, params, id)]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
-
-
-def is_idle(llm: AsyncLLM) -> Callable[[], bool]:
-    def idle() -> bool:
-        stats = llm.stats()
-        return (
-            stats.num_requests_running + stats.num_requests_waiting == 0
-            and stats.kv_cache_usage == 0
-        )
-
-    return idle
-
-
-def tokens_of(outputs: list[RequestOutput], index: int = 0) -> list[int]:
-    return [
-        token
-        for output in outputs
-        for part in output.outputs
-        if part.index == index
-        for token in part.token_ids
-    ]
 
 
 @with_limit
@@ -308,147 +238,3 @@ def test_before_the_start_nothing_is_served() -> None:
     assert not llm.is_ready
     with pytest.raises(EngineDeadError, match="not running"):
         _ = llm.tokenizer
-
-
-@cache
-def changing() -> Engine:
-    """An engine with the programs of one and of two stages."""
-    engine = deep_engine(num_pages=33)
-    for target in (2, 1):
-        change(engine, target)
-    return engine
-
-
-def slowly(patch: pytest.MonkeyPatch) -> threading.Event:
-    """Let no change of plan get beyond its parameters before the event is set."""
-    go_on, move_params = threading.Event(), regranularize.move_params
-
-    def waiting(*arguments: Any) -> Any:
-        assert go_on.wait(LIMIT)
-        return move_params(*arguments)
-
-    patch.setattr(regranularize, "move_params", waiting)
-    return go_on
-
-
-@with_limit
-async def test_the_plan_changes_while_streams_run() -> None:
-    async with serving(changing()) as llm:
-        tasks = [
-            asyncio.create_task(collect(llm, list(ask.prompt), ask.params, str(i)))
-            for i, ask in enumerate(MIXED)
-        ]
-        for stages in (2, 1, 2, 1):
-            record = await llm.regranularize(stages, reason="the test")
-            assert (record.state, record.reason) == ("done", "the test")
-            status = llm.plan_status()
-            assert status.state == "serving"
-            assert status.deployment.replicas[0].granularity == stages
-            assert status.last == record
-        for ask, outputs in zip(MIXED, await asyncio.gather(*tasks), strict=True):
-            assert tokens_of(outputs) == expected(ask).tokens
-
-
-@with_limit
-async def test_a_change_of_plan_can_go_on_by_itself() -> None:
-    """Also where no request comes, and so no step is needed."""
-    async with serving(changing()) as llm:
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            begun = await llm.regranularize(2, wait=False)
-            assert begun.state in ("planned", "compiling", "copying")
-            with pytest.raises(RegranularizationBusyError):
-                await llm.regranularize(1)
-            await until(lambda: llm.plan_status().state == "copying")
-            go_on.set()
-            await until(lambda: llm.plan_status().state == "serving")
-        last = llm.plan_status().last
-        assert last is not None
-        assert (last.number, last.state) == (begun.number, "done")
-        await llm.regranularize(1)
-
-
-@with_limit
-async def test_whoever_waits_for_a_change_of_plan_learns_that_it_was_aborted() -> None:
-    async with serving(changing()) as llm:
-        assert not await llm.abort_regranularization()
-        stream = asyncio.create_task(collect(llm, [1, 2], LONG, "r"))
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            waiting = asyncio.create_task(llm.regranularize(2))
-            await until(lambda: llm.plan_status().state == "copying")
-            assert await llm.abort_regranularization()
-            go_on.set()
-            with pytest.raises(RegranularizationError, match="on request; the old plan serves on"):
-                await waiting
-        assert llm.plan_status().deployment.replicas[0].granularity == 1
-        assert tokens_of(await stream) == expected(Ask((1, 2), LONG)).tokens
-
-
-@with_limit
-async def test_a_bad_plan_is_refused_and_the_engine_goes_on() -> None:
-    async with serving(changing()) as llm:
-        with pytest.raises(MeshError, match="no-such-mesh"):
-            await llm.regranularize("no-such-mesh")
-        assert tokens_of(await collect(llm, [3, 4], GREEDY, "r")) == alone_deep([3, 4])
-
-
-def alone_deep(prompt: list[int]) -> list[int]:
-    return expected(Ask(tuple(prompt), GREEDY)).tokens
-
-
-@with_limit
-async def test_a_reader_who_leaves_does_not_stop_the_change_of_plan() -> None:
-    async with serving(changing()) as llm:
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            waiting = asyncio.create_task(llm.regranularize(2))
-            await until(lambda: llm.plan_status().state == "copying")
-            waiting.cancel()
-            with suppress(asyncio.CancelledError):
-                await waiting
-            go_on.set()
-            await until(lambda: llm.plan_status().state == "serving")
-        assert llm.plan_status().deployment.replicas[0].granularity == 2
-        await llm.regranularize(1)
-
-
-@with_limit
-async def test_shutdown_ends_a_change_of_plan_and_tells_who_waits() -> None:
-    engine = changing()
-    async with serving(engine) as llm:
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            waiting = asyncio.create_task(llm.regranularize(2))
-            await until(lambda: llm.plan_status().state == "copying")
-            stopped = asyncio.create_task(llm.shutdown())
-            with pytest.raises(EngineDeadError, match="shut down"):
-                await waiting
-            go_on.set()
-            await stopped
-        with pytest.raises(EngineDeadError):
-            await llm.regranularize(2)
-    last = engine.plans.status().last
-    assert last is not None
-    assert (last.state, last.error) == ("aborted", "the engine ended")
-    assert change_threads() == []
-
-
-@with_limit
-async def test_when_the_engine_dies_who_waits_for_a_change_of_plan_learns_it() -> None:
-    engine = changing()
-    async with serving(engine) as llm:
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            waiting = asyncio.create_task(llm.regranularize(2))
-            await until(lambda: llm.plan_status().state == "copying")
-
-            def broken(engine: Engine) -> Any:
-                raise RuntimeError("device lost")
-
-            patch.setattr(Engine, "step", broken)
-            with pytest.raises(EngineDeadError, match="device lost"):
-                await waiting
-            go_on.set()
-            await llm.shutdown()
-    assert not engine.plans.active
