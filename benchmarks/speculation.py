@@ -70,6 +70,7 @@ class Run:
     seconds: float = 0.0
     drafted: int = 0
     accepted: int = 0
+    pruned: int = 0
     steps: int = 0
 
     def figures(self) -> dict[str, float]:
@@ -85,6 +86,7 @@ class Run:
             "steps": self.steps,
             "drafted_tokens": self.drafted,
             "accepted_tokens": self.accepted,
+            "pruned_tokens": self.pruned,
         }
         named = {"ttft": waits, "tpot": tpot, "latency": whole, "latency_per_token": each_token}
         for name, values in named.items():
@@ -281,6 +283,7 @@ def serve(engine: Engine, asks: Sequence[Ask], load: int | None) -> Run:
                 unfinished -= 1
                 run.drafted += each.request.drafted_tokens
                 run.accepted += each.request.accepted_tokens
+                run.pruned += each.request.pruned_tokens
     engine.check_idle()
     run.seconds, run.steps = time.perf_counter() - begin, engine.stats().num_steps - steps
     return run
