@@ -53,25 +53,14 @@ class Pair:
         loaded = load_draft_head(head)
         config = target.config
         self.target = target
+        self.maps = loaded.maps
         self.head = DraftHead(config, loaded.token_ids)
         self.whole = ReducedHead(config, np.arange(config.vocab_size, dtype=np.int32))
         self._feed_params = self.head.pack_feed(
             self._stored(loaded.tensors, self.head.trained_tensors())
         )
         self._feed = jax.jit(self._estimates)
-        of_head, of_whole = (
-            each.pack_logits(
-                self._stored(
-                    {
-                        name: taken
-                        for name, values in target.host.items()
-                        if (taken := each.from_target(name, values)) is not None
-                    },
-                    each.logit_tensors(),
-                )
-            )
-            for each in (self.head, self.whole)
-        )
+        of_head, of_whole = (target.logit_params(each) for each in (self.head, self.whole))
         self.q_logits = jax.jit(lambda h: self.head.logits(of_head, h))
         self.p_logits = jax.jit(lambda x: self.whole.logits(of_whole, x))
 

@@ -25,7 +25,6 @@ from report import about_this_run, write
 from tqdm import tqdm
 
 from fjx.distill.lens_maps import ridge
-from fjx.models.loading.draft_head import load_draft_head
 
 LOST = (0.01, 0.02, 0.05)
 
@@ -45,13 +44,17 @@ def main() -> None:
     head_of(options)  # or it ends here, before the long work
     samples = answers(options, [0.0])[0.0]
     pair = open_pair(options)
-    maps = load_draft_head(head_of(options)).maps
-    layers = pair.target.config.num_layers
+    maps, layers = pair.maps, pair.target.config.num_layers
     looks = sorted({*range(options.every, layers, options.every), *maps})
     ids = pair.head.token_ids
+    whole = (
+        of_sample
+        for lengths, of_batch in pair.target.passes(samples, [*looks, layers])
+        for of_sample in np.split(of_batch, np.cumsum(lengths)[:-1], axis=1)
+    )
     streams, targets, drafted, sure = [], [], [], []
-    for sample, (x, estimates) in zip(
-        samples, tqdm(pair.rows_of(samples), total=len(samples), unit="output"), strict=True
+    for sample, of_sample, (x, estimates) in zip(
+        samples, whole, tqdm(pair.rows_of(samples), total=len(samples), unit="output"), strict=True
     ):
         q = np.asarray(jax.nn.softmax(pair.q_logits(estimates)))
         drafted.append(q.argmax(axis=1))
@@ -59,8 +62,7 @@ def main() -> None:
         # The rows that chose the output's tokens, from the second one on.
         rows = slice(sample.prompt_length, len(sample.tokens) - 1)
         targets.append(sample.tokens[sample.prompt_length + 1 :])
-        ((_, whole),) = pair.target.passes([sample], [*looks, layers])
-        streams.append(whole[:, rows])
+        streams.append(of_sample[:, rows])
         assert streams[-1].shape[1] == len(x) == len(targets[-1])
     half = sum(map(len, targets[: len(targets) // 2]))
     stream = np.concatenate(streams, axis=1)

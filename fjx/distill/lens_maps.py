@@ -123,14 +123,7 @@ _Best = Callable[[Float[np.ndarray, "N D"]], Int32[np.ndarray, " N"]]
 
 def _best_token(target: Target, head: ReducedHead) -> _Best:
     """The likeliest token of each row of a residual stream, as an index of the head's."""
-    taken = {name: head.from_target(name, values) for name, values in target.host.items()}
-    params = head.pack_logits(
-        {
-            name: jnp.asarray(spec.store(values, target.dtype))
-            for name, spec in head.logit_tensors().items()
-            if (values := taken[name]) is not None
-        }
-    )
+    params = target.logit_params(head)
     run = jax.jit(lambda x: jnp.argmax(head.logits(params, x), axis=1))
 
     def best(x: np.ndarray) -> np.ndarray:

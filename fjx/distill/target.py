@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,10 +16,11 @@ from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
 from fjx.kernels.matmul import multiplies_bfloat16
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import ModelConfig
-from fjx.models.granules import Model
+from fjx.models.granules import Model, Params
 from fjx.models.loading.draft_head import Fingerprint
 from fjx.models.loading.load import load_model_config, load_params
 from fjx.models.loading.source import resolve
+from fjx.models.reduced_head import ReducedHead
 from fjx.models.tensors import canonical_tensors
 
 _ROWS = 1024
@@ -66,12 +66,24 @@ class Target:
             self._model.pack_granule(layer, tensors, stacked=False)
             for layer in range(config.num_layers)
         ]
+        self._run = jax.jit(self._streams, static_argnums=0)
 
     def embed(
         self, params: Any, tokens: Int32[Array, " T"], rows: RaggedRows
     ) -> Float[Array, "T D"]:
         """The embedding of tokens, with ``embed_params``; may be traced."""
         return self._model.embed(params, tokens, rows)
+
+    def logit_params(self, head: ReducedHead) -> Params:
+        """Parameters of a head's logits, from the target's own tensors."""
+        specs = head.logit_tensors()
+        return head.pack_logits(
+            {
+                name: jnp.asarray(specs[name].store(taken, self.dtype))
+                for name, values in self.host.items()
+                if (taken := head.from_target(name, values)) is not None
+            }
+        )
 
     def passes(
         self, samples: Sequence[Sample], after: Sequence[int]
@@ -88,24 +100,23 @@ class Target:
         """
         longest = max((len(sample.tokens) for sample in samples), default=1)
         most = max(_ROWS, longest)
-        run = jax.jit(partial(self._streams, tuple(after)))
         batch: list[Sample] = []
         for sample in samples:
             if sum(len(each.tokens) for each in batch) + len(sample.tokens) > most:
-                yield self._pass(run, batch, most, longest)
+                yield self._pass(batch, most, longest, tuple(after))
                 batch = []
             batch.append(sample)
         if batch:
-            yield self._pass(run, batch, most, longest)
+            yield self._pass(batch, most, longest, tuple(after))
 
     def _pass(
-        self, run: Callable[..., Array], batch: list[Sample], rows: int, longest: int
+        self, batch: list[Sample], rows: int, longest: int, after: tuple[int, ...]
     ) -> tuple[list[int], np.ndarray]:
         lengths = [len(sample.tokens) for sample in batch]
         tokens = np.zeros(rows, np.int32)
         tokens[: sum(lengths)] = np.concatenate([sample.tokens for sample in batch])
         params = self.embed_params, self._layers
-        streams = run(params, tokens, whole_requests(lengths, rows, longest))
+        streams = self._run(after, params, tokens, whole_requests(lengths, rows, longest))
         return lengths, np.asarray(streams)[:, : sum(lengths)]
 
     def _streams(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
-from functools import cache
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 import fjx.pipeline.regranularize as regranularize
+from fjx.async_llm import AsyncLLM
 from fjx.engine.engine import Engine
 from fjx.errors import (
     EngineDeadError,
@@ -31,20 +32,10 @@ from tests.unit.async_cases import (
 from tests.unit.engine.plan_cases import (
     MIXED,
     Ask,
-    change,
     change_threads,
-    deep_engine,
+    changing,
     expected,
 )
-
-
-@cache
-def changing() -> Engine:
-    """An engine with the programs of one and of two stages."""
-    engine = deep_engine(num_pages=33)
-    for target in (2, 1):
-        change(engine, target)
-    return engine
 
 
 def slowly(patch: pytest.MonkeyPatch) -> threading.Event:
@@ -57,6 +48,18 @@ def slowly(patch: pytest.MonkeyPatch) -> threading.Event:
 
     patch.setattr(regranularize, "move_params", waiting)
     return go_on
+
+
+@asynccontextmanager
+async def half_way(
+    llm: AsyncLLM,
+) -> AsyncIterator[tuple[asyncio.Task[Any], threading.Event, pytest.MonkeyPatch]]:
+    """While a change to two stages copies: who waits for it, and what lets it go on."""
+    with pytest.MonkeyPatch.context() as patch:
+        go_on = slowly(patch)
+        waiting = asyncio.create_task(llm.regranularize(2))
+        await until(lambda: llm.plan_status().state == "copying")
+        yield waiting, go_on, patch
 
 
 @with_limit
@@ -101,10 +104,7 @@ async def test_whoever_waits_for_a_change_of_plan_learns_that_it_was_aborted() -
     async with serving(changing()) as llm:
         assert not await llm.abort_regranularization()
         stream = asyncio.create_task(collect(llm, [1, 2], LONG, "r"))
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            waiting = asyncio.create_task(llm.regranularize(2))
-            await until(lambda: llm.plan_status().state == "copying")
+        async with half_way(llm) as (waiting, go_on, _):
             assert await llm.abort_regranularization()
             go_on.set()
             with pytest.raises(RegranularizationError, match="on request; the old plan serves on"):
@@ -128,10 +128,7 @@ def alone_deep(prompt: list[int]) -> list[int]:
 @with_limit
 async def test_a_reader_who_leaves_does_not_stop_the_change_of_plan() -> None:
     async with serving(changing()) as llm:
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            waiting = asyncio.create_task(llm.regranularize(2))
-            await until(lambda: llm.plan_status().state == "copying")
+        async with half_way(llm) as (waiting, go_on, _):
             waiting.cancel()
             with suppress(asyncio.CancelledError):
                 await waiting
@@ -145,10 +142,7 @@ async def test_a_reader_who_leaves_does_not_stop_the_change_of_plan() -> None:
 async def test_shutdown_ends_a_change_of_plan_and_tells_who_waits() -> None:
     engine = changing()
     async with serving(engine) as llm:
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            waiting = asyncio.create_task(llm.regranularize(2))
-            await until(lambda: llm.plan_status().state == "copying")
+        async with half_way(llm) as (waiting, go_on, _):
             stopped = asyncio.create_task(llm.shutdown())
             with pytest.raises(EngineDeadError, match="shut down"):
                 await waiting
@@ -165,18 +159,14 @@ async def test_shutdown_ends_a_change_of_plan_and_tells_who_waits() -> None:
 @with_limit
 async def test_when_the_engine_dies_who_waits_for_a_change_of_plan_learns_it() -> None:
     engine = changing()
-    async with serving(engine) as llm:
-        with pytest.MonkeyPatch.context() as patch:
-            go_on = slowly(patch)
-            waiting = asyncio.create_task(llm.regranularize(2))
-            await until(lambda: llm.plan_status().state == "copying")
+    async with serving(engine) as llm, half_way(llm) as (waiting, go_on, patch):
 
-            def broken(engine: Engine) -> Any:
-                raise RuntimeError("device lost")
+        def broken(engine: Engine) -> Any:
+            raise RuntimeError("device lost")
 
-            patch.setattr(Engine, "step", broken)
-            with pytest.raises(EngineDeadError, match="device lost"):
-                await waiting
-            go_on.set()
-            await llm.shutdown()
+        patch.setattr(Engine, "step", broken)
+        with pytest.raises(EngineDeadError, match="device lost"):
+            await waiting
+        go_on.set()
+        await llm.shutdown()
     assert not engine.plans.active

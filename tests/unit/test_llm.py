@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from tests.unit.engine.plan_cases import (
     Ask,
     change,
     change_threads,
+    changing,
     deep_engine,
     expected,
     finish_change,
@@ -176,15 +176,6 @@ def test_shutdown_gives_up_what_is_left(llm: LLM) -> None:
     while llm.engine.has_work:
         llm.engine.step()
     llm.engine.check_idle()
-
-
-@cache
-def changing() -> Engine:
-    """An engine with the programs of one and of two stages."""
-    engine = deep_engine(num_pages=33)
-    for target in (2, 1):
-        change(engine, target)
-    return engine
 
 
 @pytest.fixture

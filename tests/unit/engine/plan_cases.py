@@ -163,6 +163,15 @@ def deep_engine(
     )
 
 
+@cache
+def changing() -> Engine:
+    """An engine with the programs of one and of two stages."""
+    engine = deep_engine(num_pages=33)
+    for target in (2, 1):
+        change(engine, target)
+    return engine
+
+
 class Served:
     """Requests that an engine serves side by side, and what they have brought."""
 
