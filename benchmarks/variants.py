@@ -90,17 +90,20 @@ class Variant:
     frontiers: int = 1
     """Most steps with drafts under way at once."""
     prunes: bool = False
+    ahead: bool = False
+    """Whether a draft model drafts while a step verifies, where that pays; never on a CPU."""
     always: bool = False
     """Whether frontiers are sent and tokens pruned even where that does not pay."""
 
 
-_OURS = Variant(MarginalGain(), frontiers=4)
+_OURS = Variant(MarginalGain(), frontiers=4, ahead=True)
 ABLATIONS = {
     "without head": replace(_OURS, head=False),
     "without prompt lookup": replace(_OURS, lookup=False),
     "without stopping": replace(_OURS, stops=False),
     "without rests": replace(_OURS, policy=_WithoutRests()),
     "without frontiers": replace(_OURS, frontiers=1),
+    "without drafting ahead": replace(_OURS, ahead=False),
     PRUNING: replace(_OURS, prunes=True),
 }
 
@@ -157,6 +160,7 @@ class Lineup:
             depth(variant.frontiers, len(executor.plan.stages)),
             pruning.lens if variant.prunes and pruning is not None else None,
             variant.always,
+            ("always" if variant.always else "auto") if variant.ahead else "off",
         )
 
     def _plain(self, *, reads: bool) -> Plain:

@@ -71,6 +71,9 @@ class EngineConfig:
     pruning: Literal["off", "auto", "always"] = "off"
     """Look at drafted tokens late in their verification and take hopeless ones out: auto (where
     that pays), always (for measuring), or off."""
+    draft_ahead: Literal["off", "auto", "always"] = "auto"
+    """Draft on while a step verifies, where a draft model is on the target's device: auto (where
+    that pays; only on a GPU, which can do both at once), always (for measuring), or off."""
     draft_mesh: str = "single"
     """Devices of a draft model, like mesh."""
     mesh: str = "single"
@@ -150,6 +153,10 @@ class EngineConfig:
         check(
             self.pruning in ("off", "auto", "always"),
             f"pruning must be off, auto or always, got {self.pruning!r}",
+        )
+        check(
+            self.draft_ahead in ("off", "auto", "always"),
+            f"draft_ahead must be off, auto or always, got {self.draft_ahead!r}",
         )
         for name in ("ttft_objective", "itl_objective"):
             check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")

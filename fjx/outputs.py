@@ -191,6 +191,14 @@ class SpeculationStats:
     weighs them."""
     frontiers: int = 1
     """Most steps with drafts that are under way at once now."""
+    drafts_ahead: bool = False
+    """Whether what may follow is drafted while a step verifies, on one device."""
+    ahead_steps: int = 0
+    """Steps beside which something was drafted."""
+    ahead_seconds_hidden: float = 0.0
+    """Of drafting in turn, which it saved."""
+    ahead_seconds_slowdown: float = 0.0
+    """By which it slowed steps down."""
     accepted_per_position: tuple[int, ...] = ()
     """Accepted tokens by their place in the draft."""
     draft_lengths: dict[int, int] = field(default_factory=dict)

@@ -328,6 +328,26 @@ def _speculation_metrics(make: _Families, stats: SpeculationStats) -> Iterable[M
         "Most steps with drafts that are under way at once; 1: drafting overlaps with nothing.",
         stats.frontiers,
     )
+    yield make.gauge(
+        "spec_decode_drafts_ahead",
+        "1 while what may follow is drafted beside a verification, on one device; 0: it is not.",
+        int(stats.drafts_ahead),
+    )
+    yield make.counter(
+        "spec_decode_ahead_steps",
+        "Steps beside which something was drafted.",
+        stats.ahead_steps,
+    )
+    yield make.counter(
+        "spec_decode_ahead_hidden_seconds",
+        "Of drafting in turn, which drafting ahead has saved.",
+        max(stats.ahead_seconds_hidden, 0.0),
+    )
+    yield make.counter(
+        "spec_decode_ahead_slowdown_seconds",
+        "By which drafting ahead has slowed steps down.",
+        max(stats.ahead_seconds_slowdown, 0.0),
+    )
     yield make.histogram(
         "spec_decode_draft_length",
         "Tokens of a draft that were to be verified, where one was possible.",

@@ -72,6 +72,7 @@ ENGINE = Section(
             "max_draft_length",
             "max_frontiers",
             "pruning",
+            "draft_ahead",
             "draft_mesh",
         ),
     },

@@ -12,7 +12,6 @@ from fjx.engine.autopilot import Autopilot
 from fjx.engine.intake import Intake
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.progress import Progress, commit
-from fjx.engine.pruning import Pruning
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
@@ -127,7 +126,7 @@ class Engine:
             while self._is_far_ahead:
                 progress += self._collect_until(len(self._in_flight) - 1)
             drafting.draft(self.replicas)
-        sent = self._dispatch(None if drafting is None else drafting.pruning)
+        sent = self._dispatch(drafting)
         if speculator is not None:
             speculator.sent(sent)
         left = behind + (drafting is not None) if sent and self.config.overlap else 0
@@ -316,12 +315,14 @@ class Engine:
         self._counts["prefix_queries"] += scheduler.prefix_queries
         self._counts["prefix_hits"] += scheduler.prefix_hits
 
-    def _dispatch(self, pruning: Pruning | None) -> list[Microbatch]:
-        """Send each replica's next step."""
+    def _dispatch(self, drafting: Speculator | None) -> list[Microbatch]:
+        """Send each replica's next step; ``drafting``: if it may have drafts."""
         sent: list[Microbatch] = []
         now = time.monotonic()
+        pruning = None if drafting is None else drafting.pruning
+        ahead = None if drafting is None else drafting.may_draft_ahead
         for index, replica in enumerate(self.replicas):
-            scheduled = replica.dispatch(pruning)
+            scheduled = replica.dispatch(pruning, ahead)
             self._counts["steps"] += bool(scheduled)
             if self.plans.active:
                 self.plans.wrote(index, _written_pages(scheduled, replica.scheduler.pool.page_size))

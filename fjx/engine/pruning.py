@@ -22,7 +22,8 @@ from fjx.pipeline.prune_programs import LensRows, PrunePrograms
 from fjx.sharding.plan import Plan
 from fjx.speculation.acceptance import AcceptanceModel
 from fjx.speculation.cost import CostModel
-from fjx.speculation.pruning import UNKNOWN, PruneGate, RankEvidence, Remaining, rows_to_keep
+from fjx.speculation.gate import Gate
+from fjx.speculation.pruning import UNKNOWN, RankEvidence, Remaining, rows_to_keep
 
 
 class Lens:
@@ -82,7 +83,10 @@ class Pruning:
         self._cost = cost
         self._always = always
         self._evidence: dict[float, RankEvidence] = defaultdict(RankEvidence)
-        self._gates: dict[int, PruneGate] = defaultdict(PruneGate)
+        self._gates: dict[int, Gate] = defaultdict(Gate)
+        """By rows. A trial looks at a step and cuts nothing: that tells what the look costs, as the
+        time by which the step is longer than expected, and what a cut would have saved; and it
+        teaches what ranks say without leaving out those that are cut."""
         self._ready: dict[Plan, bool] = {}
         """Whether a plan's programs are there."""
         self._ranks: dict[Request, list[tuple[float, list[int]]]] = {}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fjx.cache.page_pool import PagePool
 from fjx.engine.batch_builder import BatchBuilder
+from fjx.engine.draft_ahead import DraftAhead
 from fjx.engine.pruning import Pruning
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.pipeline.batch import Batch
@@ -22,6 +25,15 @@ class Microbatch:
     output: StepOutput
     sent: float
     """When the step was begun, in seconds of ``time.perf_counter``."""
+
+
+class Built(NamedTuple):
+    """A microbatch that can be sent."""
+
+    scheduled: list[ScheduledRows]
+    batch: Batch
+    part: int
+    """Which of the plan's microbatches it is."""
 
 
 class Replica:
@@ -46,21 +58,33 @@ class Replica:
         """Unfinished requests."""
         return len(self.scheduler.running) + self.scheduler.num_waiting
 
-    def dispatch(self, pruning: Pruning | None = None) -> list[ScheduledRows]:
-        """Send the next step to the devices; ``pruning`` may take rows out of it."""
-        begun = time.perf_counter()
-        scheduled = self.scheduler.schedule()
-        for part, rows in enumerate(self._parts(scheduled)):
+    def build(self) -> Iterator[Built]:
+        """The next step's microbatches, which are taken to be sent, in order."""
+        for part, rows in enumerate(self._parts(self.scheduler.schedule())):
             if rows:
-                batch = self._builder.build(rows, part)
-                step = None
-                if pruning is not None:
-                    step = pruning.begin(self.executor, self._builder, rows, batch)
-                output = self.executor.dispatch(batch, part, step)
-                if step is not None:
-                    rows, batch = step.scheduled, step.batch
-                self._in_flight.append(Microbatch(rows, batch, output, begun))
-        return scheduled
+                yield Built(rows, self._builder.build(rows, part), part)
+
+    def dispatch(
+        self, pruning: Pruning | None = None, ahead: DraftAhead | None = None
+    ) -> list[ScheduledRows]:
+        """Send the next step to the devices; ``pruning`` may take rows out of it, ``ahead`` may let
+        it draft on meanwhile."""
+        begun = time.perf_counter()
+        sent: list[ScheduledRows] = []
+        for rows, batch, part in self.build():
+            sent += rows
+            step = beside = None
+            if pruning is not None:
+                step = pruning.begin(self.executor, self._builder, rows, batch)
+            if ahead is not None and step is None:
+                beside = ahead.begin(self.executor, rows, batch)
+            output = self.executor.dispatch(batch, part, step, beside)
+            if ahead is not None and beside is not None:
+                ahead.sent()
+            if step is not None:
+                rows, batch = step.scheduled, step.batch
+            self._in_flight.append(Microbatch(rows, batch, output, begun))
+        return sent
 
     def take_in_flight(self) -> list[Microbatch]:
         """The microbatches that were sent and not taken yet; the caller reads them."""

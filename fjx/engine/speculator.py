@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from fjx.engine.draft_ahead import Ahead, DraftAhead, draft_ahead
 from fjx.engine.drafter import Draft, Drafter, GoesOn
 from fjx.engine.pruning import Lens, Pruning
 from fjx.engine.replica import Microbatch, Replica
@@ -48,6 +49,7 @@ class Speculator:
         frontiers: FrontierDepth | None = None,
         lens: Lens | None = None,
         prune_always: bool = False,
+        ahead: Ahead = "off",
     ) -> None:
         """
         Args:
@@ -57,6 +59,7 @@ class Speculator:
             frontiers: decides how many steps with drafts are under way at once; None: one.
             lens: looks into steps to prune them; None: nobody does.
             prune_always: see `Pruning`.
+            ahead: whether to draft while steps verify, where the drafter can.
         """
         self.drafter = drafter
         self.policy = policy
@@ -72,6 +75,7 @@ class Speculator:
         self.pruning: Pruning | None = None
         if lens is not None:
             self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always)
+        self.ahead = draft_ahead(drafter, self._target_cost, ahead)
         self._drafted = False
         """Whether drafts are under way."""
         self._mode = Mode.DRAFT
@@ -101,6 +105,11 @@ class Speculator:
     def steps_behind(self) -> int:
         """How many steps may be unread when `draft` is called."""
         return self.frontiers.depth - 1
+
+    @property
+    def may_draft_ahead(self) -> DraftAhead | None:
+        """What drafts while the next step verifies; None: nothing."""
+        return self.ahead if self.frontiers.depth == 1 else None
 
     def draft(self, replicas: Sequence[Replica]) -> None:
         """Give drafts to the requests that can have one, where the policy says that they pay."""
@@ -136,13 +145,24 @@ class Speculator:
         for request, draft in zip(waiting, drafts, strict=True):
             self._acceptance.propose(request, draft.confidences)
         count, seconds = self.drafter.rounds
+        context = sum(r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k)
+        if self.ahead is not None:
+            in_turn = self._drafting_in_turn(lengths, context)
+            self.ahead.observe_drafting(in_turn, time.perf_counter() - begun)
         if self._draft_cost is not None and seconds:
             self._drafting_seconds = time.perf_counter() - begun
-            context = sum(r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k)
             self._first_cost.offer(count, context, seconds[0])
             if len(seconds) > 1:
                 self._draft_cost.offer(count, context, statistics.fmean(seconds[1:]))
         return drafts
+
+    def _drafting_in_turn(self, lengths: Sequence[int], context: int) -> float:
+        """Seconds that drafts of these lengths take where none of them is there already."""
+        count, rounds = sum(map(bool, lengths)), max(lengths, default=0)
+        if self._draft_cost is None or not count:
+            return 0.0
+        first = self._first_cost.seconds(count, context)
+        return first + (rounds - 1) * self._draft_cost.seconds(count, context)
 
     def sent(self, microbatches: Sequence[Microbatch]) -> None:
         """A step has been sent."""
@@ -188,8 +208,12 @@ class Speculator:
         if self.pruning is not None:
             for each in microbatches:
                 pruned |= self.pruning.observe_step(each.scheduled, seconds)
+        ahead = False
+        if self.ahead is not None:
+            for each in microbatches:
+                ahead |= self.ahead.observe_step(each.scheduled, seconds)
         mode = self._modes.pop(microbatches[0].sent, Mode.READ)
-        if self.frontiers.depth == 1 and not pruned and mode is not Mode.REST:
+        if self.frontiers.depth == 1 and not (pruned or ahead) and mode is not Mode.REST:
             self._target_cost.offer(rows, context, seconds)
         interval = now - self._last_step
         if self._drafted and between < _IDLE_SECONDS:
@@ -238,6 +262,10 @@ class Speculator:
             prune_seconds_expected=0.0 if pruning is None else pruning.estimated_seconds,
             prune_seconds_saved=0.0 if pruning is None else pruning.measured_seconds,
             frontiers=self.frontiers.depth,
+            drafts_ahead=self.ahead is not None and self.ahead.pays,
+            ahead_steps=0 if self.ahead is None else self.ahead.steps,
+            ahead_seconds_hidden=0.0 if self.ahead is None else self.ahead.hidden_seconds,
+            ahead_seconds_slowdown=0.0 if self.ahead is None else self.ahead.slowdown_seconds,
             saved_seconds=0.0 if self.worth is None else self.worth.saved_seconds,
             accepted_per_position=tuple(self._accepted_at[i] for i in range(longest)),
             draft_lengths=dict(self._lengths),

@@ -239,6 +239,7 @@ def start_speculator(
         FrontierDepth(config.max_frontiers, len(target.plan.stages)),
         None if lens is None else lens.open(target.programs.dtype),
         config.pruning == "always",
+        config.draft_ahead,
     )
 
 

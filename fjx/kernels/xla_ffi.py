@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,21 @@ def only_asks_version(frame: int) -> bool:
 
 
 def register(name: str, function: Callable[[int], int]) -> None:
-    """Compile a function of the call frame's address and make it an XLA CPU custom call; once."""
-    if name in _COMPILED:
-        return
-    compiled = _COMPILED[name] = compile_function(types.int64(types.int64), function)
-    new_capsule = ctypes.pythonapi.PyCapsule_New
-    new_capsule.restype = ctypes.py_object
-    new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    capsule = new_capsule(compiled.address, b"xla._CUSTOM_CALL_TARGET", None)
-    jax.ffi.register_ffi_target(name, capsule, platform="cpu", api_version=1)
+    """Compile a function of the call frame's address and make it an XLA CPU custom call; once, by
+    whichever thread comes first."""
+    with _REGISTERING:
+        if name in _COMPILED:
+            return
+        compiled = compile_function(types.int64(types.int64), function)
+        new_capsule = ctypes.pythonapi.PyCapsule_New
+        new_capsule.restype = ctypes.py_object
+        new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        capsule = new_capsule(compiled.address, b"xla._CUSTOM_CALL_TARGET", None)
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu", api_version=1)
+        _COMPILED[name] = compiled
 
 
+_REGISTERING = threading.Lock()
 _COMPILED: dict[str, Any] = {}
 
 

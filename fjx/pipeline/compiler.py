@@ -26,6 +26,10 @@ _STACK_BYTES = 64 << 20  # XLA's compiler recurses deeply
 _MOST_PROGRAMS = 4000
 """Kept where plans change, and those of one plan more. Each takes about seven memory mappings, and
 Linux lets a process have 65,530."""
+_WANTED = 4
+"""Times that a combination is asked for before it is compiled."""
+_MOST_ON_DEMAND = 256
+"""Combinations that are compiled."""
 _TRIM_EVERY = 16
 """Programs compiled until memory that compiling has freed is given back."""
 
@@ -104,6 +108,8 @@ class Compiler:
         self._recent: dict[Hashable, None] = {}
         """What was wanted or compiled in the background, what was so longest ago first."""
         self.most_programs = _MOST_PROGRAMS
+        self._wanted: Counter[Hashable] = Counter()
+        self._begun_on_demand = 0
         self._lock = threading.Lock()
         self._threads = threads
         self._jobs: list[CompileJob] = []
@@ -127,6 +133,22 @@ class Compiler:
     def find(self, key: Hashable) -> Any | None:
         """The compiled program, or None while it is not there."""
         return self._programs.get(key)
+
+    def spec(self, key: Hashable) -> ProgramSpec:
+        """What it takes to compile a program that is known."""
+        return self._specs[key]
+
+    def find_or_begin(self, key: Hashable, spec: Callable[[], ProgramSpec]) -> Any | None:
+        """The compiled program of a combination that the engine can do without; None while it is
+        not there. Compiled in the background once it was asked for a few times; ``spec`` is called
+        there."""
+        program = self._programs.get(key)
+        if program is None:
+            self._wanted[key] += 1
+            if self._wanted[key] == _WANTED and self._begun_on_demand < _MOST_ON_DEMAND:
+                self._begun_on_demand += 1
+                self.compile_background(spec() for _ in range(1))
+        return program
 
     def compile_background(self, specs: Iterable[ProgramSpec] | None = None) -> CompileJob:
         """Begin to compile programs that the engine can do without; by default all of them."""

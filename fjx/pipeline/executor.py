@@ -11,6 +11,7 @@ from jaxtyping import Int32
 
 from fjx.models.granules import Model
 from fjx.pipeline.batch import Batch
+from fjx.pipeline.chain import Beside, Chain, beside
 from fjx.pipeline.compiler import CompileJob, Compiler
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.pieces import Pieces
@@ -151,18 +152,63 @@ class Executor:
             self._fusing.cancel()
             self._fusing = None  # it knows this executor, whose memory would stay otherwise
 
-    def dispatch(self, batch: Batch, part: int = 0, pruner: Pruner | None = None) -> StepOutput:
+    def beside(self, batch: Batch, chain: Chain) -> Beside | None:
+        """A chain of another executor, to run beside this step; None while there is no program of
+        both."""
+        key = ("stage", batch.num_rows, *self._stages[0].fused_key)
+        if len(self._stages) > 1 or self.compiler.find(key) is None:
+            return None
+        return beside(key, self.compiler, chain)
+
+    def dispatch_all(self, batches: Sequence[tuple[Batch, int]]) -> list[StepOutput]:
+        """Send microbatches, each with its part, one after the other: as one program, once that is
+        there."""
+        each = [batch for batch, _ in batches]
+        if len(each) > 1 and Chain.can_hold(self, each):
+            chain = Chain(self, each)
+            program = self.compiler.find_or_begin(chain.key, chain.spec)
+            if program is not None:
+                chain.take(program(chain.arrays()))
+                return chain.outputs
+        return [self.dispatch(batch, part) for batch, part in batches]
+
+    @property
+    def last_token(self) -> Any:
+        """The last sampled token of each slot, where the plan has one microbatch."""
+        (last_token,) = self._last_token
+        return last_token
+
+    def took_chain(
+        self, batches: Sequence[Batch], last_token: Any, chosen: Sequence[Any]
+    ) -> list[StepOutput]:
+        """A `Chain` has sent these steps, which will choose so: each step's tokens, and how sure
+        they are where `Limits.confidences` asks for it."""
+        self._last_token = [last_token]
+        each = len(chosen) // len(batches)
+        parts = [chosen[i : i + each] for i in range(0, len(chosen), each)]
+        return [
+            StepOutput(tokens, batch.num_samples, None, *sure)
+            for batch, (tokens, *sure) in zip(batches, parts, strict=True)
+        ]
+
+    def dispatch(
+        self,
+        batch: Batch,
+        part: int = 0,
+        pruner: Pruner | None = None,
+        beside: Beside | None = None,
+    ) -> StepOutput:
         """Send a microbatch to the devices; its effects on pages and last tokens are ordered after
         earlier ones.
 
         A slot's requests are always in the same ``part`` of the steps. With a ``pruner``, the call
-        returns when it has seen the step between its last two segments.
+        returns when it has seen the step between its last two segments. ``beside``: see there.
         """
         self._steps += 1
         if self._steps == _STEPS_BEFORE_FUSING:
             specs = plan_programs(self.programs, self.pieces.shapes)
             self._fusing = self.compiler.compile_background(s for s in specs if s.background)
-        x, slots, stream, batch = self._run_stages(batch, part, pruner)
+        x, slots, stream, batch = self._run_stages(batch, part, pruner, beside)
         if batch.num_samples == 0:
             return StepOutput(None, 0, stream=stream)
         output = self._sample(batch, x, slots, part)
@@ -170,14 +216,14 @@ class Executor:
         return output
 
     def _run_stages(
-        self, batch: Batch, part: int, pruner: Pruner | None
+        self, batch: Batch, part: int, pruner: Pruner | None, beside: Beside | None
     ) -> tuple[Any, Any, Any, Batch]:
         source = (self._fed_back or self._last_token)[part]
         slots = stream = None
         for stage in self._stages if pruner is None else self._segments:
             if not stage.shape.first:
                 source = jax.device_put(source, stage.placement.whole)
-            source, slots, stream = stage.run(batch.num_rows, source, batch.packed)
+            source, slots, stream = stage.run(batch.num_rows, source, batch.packed, beside)
             if pruner is not None and not stage.shape.last:
                 cut = pruner.look(stage.shape, source)
                 if cut is not None:

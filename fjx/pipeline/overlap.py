@@ -50,4 +50,5 @@ def overlapped(f: ProgramSpec, g: ProgramSpec, key: Hashable, platform: str) -> 
     if platform in ("gpu", "cuda"):
         options |= STREAM_OPTIONS
     donate = (*f.donate, *(count + position for position in g.donate))
-    return ProgramSpec(key, both, (*f.arguments, *g.arguments), donate, options)
+    flat, arguments = f.flat and g.flat, (*f.arguments, *g.arguments)
+    return ProgramSpec(key, both, arguments, donate, options, flat, background=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from fjx.models.granules import Params
+from fjx.pipeline.chain import Beside
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import StageShape
@@ -51,11 +52,15 @@ class Stage:
         self._compiler = compiler
         self._key = shape.placement.key
         depths = tuple(granule.depth for granule in granules)
-        self._fused_key = (depths, shape.first, shape.last, self._key)
+        self.fused_key: tuple[Hashable, ...] = (depths, shape.first, shape.last, self._key)
+        """Of the programs of all its pieces, after their names and rows."""
         embed_params = {} if embed is None else embed.params
-        self._arrays = jax.tree.leaves((embed_params, tuple(g.params for g in granules)))
+        self.arrays = jax.tree.leaves((embed_params, tuple(g.params for g in granules)))
+        """The parameters, in the order in which the program of all its pieces takes them."""
 
-    def run(self, T: int, source: Any, packed: np.ndarray) -> tuple[Any, Any, Any]:
+    def run(
+        self, T: int, source: Any, packed: np.ndarray, beside: Beside | None = None
+    ) -> tuple[Any, Any, Any]:
         """Dispatch the stage's part of a step of T rows.
 
         Args:
@@ -63,17 +68,19 @@ class Stage:
             source: the residual stream from the stage before; for the first stage, the last token
                 of each slot. It must lie on this stage's mesh.
             packed: the step's integers, see `StepLayout`.
+            beside: runs at the same time.
 
         Returns:
             The residual stream, and twice None; for the last stage, the rows that choose a token,
             their slots, and, where `Limits.hidden` asks for it, the residual stream of all rows.
         """
-        fused = self._compiler.find(("stage", T, *self._fused_key))
+        fused = self._compiler.find(("stage", T, *self.fused_key))
         if fused is None:
             return self._run_chained(T, source, packed)
         step = self._compiler.get(("step", T, self._key))(packed)
         kv_pages = [granule.kv_pages for granule in self.granules]
-        x, *rest = fused([*self._arrays, source, step, *kv_pages])
+        run = fused if beside is None else beside.run
+        x, *rest = run([*self.arrays, source, step, *kv_pages])
         slots = rest.pop(0) if self.shape.last else None
         stream = rest.pop(0) if len(rest) > len(self.granules) else None
         for granule, pages in zip(self.granules, rest, strict=True):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fjx.speculation.allocation import Floats, allocate
-from fjx.speculation.mean import ForgettingMean
 
 UNKNOWN = -1
 """Rank of a token that the lens does not know."""
@@ -20,11 +19,6 @@ _PRIOR = 4.0
 """Tokens of each kind that every bin is taken to have had, before any was observed."""
 _FORGETTING = 0.998
 _LEAST, _MOST = 0.01, 0.99
-_MEMORY = 16
-"""Looks after which the gate has mostly forgotten what was before."""
-_OFTEN, _SELDOM = 16, 512
-"""Steps with drafts from one look that changes nothing to the next one: while looking pays or is
-not known well, and at most."""
 
 
 class RankEvidence:
@@ -95,43 +89,6 @@ def rows_to_keep(
         base_rows=base_rows,
         base_tokens=float(len(survivals)),
     )
-
-
-class PruneGate:
-    """Whether it pays to look at steps of some size.
-
-    Now and then a step is looked at and nothing is cut. That tells what the look costs, as the time
-    by which the step is longer than expected, and what a cut would have saved; and it teaches what
-    ranks say without leaving out those that are cut. Steps in between are looked at, and cut, while
-    the savings are greater.
-    """
-
-    def __init__(self) -> None:
-        self.savings = ForgettingMean(_MEMORY)
-        """Seconds that a cut would save, by looks."""
-        self.cost = ForgettingMean(_MEMORY)
-        """Seconds that a look takes."""
-        self._wait, self._spacing = 1, _OFTEN
-
-    @property
-    def pays(self) -> bool:
-        """Whether to look in order to cut."""
-        return self.savings.count >= _MEMORY // 2 and self.savings.value > self.cost.value
-
-    def is_trial(self) -> bool:
-        """Count a step; whether to look at it without cutting."""
-        self._wait -= 1
-        if self._wait > 0:
-            return False
-        self._wait = self._spacing
-        return True
-
-    def observe(self, savings: float, cost: float) -> None:
-        """A trial has ended: what a cut would have saved, and what the look took, in seconds."""
-        self.savings.add(savings)
-        self.cost.add(max(cost, 0.0))
-        if self.savings.count >= _MEMORY // 2:
-            self._spacing = _OFTEN if self.pays else min(2 * self._spacing, _SELDOM)
 
 
 def _bin(rank: int) -> int:

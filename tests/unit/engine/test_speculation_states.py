@@ -13,12 +13,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
+from fjx.engine.draft_ahead import Ahead
 from fjx.engine.draft_model import DraftModel
 from fjx.engine.drafter import LookupOrHead, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.speculator import Speculator
 from fjx.sampling_params import SamplingParams
-from fjx.speculation.policies import policy_by_name
+from fjx.speculation.policies import Fixed, policy_by_name
 from tests.unit.engine.draft_cases import LONGEST, RandomPruning, head_drafter, lens_of
 from tests.unit.engine.plan_cases import Ask, change, deep_engine, even, expected
 from tests.unit.engine.test_regranularization_states import MACHINE, TARGETS, PlanChanges
@@ -35,6 +36,8 @@ def speculating_engine() -> Engine:
     for name in STAGES:
         change(engine, TARGETS[name])
     change(engine, even(1))
+    engine.executor.compiler.compile_background()
+    engine.executor.compiler.wait_background()
     return engine
 
 
@@ -77,16 +80,19 @@ class SpeculatingPlanChanges(PlanChanges):
     )
     def speculate(self, drafter: str, policy: str, frontiers: int, prunes: bool, seed: int) -> None:
         source = random.Random(seed)
-        self.drafter = DRAFTERS[drafter](source)
-        engine = self.engine
-        engine.speculator = self.speculator = Speculator(
-            self.drafter,
-            POLICIES[policy](source),
-            engine.executor.limits.row_buckets,
-            Always(frontiers, len(engine.executor.plan.stages)),
-        )
+        self._speculate(DRAFTERS[drafter](source), POLICIES[policy](source), frontiers)
         if prunes:
-            self.speculator.pruning = RandomPruning(lens_of(engine), source)
+            self.speculator.pruning = RandomPruning(lens_of(self.engine), source)
+
+    def _speculate(self, drafter: Any, policy: Any, frontiers: int, ahead: Ahead = "off") -> None:
+        self.drafter, executor = drafter, self.engine.executor
+        self.engine.speculator = self.speculator = Speculator(
+            drafter,
+            policy,
+            executor.limits.row_buckets,
+            Always(frontiers, len(executor.plan.stages)),
+            ahead=ahead,
+        )
 
     def add_one(self, prompt: tuple[int, ...], params: SamplingParams) -> None:
         if isinstance(self.drafter, Guesses):
@@ -101,9 +107,21 @@ class SpeculatingPlanChanges(PlanChanges):
             ("drafted", stats.num_draft_tokens),
             ("accepted", stats.num_accepted_tokens),
             ("pruned", sum(stats.num_pruned_tokens.values())),
+            ("drafted ahead", stats.ahead_steps),
         ):
             self.seen[name] = self.seen.get(name, 0) + count
         self.engine.speculator = None
+
+
+class DraftingAhead(SpeculatingPlanChanges):
+    """A model drafts beside every verification that runs on its device."""
+
+    seen: dict[str, int] = {}  # noqa: RUF012
+
+    @initialize(layers=st.sampled_from([2, 8]), length=st.integers(1, 2))
+    def speculate(self, layers: int, length: int) -> None:
+        drafter = DraftModel("model", draft_replica(layers), LONGEST)
+        self._speculate(drafter, Fixed(length), 1, "always")
 
 
 def test_whatever_drafts_and_prunes_no_token_changes_while_the_plan_does() -> None:
@@ -119,3 +137,12 @@ def test_whatever_drafts_and_prunes_no_token_changes_while_the_plan_does() -> No
     assert after.num_preemptions > before.num_preemptions
     for outcome in ("done", "aborted"):
         assert after.plan.switches.get(outcome, 0) > before.plan.switches.get(outcome, 0)
+
+
+def test_drafting_ahead_changes_no_token_while_the_plan_changes() -> None:
+    run_state_machine_as_test(
+        DraftingAhead, settings=settings(MACHINE, max_examples=15, stateful_step_count=25)
+    )
+    seen = DraftingAhead.seen
+    assert seen["drafted ahead"] > 10
+    assert seen["drafted"] > seen["accepted"] > 300

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fjx.speculation.pruning import UNKNOWN, PruneGate, RankEvidence, Remaining, rows_to_keep
+from fjx.speculation.pruning import UNKNOWN, RankEvidence, Remaining, rows_to_keep
 
 
 def taught(rounds: int = 400) -> RankEvidence:
@@ -79,31 +79,3 @@ def test_what_is_paid_already_makes_rows_worth_keeping() -> None:
     seconds = np.arange(3) * 1.0 + 0.5
     assert rows_to_keep([[0.3]], Remaining(0.0, seconds), 1) == [0]
     assert rows_to_keep([[0.3]], Remaining(9.0, seconds), 1) == [1]
-
-
-def looks(gate: PruneGate, steps: int, savings: float, cost: float) -> list[int]:
-    """Steps of trials, each of which brings the same."""
-    trials = []
-    for step in range(steps):
-        if gate.is_trial():
-            trials.append(step)
-            gate.observe(savings, cost)
-    return trials
-
-
-def test_it_pays_after_trials_have_said_so() -> None:
-    gate = PruneGate()
-    trials = looks(gate, 64, savings=3e-3, cost=1e-3)
-    assert trials == [0, 16, 32, 48]
-    assert not gate.pays
-    looks(gate, 100, savings=3e-3, cost=1e-3)
-    assert gate.pays
-
-
-def test_trials_become_rare_where_it_does_not_pay() -> None:
-    gate = PruneGate()
-    trials = looks(gate, 4000, savings=1e-3, cost=2e-3)
-    assert not gate.pays
-    assert len(trials) < 20
-    looks(gate, 20_000, savings=4e-3, cost=2e-3)
-    assert gate.pays
