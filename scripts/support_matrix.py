@@ -52,7 +52,11 @@ FEATURES = (
     ("Prometheus metrics under vLLM's names", r"serving/test_metrics\.py::test_engine"),
     ("API key", r"::test_api_key_opens"),
     ("Draining on SIGTERM", r"::test_sigterm"),
-    ("GPU", r"^tests/gpu/"),
+    ("GPU", r"^tests/gpu/.*::test_engine"),
+    (
+        "Hopper attention kernel: interpreted, and compiled for CUDA, not run on a GPU yet",
+        r"test_attention_mosaic\.py::test_it_compiles",
+    ),
     ("Tensor parallelism", r"::test_tensor_parallel"),
     ("Pipeline stages, regranularization", r"::test_regranularization"),
     ("Speculation: prompt lookup", r"engine/test_speculation\.py::test_prompt_lookup"),
@@ -61,6 +65,7 @@ FEATURES = (
     ("Speculation through a change of plan", r"::test_the_plan_changes_in_mid_draft"),
     ("Pruning inside the verification", r"engine/test_pruning\.py::test_cuts_at_random"),
     ("Verification in chunks (frontiers)", r"::test_right_frontiers_are_sent"),
+    ("Drafting beside a verification, in one program", r"::test_what_was_drafted_ahead"),
     ("Structured output", r"::test_structured_output"),
     ("LoRA", r"::test_lora"),
 )

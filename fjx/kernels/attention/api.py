@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fjx.kernels.attention import numba_cpu, reference
 from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.vectors import LANES
 
-Implementation = Literal["reference", "numba"]
+Implementation = Literal["reference", "numba", "mosaic"]
 
 
 def kv_pages_shape(
@@ -69,15 +69,31 @@ def append_and_attend(
         The attention output in float32, zero in padded rows, and the updated pages.
     """
     if implementation is None:
-        fits = all(size % LANES == 0 for size in kv_pages.shape[4:])
-        implementation = "numba" if jax.default_backend() == "cpu" and fits else "reference"
+        implementation = _fastest(kv_pages)
     append_and_attend = _IMPLEMENTATIONS[implementation]
     return append_and_attend(
         q, k, v, kv_pages, layer, rows, scale=scale, window=window, soft_cap=soft_cap
     )
 
 
+def _fastest(kv_pages: Array) -> Implementation:
+    """The implementation for pages of this shape and type on this platform."""
+    if jax.default_backend() == "cpu":
+        fits = all(size % LANES == 0 for size in kv_pages.shape[4:])
+        return "numba" if fits else "reference"
+    # Until `mosaic` has run on a GPU, it is not chosen by itself.
+    return "reference"
+
+
+def _append_and_attend_mosaic(*given: Any, **options: Any) -> tuple[Array, Array]:
+    # Pallas takes a fifth of a second to import, which only a GPU needs.
+    from fjx.kernels.attention import mosaic
+
+    return mosaic.append_and_attend(*given, **options)
+
+
 _IMPLEMENTATIONS = {
     "reference": reference.append_and_attend,
     "numba": numba_cpu.append_and_attend,
+    "mosaic": _append_and_attend_mosaic,
 }

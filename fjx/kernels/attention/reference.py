@@ -29,13 +29,14 @@ def append_and_attend(
 ) -> tuple[Float[Array, "T H D"], Array]:
     """See `fjx.kernels.attention.api.append_and_attend`."""
     dtype = jnp.dtype(jnp.bfloat16) if kv_pages.dtype == jnp.uint16 else kv_pages.dtype
-    kv_pages = _append(k, v, kv_pages, layer, rows, dtype)
+    kv_pages = append(k, v, kv_pages, layer, rows, dtype)
     return _attend(q, kv_pages[layer], rows, dtype, scale, window, soft_cap), kv_pages
 
 
-def _append(
+def append(
     k: Array, v: Array, kv_pages: Array, layer: int | Array, rows: RaggedRows, dtype: jnp.dtype
 ) -> Array:
+    """Write the rows' keys and values, as ``dtype``, into their pages."""
     page_size, pages = kv_pages.shape[4], kv_pages.shape[1]
     page_of_row = rows.page_table[rows.request_of, rows.positions // page_size]
     page_of_row = jnp.where(rows.request_of >= 0, page_of_row, pages)  # out of bounds: dropped

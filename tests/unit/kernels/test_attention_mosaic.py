@@ -1,0 +1,200 @@
+"""The GPU's attention kernel: its numbers in an interpreter, and that it compiles for CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fjx.kernels import mosaic
+from fjx.kernels.attention import kv_pages_shape
+from fjx.kernels.attention import mosaic as attention
+from fjx.kernels.attention.mosaic import _split, _tiles, append_and_attend, fits
+from fjx.kernels.ragged import RaggedRows
+from tests.unit.kernels.test_attention import LAYER, R, Shape, Step, Work, works
+
+interpreted = pytest.mark.skipif(
+    not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
+)
+CHUNK = 64
+"""Positions of a chunk here, so that a context has several."""
+
+SHAPES = {
+    "llama": Shape(heads=4, kv_heads=2, head_dim=64, bfloat16=True),
+    "smollm2": Shape(heads=9, kv_heads=3, head_dim=64, bfloat16=True),
+    "gemma": Shape(
+        page_size=32, heads=2, kv_heads=1, head_dim=128, window=19, soft_cap=3.0, bfloat16=True
+    ),
+    "large pages": Shape(page_size=128, heads=2, kv_heads=1, head_dim=64, bfloat16=True),
+}
+
+
+def attend(shape: Shape, blocks: int = 3) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """What runs in an interpreter."""
+    return jax.jit(
+        partial(
+            append_and_attend,
+            layer=LAYER,
+            scale=shape.head_dim**-0.5,
+            window=jnp.int32(shape.window),
+            soft_cap=shape.soft_cap,
+            blocks=blocks,
+            chunk=CHUNK,
+        )
+    )
+
+
+def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    pages = jax.lax.bitcast_convert_type(step.pages, jnp.bfloat16)
+    with mosaic.interpreted(detect_races=True):
+        out, after = attend(step.shape, **options)(
+            step.q, step.k, step.v, kv_pages=pages, rows=step.rows
+        )
+    return np.asarray(out), np.asarray(jax.lax.bitcast_convert_type(after, jnp.uint16))
+
+
+@interpreted
+@pytest.mark.parametrize("name", SHAPES)
+@settings(max_examples=2, deadline=None, derandomize=True)
+@given(work=works)
+def test_the_numbers_are_right_and_nothing_else_is_touched(name: str, work: Work) -> None:
+    """Slots that no request owns, and padded rows, are NaN: none may reach a result."""
+    step = Step(SHAPES[name], work, 3)
+    out, pages = run(step)
+    np.testing.assert_allclose(out, step.expected(), atol=2e-2, rtol=2e-2)
+    np.testing.assert_array_equal(pages, step.expected_pages(), "pages")
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter's products, too, a row has the same bits wherever it stands."""
+
+    def by_row(a: Any, b: Any, dtype: Any) -> Any:
+        b = b.astype(dtype)
+        return np.stack([row @ b for row in a.astype(dtype)])
+
+    monkeypatch.setattr(np, "matmul", by_row)
+
+
+@interpreted
+@pytest.mark.usefixtures("like_a_gpu")
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_the_bits_of_a_row_depend_neither_on_others_nor_on_chunks(name: str) -> None:
+    """Beside others, row by row or all at once; and however many blocks share the work."""
+    length = 70
+    whole = Step(SHAPES[name], [(40, 30)], seed=5)
+    together, _ = run(whole)
+    for blocks, cuts in ((1, [35, 40]), (5, [1, 2, 40])):
+        pages, parts, begin = whole.pages, [], 0
+        for end in cuts:
+            step = Step(SHAPES[name], [(end - begin, length - 40 + begin)], seed=5)
+            for array, source in ((step.q, whole.q), (step.k, whole.k), (step.v, whole.v)):
+                array[:] = np.nan
+                array[: end - begin] = source[begin:end]
+            step.pages = pages
+            step.rows.page_table[0] = whole.rows.page_table[0]
+            out, pages = run(step, blocks=blocks)
+            parts.append(out[: end - begin])
+            begin = end
+        np.testing.assert_array_equal(np.concatenate(parts), together[:40])
+
+
+@interpreted
+@pytest.mark.usefixtures("like_a_gpu")
+def test_a_row_has_the_same_bits_in_large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the chunks of a tile are one item."""
+    step = Step(SHAPES["llama"], [(5, 85), (1, 70), (30, 3)], seed=2)
+    apart, _ = run(step)
+    monkeypatch.setattr(attention, "_FEW_ROWS", 0)
+    at_once, _ = run(step)
+    np.testing.assert_array_equal(at_once, apart)
+
+
+MODELS = {
+    "Llama 3.1 8B": (32, 8, 128, None),
+    "Llama 3.1 70B": (64, 8, 128, None),
+    "Qwen3 32B": (64, 8, 128, None),
+    "Gemma 3 27B": (32, 16, 128, None),
+    "Gemma 2 9B": (16, 8, 256, 50.0),
+    "SmolLM2 135M": (9, 3, 64, None),
+}
+"""Heads, KV heads, size of a head, soft cap."""
+
+
+@pytest.mark.parametrize("rows", [1, 64, 2048])
+@pytest.mark.parametrize("model", MODELS)
+def test_it_compiles_for_cuda(model: str, rows: int) -> None:
+    heads, kv_heads, head_dim, soft_cap = MODELS[model]
+    pages = kv_pages_shape(4, 1000, 16, kv_heads, head_dim)
+    assert fits(pages, jnp.bfloat16)
+
+    def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def program(q: Any, k: Any, v: Any, pages: Any, layer: Any, window: Any, rows: Any) -> Any:
+        return append_and_attend(
+            q, k, v, pages, layer, rows, scale=head_dim**-0.5, window=window, soft_cap=soft_cap
+        )
+
+    requests = min(rows, 64)
+    at = RaggedRows(
+        shape(rows), shape(rows), shape(requests + 1), shape(requests), shape(requests, 512)
+    )
+    q = shape(rows, heads, head_dim, dtype=jnp.float32)
+    k = v = shape(rows, kv_heads, head_dim, dtype=jnp.float32)
+    text = mosaic.lowers(program, q, k, v, shape(*pages, dtype=jnp.bfloat16), shape(), shape(), at)
+    assert "mosaic_gpu" in text
+
+
+@pytest.mark.parametrize(
+    ("page_size", "head_dim", "dtype"),
+    [(16, 64, jnp.float32), (16, 80, jnp.bfloat16), (24, 64, jnp.bfloat16)],
+    ids=["float32", "size of a head", "size of a page"],
+)
+def test_what_the_kernel_does_not_take(page_size: int, head_dim: int, dtype: Any) -> None:
+    assert not fits(kv_pages_shape(1, 4, page_size, 2, head_dim), dtype)
+
+
+@pytest.mark.parametrize("window", [0, 50])
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    work=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 500)), min_size=1, max_size=R),
+    tokens=st.sampled_from([2, 8, 64]),
+)
+def test_items_cover_what_each_row_sees_once(window: int, work: Work, tokens: int) -> None:
+    rows = sum(count for count, _ in work)
+    counts = np.array([count for count, _ in work] + [0] * (R - len(work)))
+    context = np.array([sum(each) for each in work] + [0] * (R - len(work)), np.int32)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    T, chunk, chunks = 128, 128, 5
+    at = RaggedRows(jnp.zeros(T, jnp.int32), None, starts, context, None)  # type: ignore[arg-type]
+    tiles, num_tiles, of_tile = _tiles(at, tokens, jnp.int32(window))
+    items, num_items, tiles = _split(of_tile, tiles, num_tiles, chunk, chunks)
+    seen: dict[int, list[int]] = {row: [] for row in range(rows)}
+    for i in range(int(num_items)):
+        request, first_row, count, position, begin, end, number = (int(v[i]) for v in items)
+        assert begin % 64 == 0
+        assert number * chunk <= begin < end <= (number + 1) * chunk
+        assert starts[request] <= first_row
+        assert first_row + count <= starts[request + 1]
+        for token in range(count):
+            oldest = position + token - window + 1 if window else 0
+            seen[first_row + token] += range(max(begin, oldest), min(end, position + token + 1))
+    for r, (count, before) in enumerate(work):
+        for i in range(count):
+            oldest = max(before + i - window + 1, 0) if window else 0
+            assert seen[starts[r] + i] == list(range(oldest, before + i + 1))
+    for i in range(int(num_tiles)):
+        row, count, first_item, first_chunk, of = (int(v[i]) for v in tiles)
+        assert [int(items.chunk[first_item + c]) for c in range(of)] == [
+            first_chunk + c for c in range(of)
+        ]
+        assert {int(v) for v in items.first_row[first_item : first_item + of]} == {row}
+        assert count > 0
