@@ -1,0 +1,163 @@
+"""Every program of a GPU compiles for CUDA, as far as that can be seen without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fjx.kernels.attention import api
+from fjx.models.config import ModelConfig
+from fjx.models.draft_head import DraftHead
+from fjx.models.granules import Model
+from fjx.models.logit_lens import LogitLens
+from fjx.pipeline.chain import Chain
+from fjx.pipeline.compiler import Compiler, ProgramSpec
+from fjx.pipeline.draft_programs import HeadPrograms
+from fjx.pipeline.limits import Limits
+from fjx.pipeline.overlap import overlapped
+from fjx.pipeline.placement import Placement
+from fjx.pipeline.programs import Programs, StageShape
+from fjx.pipeline.prune_programs import PrunePrograms
+from tests.unit.engine.tiny import cpus
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+}
+QWEN = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+GEMMA = {
+    **LLAMA,
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "tie_word_embeddings": True,
+    "sliding_window": 1024,
+    "sliding_window_pattern": 2,
+    "query_pre_attn_scalar": 168,
+    "rope_local_base_freq": 10000.0,
+}
+
+
+def config_of(base: dict[str, Any], *sizes: int) -> ModelConfig:
+    """Of a model cut down to four layers: width, MLP, heads, KV heads, head, vocabulary."""
+    width, mlp, heads, kv_heads, head_dim, vocabulary = sizes
+    return ModelConfig.from_hf(
+        {
+            **base,
+            "hidden_size": width,
+            "intermediate_size": mlp,
+            "num_hidden_layers": 4,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_dim,
+            "vocab_size": vocabulary,
+        }
+    )
+
+
+MODELS = {
+    "Llama 3.1 8B": config_of(LLAMA, 4096, 14336, 32, 8, 128, 128256),
+    "Llama 3.1 70B": config_of(LLAMA, 8192, 28672, 64, 8, 128, 128256),
+    "Qwen3 32B": config_of(QWEN, 5120, 25600, 64, 8, 128, 151936),
+    "Gemma 3 27B": config_of(GEMMA, 5376, 21504, 32, 16, 128, 262208),
+    "SmolLM2 135M": config_of(LLAMA, 576, 1536, 9, 3, 64, 49152),
+}
+
+
+@pytest.fixture(autouse=True, params=["reference", "mosaic"])
+def _as_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(api, "_fastest", lambda kv_pages: request.param)
+
+
+def programs_of(config: ModelConfig, **more: Any) -> Programs:
+    limits = Limits(
+        max_model_len=2048,
+        max_num_seqs=4,
+        max_num_batched_tokens=8,
+        num_pages=500,
+        page_size=16,
+        bias_entries=4,
+        **more,
+    )
+    lens = LogitLens(config, np.arange(64, dtype=np.int32), mapped=(2,))
+    return Programs(Model(config, 2), limits, jnp.dtype(jnp.bfloat16), lens)
+
+
+def whole(programs: Programs) -> StageShape:
+    placement = Placement(cpus(0), (jax.devices("cpu")[0],))
+    return StageShape(placement, range(len(programs.model.granules)), first=True, last=True)
+
+
+def lower(specs: Iterable[ProgramSpec]) -> dict[Any, str]:
+    """Their programs for CUDA."""
+    lowered = {}
+    for spec in specs:
+        jitted = jax.jit(spec.function, donate_argnums=spec.donate)
+        traced = jitted.trace(*spec.arguments)
+        lowered[spec.key] = traced.lower(lowering_platforms=("cuda",)).as_text()
+    return lowered
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_programs_of_a_stage(model: str) -> None:
+    programs = programs_of(MODELS[model], max_draft_rows=4, hidden=True, confidences=True)
+    assert programs.stacked
+    stage = whole(programs)
+    texts = lower(programs.stage(stage))
+    kernels = {key for key, text in texts.items() if "mosaic_gpu" in text}
+    with_attention = {key for key in texts if key[0] in ("granule", "stage")}
+    assert with_attention
+    assert kernels == (with_attention if api._fastest(jnp.zeros(0)) == "mosaic" else set())
+
+
+def test_the_programs_that_move_pages() -> None:
+    programs = programs_of(MODELS["Llama 3.1 8B"])
+    stage = whole(programs)
+    assert lower([*programs.pages(stage, target=True), *programs.pages(stage, target=False)])
+
+
+def test_the_programs_of_a_draft_head_and_of_pruning() -> None:
+    config = MODELS["SmolLM2 135M"]
+    programs = programs_of(config, max_draft_rows=4, hidden=True)
+    stage = whole(programs)
+    head = DraftHead(config, np.arange(64, dtype=np.int32))
+    device = stage.placement.devices[0]
+    drafting = HeadPrograms(
+        head, programs.model, programs.limits, programs.dtype, device, programs.stacked
+    )
+    assert lower([*drafting.specs(), *PrunePrograms(programs).specs([stage])])
+
+
+def chain_of(programs: Programs, compiler: Compiler) -> Chain:
+    """Three decoding steps."""
+    stage = whole(programs)
+    depths = tuple(map(len, programs.model.granules))
+    working: Any = SimpleNamespace(
+        placement=stage.placement,
+        fused_key=(depths, stage.first, stage.last, stage.placement.key),
+        granules=depths,
+    )
+    executor: Any = SimpleNamespace(segments=[working], compiler=compiler, limits=programs.limits)
+    step: Any = SimpleNamespace(num_rows=2, sample_bucket=2, sampling=None)
+    return Chain(executor, [step] * 3)
+
+
+def test_a_draft_beside_a_verification() -> None:
+    target = programs_of(MODELS["Llama 3.1 8B"], max_draft_rows=4)
+    drafter = programs_of(MODELS["SmolLM2 135M"], confidences=True)
+    compiler = Compiler(cache_dir=None)
+    compiler.register(drafter.stage(whole(drafter)))
+    (verification,) = (spec for spec in target.stage(whole(target)) if spec.key[:2] == ("stage", 8))
+    chain = chain_of(drafter, compiler)
+    both = overlapped(verification, chain.spec(), "both", "gpu")
+    assert lower([chain.spec(), both])
