@@ -5,8 +5,8 @@
 
 On a GPU: the numbers of attention against float64, then its time at decoding, verification and
 prefill, beside the bandwidth of a copy and the rate of a matrix product that the same GPU reaches,
-and beside cuDNN's attention; then whole decoding steps, beside what their bytes need. Each result
-is printed as it comes, and written at once.
+and beside cuDNN's attention; drafting beside a verification; then whole decoding steps, beside what
+their bytes need. Each result is printed as it comes, and written at once.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from fjx.models.tensors import canonical_shapes
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
+from fjx.pipeline.overlap import STREAM_OPTIONS, overlap
 from fjx.pipeline.pieces import Loader, step_programs
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.programs import Programs
@@ -112,6 +113,7 @@ def main() -> None:
         "decoding": partial(attention_times, DECODING),
         "verification": partial(attention_times, VERIFICATION),
         "prefill": partial(attention_times, PREFILL),
+        "overlap": overlap_shares,
         "whole steps": decoding_rates,
     }
     failed = []
@@ -289,9 +291,46 @@ def measured(model: Heads, load: Load) -> dict[str, Any]:
     return found
 
 
-def paged(model: Heads, q: Any, kv_pages: Any, rows: RaggedRows) -> Any:
+def paged(model: Heads, q: Any, kv_pages: Any, rows: RaggedRows, blocks: int = 132) -> Any:
     """The kernel, over keys and values that are in their pages."""
-    return attend(q, kv_pages, 0, rows, scale=model.head_dim**-0.5)
+    return attend(q, kv_pages, 0, rows, scale=model.head_dim**-0.5, blocks=blocks)
+
+
+def overlap_shares() -> list[dict[str, Any]]:
+    """Drafting beside a verification, in one program, by the share of multiprocessors that the
+    verification's attention may use: how much of the drafting hides, and what both cost."""
+    model, load = MODELS["Llama 3.1 8B"], Load(64, 8, 4096)
+    q, _, _, kv_pages, rows = arguments(model, load)
+    keys = jax.random.split(jax.random.key(1), DRAFT_LAYERS)
+    weights = [0.03 * jax.random.normal(key, (1024, 8192), jnp.bfloat16) for key in keys]
+    x = jnp.ones((64, 1024), jnp.bfloat16)
+    found = []
+    for blocks in (132, 110, 88, 66, 44):
+        verify = partial(paged, model, blocks=blocks)
+        alone = seconds_of(jax.jit(verify), (q, kv_pages, rows))
+        drafting = seconds_of(jax.jit(draft), (x, weights))
+        run = jax.jit(overlap(verify, draft), compiler_options=STREAM_OPTIONS)
+        both = seconds_of(run, ((q, kv_pages, rows), (x, weights)))
+        found.append(
+            {
+                "blocks": blocks,
+                "verification_microseconds": 1e6 * alone,
+                "drafting_microseconds": 1e6 * drafting,
+                "both_microseconds": 1e6 * both,
+                "hidden_share_of_drafting": (alone + drafting - both) / drafting,
+            }
+        )
+    return found
+
+
+DRAFT_LAYERS = 24
+
+
+def draft(x: Any, weights: list[Any]) -> Any:
+    """About what a step of a small draft model multiplies."""
+    for each in weights:
+        x = x + jax.nn.silu(x @ each) @ each.T
+    return x
 
 
 def decoding_rates() -> list[dict[str, Any]]:

@@ -160,4 +160,5 @@ def test_a_draft_beside_a_verification() -> None:
     (verification,) = (spec for spec in target.stage(whole(target)) if spec.key[:2] == ("stage", 8))
     chain = chain_of(drafter, compiler)
     both = overlapped(verification, chain.spec(), "both", "gpu")
-    assert lower([chain.spec(), both])
+    texts = lower([chain.spec(), both])
+    assert "_xla_stream_annotation" in texts["both"]
