@@ -27,29 +27,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gpu_decoding import LLAMA_8B, PAGE_SIZE, Decoder
 from tqdm import tqdm
 
 from fjx.bench.report import environment
-from fjx.engine.replica import Replica
-from fjx.engine.request import Request
 from fjx.kernels import mosaic
 from fjx.kernels.attention import api, append_and_attend, kv_pages_shape
 from fjx.kernels.attention.mosaic import attend
 from fjx.kernels.ragged import RaggedRows
-from fjx.models.config import ModelConfig
-from fjx.models.granules import Model
-from fjx.models.tensors import canonical_shapes
-from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.executor import Executor
-from fjx.pipeline.limits import Limits
 from fjx.pipeline.overlap import STREAM_OPTIONS, overlap
-from fjx.pipeline.pieces import Loader, step_programs
-from fjx.pipeline.placement import live_devices
-from fjx.pipeline.programs import Programs
-from fjx.sampling_params import SamplingParams
-from fjx.sharding.plan import Deployment, Mesh, Plan, Stage
-
-PAGE_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -82,11 +68,6 @@ class Load:
     """Of each request."""
     context: int
     """Tokens of each, these rows included."""
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"{self.requests} x {self.rows} rows at {self.context}"
 
 
 DECODING = tuple(Load(n, 1, c) for n in (8, 32, 128) for c in (1024, 4096, 32768) if n * c <= 2**21)
@@ -147,7 +128,7 @@ def lower_all() -> int:
     return failed
 
 
-def attention(model: Heads, implementation: str, **options: Any) -> Callable[..., Any]:
+def attention(model: Heads, implementation: str) -> Callable[..., Any]:
     """A layer's attention over its pages."""
 
     def attend(q: Any, k: Any, v: Any, kv_pages: Any, rows: RaggedRows) -> Any:
@@ -162,7 +143,6 @@ def attention(model: Heads, implementation: str, **options: Any) -> Callable[...
             window=jnp.int32(model.window),
             soft_cap=model.soft_cap,
             implementation=implementation,  # type: ignore[arg-type]
-            **options,
         )
 
     return attend
@@ -359,22 +339,6 @@ def decoding_rates() -> list[dict[str, Any]]:
     return found
 
 
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-}
-
-
 @contextlib.contextmanager
 def chosen(implementation: str) -> Iterator[None]:
     """Attention runs so in programs that are traced meanwhile."""
@@ -384,72 +348,6 @@ def chosen(implementation: str) -> Iterator[None]:
         yield
     finally:
         api._fastest = before
-
-
-class Decoder:
-    """The engine's executor and scheduler, over weights that were made up."""
-
-    def __init__(self, hf_config: dict[str, Any], num_pages: int) -> None:
-        config = ModelConfig.from_hf(hf_config)
-        limits = Limits(
-            max_model_len=2048,
-            max_num_seqs=64,
-            max_num_batched_tokens=512,
-            num_pages=num_pages,
-            page_size=PAGE_SIZE,
-            bias_entries=1,
-        )
-        programs = Programs(Model(config), limits, jnp.dtype(jnp.bfloat16))
-        devices = live_devices()
-        (mesh,) = {Mesh((device,), (("tensor", 1),)) for device in list(devices)[:1]}
-        plan = Plan((Stage(range(len(programs.model.granules)), mesh),))
-        compiler = Compiler(cache_dir=None)
-        compiler.register(step_programs(programs, Deployment((plan,)), devices))
-        loader = Loader(programs, plan, devices)
-        some = 0.02 * np.random.default_rng(0).standard_normal(1 << 20, np.float32)
-        self.weight_bytes = 0
-        for name, shape in tqdm(canonical_shapes(config).items(), desc="weights", unit="tensor"):
-            loader.take(name, np.resize(some, shape))
-            # Of the embedding a step reads a row for each token only.
-            self.weight_bytes += 2 * int(np.prod(shape)) * (name != "embed.tokens")
-        executor = Executor(programs, compiler, loader.pieces())
-        # The program of the whole stage, which a serving engine compiles in the background.
-        executor.compiler.compile_background()
-        executor.compiler.wait_background()
-        self._replica = Replica(executor, share_prefixes=False, end_tokens=())
-        self._token_bytes = 4 * config.num_layers * config.num_kv_heads * config.head_dim
-
-    def step_seconds(self, requests: int, context: int, steps: int = 30) -> tuple[float, int]:
-        """The median of a step with so many requests of about so many tokens; and the bytes of
-        their keys and values."""
-        params = SamplingParams(temperature=0.0, max_tokens=1000)
-        running = [
-            Request(f"{i}", context, list(range(i, i + context)), params, 0, 2000, 0.0)
-            for i in range(requests)
-        ]
-        for request in running:
-            self._replica.scheduler.add(request)
-        while any(request.computed < context for request in running):
-            self._step()
-        for _ in range(5):
-            self._step()
-        times = []
-        for _ in range(steps):
-            begun = time.perf_counter()
-            self._step()
-            times.append(time.perf_counter() - begun)
-        kv_bytes = requests * running[0].computed * self._token_bytes
-        for request in running:
-            self._replica.scheduler.finish(request)
-        return statistics.median(times), kv_bytes
-
-    def _step(self) -> None:
-        self._replica.dispatch()
-        for microbatch in self._replica.take_in_flight():
-            tokens = microbatch.output.read_tokens()
-            chosen = [rows.request for rows in microbatch.scheduled if rows.samples]
-            for request, token in zip(chosen, tokens, strict=True):
-                request.commit(token)
 
 
 def dense(model: Heads, load: Load, q: Any, keys: Any, values: Any) -> Any:

@@ -144,13 +144,14 @@ class Speculator:
         drafts = self.drafter.propose(waiting, lengths, goes_on)
         for request, draft in zip(waiting, drafts, strict=True):
             self._acceptance.propose(request, draft.confidences)
+        spent = time.perf_counter() - begun
         count, seconds = self.drafter.rounds
         context = sum(r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k)
         if self.ahead is not None:
             in_turn = self._drafting_in_turn(lengths, context)
-            self.ahead.observe_drafting(in_turn, time.perf_counter() - begun)
+            self.ahead.observe_drafting(in_turn, spent)
         if self._draft_cost is not None and seconds:
-            self._drafting_seconds = time.perf_counter() - begun
+            self._drafting_seconds = spent
             self._first_cost.offer(count, context, seconds[0])
             if len(seconds) > 1:
                 self._draft_cost.offer(count, context, statistics.fmean(seconds[1:]))

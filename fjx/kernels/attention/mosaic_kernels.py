@@ -56,6 +56,22 @@ class Tiles(NamedTuple):
     chunks: Any
 
 
+class _Shared(NamedTuple):
+    """What the warpgroups of a block share."""
+
+    q: Any
+    k: Any
+    """A ring, as are the values."""
+    v: Any
+    weights: Any
+    out: Any
+    sums: Any
+    arrived: Any
+    """Barriers, for each place of the ring: keys and values are there."""
+    free: Any
+    """They are needed no more."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """Attention of some sizes."""
@@ -87,6 +103,11 @@ class Kernels:
     def _parts(self) -> range:
         return range(self.head_dim // self._width)
 
+    @property
+    def _stages(self) -> int:
+        """Places of the ring."""
+        return max(2, min(5, _RING_BYTES // (2 * BLOCK * self.head_dim * 2)))
+
     def attend(self, items: int) -> Callable[..., Any]:
         """The kernel over so many items.
 
@@ -97,17 +118,17 @@ class Kernels:
         sums of its weights.
         """
         K, D, width = self.kv_heads, self.head_dim, self._width
-        stages = max(2, min(5, _RING_BYTES // (2 * BLOCK * D * 2)))
+        stages, parts = self._stages, len(self._parts)
         copies = max(BLOCK // self.page_size, 1)
         swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
         scratch = [
             plgpu.SMEM((TILE, D), self.dtype, transforms=swizzled),
             plgpu.SMEM((stages, BLOCK, D), self.dtype, transforms=swizzled),
-            plgpu.SMEM((stages, len(self._parts), BLOCK, width), self.dtype, transforms=swizzled),
+            plgpu.SMEM((stages, parts, BLOCK, width), self.dtype, transforms=swizzled),
             plgpu.SMEM((TILE, BLOCK), self.dtype, transforms=swizzled),
             plgpu.SMEM((TILE, width), jnp.float32),
             plgpu.SMEM((2, TILE), jnp.float32),
-            plgpu.Barrier(num_arrivals=(1 + len(self._parts)) * copies, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=(1 + parts) * copies, num_barriers=stages),
             plgpu.Barrier(num_barriers=stages),
         ]
         results: tuple[Any, ...] = (self._result(),)
@@ -117,16 +138,11 @@ class Kernels:
         count = len(results)
 
         def body(numbers, work, table, q, kv, *refs):  # type: ignore[no-untyped-def]
-            outs, (q_at, k_at, v_at, p_at, out_at, sums_at, kv_in, kv_free) = (
-                refs[:count],
-                refs[count:],
-            )
-            bring = partial(self._bring_pages, numbers, work, table, kv, k_at, v_at)
-            multiply = partial(self._multiply, numbers, work, q, q_at, k_at, v_at, p_at)
-            pl.when(lax.axis_index("wg") == 1)(partial(bring, kv_in, kv_free, stages))
-            pl.when(lax.axis_index("wg") == 0)(
-                partial(multiply, kv_in, kv_free, stages, outs, out_at, sums_at)
-            )
+            outs, shared = refs[:count], _Shared(*refs[count:])
+            bring = partial(self._bring_pages, numbers, work, table, kv, shared)
+            multiply = partial(self._multiply, numbers, work, q, shared, outs)
+            pl.when(lax.axis_index("wg") == 1)(bring)
+            pl.when(lax.axis_index("wg") == 0)(multiply)
 
         return self._kernel("fjx_attend", body, results, scratch, warpgroups=2)
 
@@ -190,18 +206,7 @@ class Kernels:
 
         lax.fori_loop(0, mine, one, jnp.int32(0))
 
-    def _bring_pages(
-        self,
-        numbers: Any,
-        work: Any,
-        table: Any,
-        kv: Any,
-        k_at: Any,
-        v_at: Any,
-        kv_in: Any,
-        kv_free: Any,
-        stages: int,
-    ) -> None:
+    def _bring_pages(self, numbers: Any, work: Any, table: Any, kv: Any, shared: _Shared) -> None:
         """What one warpgroup does: keys and values of all items go into the ring."""
         layer, K, page_size = numbers[1], self.kv_heads, self.page_size
         size = min(page_size, BLOCK)
@@ -213,8 +218,10 @@ class Kernels:
             row = items.request * self.table_width
 
             def bring(step, _):  # type: ignore[no-untyped-def]
-                slot = (done + step) % stages
-                pl.when(done + step >= stages)(lambda: plgpu.barrier_wait(kv_free.at[slot]))
+                slot = (done + step) % self._stages
+                used = done + step >= self._stages
+                pl.when(used)(lambda: plgpu.barrier_wait(shared.free.at[slot]))
+                arrived = shared.arrived.at[slot]
                 for offset in range(0, BLOCK, size):
                     position = begin + step * BLOCK + offset
                     # Behind the end of the table there is nothing to be seen.
@@ -224,11 +231,11 @@ class Kernels:
                     if page_size > BLOCK:
                         within = pl.ds(pl.multiple_of(position % page_size, BLOCK), size)
                     to = pl.ds(offset, size)
-                    plgpu.copy_gmem_to_smem(kv.at[page, within], k_at.at[slot, to], kv_in.at[slot])
+                    plgpu.copy_gmem_to_smem(kv.at[page, within], shared.k.at[slot, to], arrived)
                     for part in self._parts:
                         columns = pl.ds(part * self._width, self._width)
-                        values, there = kv.at[page + K, within, columns], v_at.at[slot, part, to]
-                        plgpu.copy_gmem_to_smem(values, there, kv_in.at[slot])
+                        values = kv.at[page + K, within, columns]
+                        plgpu.copy_gmem_to_smem(values, shared.v.at[slot, part, to], arrived)
 
             lax.fori_loop(0, steps, bring, None)
             return done + steps
@@ -236,20 +243,7 @@ class Kernels:
         self._in_turn(numbers[0], bring_item)
 
     def _multiply(
-        self,
-        numbers: Any,
-        work: Any,
-        q: Any,
-        q_at: Any,
-        k_at: Any,
-        v_at: Any,
-        p_at: Any,
-        kv_in: Any,
-        kv_free: Any,
-        stages: int,
-        outs: tuple[Any, ...],
-        out_at: Any,
-        sums_at: Any,
+        self, numbers: Any, work: Any, q: Any, shared: _Shared, outs: tuple[Any, ...]
     ) -> None:
         """What the other warpgroup does: queries times keys, weights, weights times values."""
         window = numbers[2]
@@ -260,7 +254,7 @@ class Kernels:
             count, position = items.tokens, items.position
             row = items.first_row * self.group
             # The memory engine would need rows at multiples of 8.
-            q_at[...] = mosaic.load(q.at[head, pl.ds(row, TILE)], _LAYOUT)
+            shared.q[...] = mosaic.load(q.at[head, pl.ds(row, TILE)], _LAYOUT)
             plgpu.commit_smem()
             line = plgpu.broadcasted_iota(jnp.int32, (TILE, BLOCK), 0, layout=_LAYOUT)
             column = plgpu.broadcasted_iota(jnp.int32, (TILE, BLOCK), 1, layout=_LAYOUT)
@@ -269,9 +263,9 @@ class Kernels:
 
             def attend(step, whole, first, done):  # type: ignore[no-untyped-def]
                 acc, most, weight = whole
-                slot, at = (done + step) % stages, first + step * BLOCK
-                plgpu.barrier_wait(kv_in.at[slot])
-                logits = self._logits(q_at, k_at.at[slot])
+                slot, at = (done + step) % self._stages, first + step * BLOCK
+                plgpu.barrier_wait(shared.arrived.at[slot])
+                logits = self._logits(shared.q, shared.k.at[slot])
                 seen = (column + at <= last_seen) & (column + at > before_seen)
                 logits = jnp.where(seen, logits, jnp.full_like(logits, _LEAST))
                 largest = logits.max(axis=1).astype(jnp.int32) + 1
@@ -279,20 +273,20 @@ class Kernels:
                 shrink = _power_of_two(most - higher)
                 weights = jnp.exp2(logits - lax.broadcast_in_dim(higher, logits.shape, [0]))
                 weights = jnp.where(seen, weights, jnp.zeros_like(weights))
-                p_at[...] = weights.astype(self.dtype)
+                shared.weights[...] = weights.astype(self.dtype)
                 written = position + count - at
-                pl.when(written < BLOCK)(partial(self._clear, v_at.at[slot], written))
+                pl.when(written < BLOCK)(partial(self._clear, shared.v.at[slot], written))
                 plgpu.commit_smem()
                 after = []
                 for part in self._parts:
 
                     def weigh(product, part=part):  # type: ignore[no-untyped-def]
-                        plgpu.wgmma(product, p_at, v_at.at[slot, part])
+                        plgpu.wgmma(product, shared.weights, shared.v.at[slot, part])
                         return product[...]
 
                     more = pl.run_scoped(weigh, plgpu.ACC((TILE, self._width), jnp.float32))
                     after.append(_scaled(acc[part], shrink) + more)
-                plgpu.barrier_arrive(kv_free.at[slot])
+                plgpu.barrier_arrive(shared.free.at[slot])
                 return tuple(after), higher, weight * shrink + weights.sum(axis=1)
 
             def attend_chunk(number, carry):  # type: ignore[no-untyped-def]
@@ -310,18 +304,17 @@ class Kernels:
                 (acc, _, weight), _ = lax.fori_loop(*chunks, attend_chunk, (nothing, done))
                 for part, at in zip(acc, columns, strict=True):
                     out = outs[0].at[head]
-                    self._store(_divided(part, weight), out_at, out, row, count, at)
+                    self._store(_divided(part, weight), shared.out, out, row, count, at)
             else:
                 of_item = partial(attend, first=begin, done=done)
-                steps = _blocks(begin, end)
-                acc, most, weight = lax.fori_loop(0, steps, of_item, nothing)
-                sums_at[0], sums_at[1] = most, weight
+                acc, most, weight = lax.fori_loop(0, _blocks(begin, end), of_item, nothing)
+                shared.sums[0], shared.sums[1] = most, weight
                 plgpu.commit_smem()
                 for i, to in enumerate(outs[1:]):
-                    plgpu.copy_smem_to_gmem(sums_at.at[i], to.at[item, head])
+                    plgpu.copy_smem_to_gmem(shared.sums.at[i], to.at[item, head])
                 for part, at in zip(acc, columns, strict=True):
                     out = outs[0].at[items.chunk, head]
-                    self._store(part, out_at, out, row, count, at)
+                    self._store(part, shared.out, out, row, count, at)
             return done + _blocks(begin, end)
 
         self._in_turn(numbers[0], attend_item)
