@@ -75,7 +75,22 @@ def load(ref: Any, layout: Any) -> Any:
     return plgpu.load(ref, *where, layout=layout, optimized=False)
 
 
+def left_of_product(values: Any, at: Any) -> Any:
+    """The left side of a matrix product from registers; in an interpreter, which only takes it from
+    shared memory, by way of ``at``."""
+    if not is_interpreted():
+        return values
+    at[...] = values
+    plgpu.commit_smem()
+    return at
+
+
 _INTERPRETED: list[Any] = [False]
+
+
+def is_interpreted() -> bool:
+    """Whether what is traced now is to run in an interpreter."""
+    return _INTERPRETED[-1] is not False
 
 
 def can_interpret() -> bool:

@@ -4,7 +4,7 @@ The queries of a request are cut into tiles of 64 rows: some of its tokens, each
 heads that share a KV head. A tile's context is cut into chunks of a fixed number of positions, and
 a work item is one chunk of one tile and KV head. As many blocks as the caller allows take the items
 in turn. In each, one warpgroup reads page ids and lets the memory engine bring pages into a ring of
-shared memory; the other one multiplies.
+shared memory; the others multiply: in steps of many rows two of them, for two tiles of one request.
 
 Chunks begin at multiples of their size, whatever is in the batch, and a row takes no part in what
 it does not see. So a row's sums are always taken in the same order.
@@ -18,13 +18,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.attention.mosaic_append import append
-from fjx.kernels.attention.mosaic_kernels import BLOCK, TILE, Items, Kernels, Tiles
+from fjx.kernels.attention.mosaic_kernels import Items, Kernels, Tiles
+from fjx.kernels.attention.mosaic_tile import BLOCK, TILE
 from fjx.kernels.ragged import RaggedRows
 
 _CHUNK = 2048
 """Positions of a work item, at most."""
 _FEW_ROWS = 256
-"""Steps of more rows have tiles enough for a GPU: a tile's chunks are one item."""
+"""Steps of more rows have tiles enough for a GPU: a tile's chunks are one item, and where registers
+allow two tiles are."""
+_LARGEST_OF_PAIRS = 128
+"""Size of a head up to which they do."""
 
 
 def append_and_attend(
@@ -85,7 +89,9 @@ def attend(
     T, H, D = q.shape
     layers, pages, two, K, page_size, _ = kv_pages.shape
     group = 1 << (H // K - 1).bit_length()
-    tokens = TILE // group
+    few = T <= _FEW_ROWS
+    pairs = not few and D <= _LARGEST_OF_PAIRS
+    tokens = TILE // group * (1 + pairs)
     window = jnp.int32(0) if window is None else window.astype(jnp.int32)
     table_width = rows.page_table.shape[1]
     kernels = Kernels(
@@ -98,10 +104,11 @@ def attend(
         pages=pages,
         table_width=table_width,
         chunk=chunk,
-        chunks=-(-table_width * page_size // chunk) if T <= _FEW_ROWS else 1,
+        chunks=-(-table_width * page_size // chunk) if few else 1,
         scale=scale,
         soft_cap=soft_cap,
         blocks=blocks,
+        tiles=1 + pairs,
     )
     q = q.astype(kv_pages.dtype).reshape(T, K, H // K, D)
     q = jnp.pad(q, ((0, tokens), (0, 0), (0, group - H // K), (0, 0)))

@@ -36,6 +36,9 @@ def append(
     to = (jnp.asarray(layer, jnp.int32) * pages + page) * two * K
     to = jnp.where(rows.request_of >= 0, to, _NOWHERE).astype(jnp.int32)
     where = jnp.stack([to, rows.positions % page_size])
+    # A value that nobody sees is multiplied by 0, which must give 0.
+    largest = float(jnp.finfo(kv_pages.dtype).max)  # type: ignore[no-untyped-call]
+    v = jnp.nan_to_num(v, nan=0.0, posinf=largest, neginf=-largest).clip(-largest, largest)
     new = jnp.stack([k, v], axis=1).astype(kv_pages.dtype).reshape(T, two * K, D)
     write = _kernel(T, two * K, D, kv_pages.dtype, min(blocks, T))
     change = pl.run_state(lambda memory: write(where, new, memory))

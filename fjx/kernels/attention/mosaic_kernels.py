@@ -14,29 +14,39 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from fjx.kernels import mosaic
+from fjx.kernels.attention.mosaic_tile import (
+    BLOCK,
+    BY_ROW,
+    LAYOUT,
+    LEAST,
+    TILE,
+    Sums,
+    Tile,
+    blocks_between,
+    divided,
+    folded,
+    nothing_yet,
+    power_of_two,
+    scaled,
+)
 from fjx.kernels.mosaic import plgpu
 
-TILE = 64
-"""Rows of a tile: the least of a warpgroup's matrix product."""
-BLOCK = 64
-"""Positions whose keys and values are taken at once."""
 _WIDTH = 128
 """Columns of the values that are taken at once: more do not fit into a warpgroup's registers."""
-_RING_BYTES = 160 * 1024
-"""Shared memory for keys and values on their way, at most."""
-_FAR = 1 << 30
-_LEAST = -float(1 << 24)
-"""In place of minus infinity, whose differences are not numbers."""
-_LAYOUT, _BY_ROW = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
+_REGISTERS = {"multiply": 232, "bring": 40}
+"""Of a thread, where two warpgroups multiply: what they need more, the third one needs less."""
+_RING_BYTES = {1: 160 * 1024, 2: 128 * 1024}
+"""Shared memory for keys and values on their way, at most, by tiles of an item."""
 
 
 class Items(NamedTuple):
-    """Chunks of tiles. Entries are [I] int32; those behind the last one in use are none."""
+    """Chunks of tiles, or of pairs of tiles. Entries are [I] int32; those behind the last one in
+    use are none."""
 
     request: Any
     first_row: Any
     tokens: Any
-    """Of the tile."""
+    """Of the tile, or of both."""
     position: Any
     """Of the first of them."""
     begin: Any
@@ -63,13 +73,14 @@ class _Shared(NamedTuple):
     k: Any
     """A ring, as are the values."""
     v: Any
-    weights: Any
     out: Any
     sums: Any
     arrived: Any
     """Barriers, for each place of the ring: keys and values are there."""
     free: Any
     """They are needed no more."""
+    weights: Any = None
+    """Where an interpreter has them."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +105,13 @@ class Kernels:
     scale: float
     soft_cap: float | None
     blocks: int
+    tiles: int = 1
+    """Of an item, one for each warpgroup that multiplies; 2 read keys and values half as often."""
 
     @property
     def _width(self) -> int:
-        return min(self.head_dim, _WIDTH)
+        # What two tiles give must fit beside the ring on its way out.
+        return min(self.head_dim, _WIDTH // self.tiles)
 
     @property
     def _parts(self) -> range:
@@ -106,7 +120,7 @@ class Kernels:
     @property
     def _stages(self) -> int:
         """Places of the ring."""
-        return max(2, min(5, _RING_BYTES // (2 * BLOCK * self.head_dim * 2)))
+        return max(2, min(5, _RING_BYTES[self.tiles] // (2 * BLOCK * self.head_dim * 2)))
 
     def attend(self, items: int) -> Callable[..., Any]:
         """The kernel over so many items.
@@ -117,20 +131,21 @@ class Kernels:
         [chunks, K, rows, D], and of each item [I, K, 64], what was taken from its logits and the
         sums of its weights.
         """
-        K, D, width = self.kv_heads, self.head_dim, self._width
+        K, D, width, tiles = self.kv_heads, self.head_dim, self._width, self.tiles
         stages, parts = self._stages, len(self._parts)
         copies = max(BLOCK // self.page_size, 1)
         swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
         scratch = [
-            plgpu.SMEM((TILE, D), self.dtype, transforms=swizzled),
+            plgpu.SMEM((tiles, TILE, D), self.dtype, transforms=swizzled),
             plgpu.SMEM((stages, BLOCK, D), self.dtype, transforms=swizzled),
             plgpu.SMEM((stages, parts, BLOCK, width), self.dtype, transforms=swizzled),
-            plgpu.SMEM((TILE, BLOCK), self.dtype, transforms=swizzled),
-            plgpu.SMEM((TILE, width), jnp.float32),
+            plgpu.SMEM((tiles, TILE, width), jnp.float32),
             plgpu.SMEM((2, TILE), jnp.float32),
             plgpu.Barrier(num_arrivals=(1 + parts) * copies, num_barriers=stages),
-            plgpu.Barrier(num_barriers=stages),
+            plgpu.Barrier(num_arrivals=tiles, num_barriers=stages),
         ]
+        if mosaic.is_interpreted():
+            scratch.append(plgpu.SMEM((tiles, TILE, BLOCK), self.dtype, transforms=swizzled))
         results: tuple[Any, ...] = (self._result(),)
         if self.chunks > 1:
             by_row = mosaic.struct((items, K, TILE), jnp.float32)
@@ -141,10 +156,10 @@ class Kernels:
             outs, shared = refs[:count], _Shared(*refs[count:])
             bring = partial(self._bring_pages, numbers, work, table, kv, shared)
             multiply = partial(self._multiply, numbers, work, q, shared, outs)
-            pl.when(lax.axis_index("wg") == 1)(bring)
-            pl.when(lax.axis_index("wg") == 0)(multiply)
+            pl.when(lax.axis_index("wg") == tiles)(bring)
+            pl.when(lax.axis_index("wg") < tiles)(multiply)
 
-        return self._kernel("fjx_attend", body, results, scratch, warpgroups=2)
+        return self._kernel("fjx_attend", body, results, scratch, warpgroups=tiles + 1)
 
     def combine(self) -> Callable[..., Any]:
         """From the number of tiles in use, the tiles [5, J], and what `attend` gave for more than
@@ -160,17 +175,17 @@ class Kernels:
                     def add(i, whole, columns=columns):  # type: ignore[no-untyped-def]
                         of_chunk = values.at[first + i, head, pl.ds(row, TILE), columns]
                         item = first_item + i
-                        return _folded(
+                        return folded(
                             whole,
                             (
-                                (mosaic.load(of_chunk, _LAYOUT),),
-                                mosaic.load(top.at[item, head], _BY_ROW),
-                                mosaic.load(sums.at[item, head], _BY_ROW),
+                                (mosaic.load(of_chunk, LAYOUT),),
+                                mosaic.load(top.at[item, head], BY_ROW),
+                                mosaic.load(sums.at[item, head], BY_ROW),
                             ),
                         )
 
-                    (acc,), _, weight = lax.fori_loop(0, chunks, add, _nothing(self._width, 1))
-                    self._store(_divided(acc, weight), out_at, out.at[head], row, tokens, columns)
+                    (acc,), _, weight = lax.fori_loop(0, chunks, add, nothing_yet(self._width, 1))
+                    self._store(divided(acc, weight), out_at, out.at[head], row, tokens, columns)
                 return done
 
             self._in_turn(numbers[0], combine)
@@ -208,13 +223,15 @@ class Kernels:
 
     def _bring_pages(self, numbers: Any, work: Any, table: Any, kv: Any, shared: _Shared) -> None:
         """What one warpgroup does: keys and values of all items go into the ring."""
+        if self.tiles > 1:
+            plgpu.set_max_registers(_REGISTERS["bring"], action="decrease")
         layer, K, page_size = numbers[1], self.kv_heads, self.page_size
         size = min(page_size, BLOCK)
 
         def bring_item(item, head, done):  # type: ignore[no-untyped-def]
             items = Items(*(work[i, item] for i in range(7)))
             begin = items.begin
-            steps = _blocks(begin, items.end)
+            steps = blocks_between(begin, items.end)
             row = items.request * self.table_width
 
             def bring(step, _):  # type: ignore[no-untyped-def]
@@ -245,82 +262,123 @@ class Kernels:
     def _multiply(
         self, numbers: Any, work: Any, q: Any, shared: _Shared, outs: tuple[Any, ...]
     ) -> None:
-        """What the other warpgroup does: queries times keys, weights, weights times values."""
-        window = numbers[2]
+        """What each of the other warpgroups does: queries times keys, weights, weights times
+        values, for one tile of each item."""
+        window, mine = numbers[2], lax.axis_index("wg")
+        tokens = TILE // self.group
+        if self.tiles > 1:
+            plgpu.set_max_registers(_REGISTERS["multiply"], action="increase")
+        q_at, out_at = shared.q.at[mine], shared.out.at[mine]
+        columns = [pl.ds(part * self._width, self._width) for part in self._parts]
 
         def attend_item(item, head, done):  # type: ignore[no-untyped-def]
             items = Items(*(work[i, item] for i in range(7)))
             begin, end = items.begin, items.end
-            count, position = items.tokens, items.position
-            row = items.first_row * self.group
-            # The memory engine would need rows at multiples of 8.
-            shared.q[...] = mosaic.load(q.at[head, pl.ds(row, TILE)], _LAYOUT)
-            plgpu.commit_smem()
-            line = plgpu.broadcasted_iota(jnp.int32, (TILE, BLOCK), 0, layout=_LAYOUT)
-            column = plgpu.broadcasted_iota(jnp.int32, (TILE, BLOCK), 1, layout=_LAYOUT)
-            last_seen = position + line // self.group
-            before_seen = last_seen - jnp.where(window > 0, window, _FAR)
+            count = jnp.clip(items.tokens - mine * tokens, 0, tokens)
+            position = items.position + mine * tokens
+            row = (items.first_row + mine * tokens) * self.group
+            needed = jnp.where(count > 0, jnp.minimum(end, position + count), begin)
 
-            def attend(step, whole, first, done):  # type: ignore[no-untyped-def]
-                acc, most, weight = whole
-                slot, at = (done + step) % self._stages, first + step * BLOCK
-                plgpu.barrier_wait(shared.arrived.at[slot])
-                logits = self._logits(shared.q, shared.k.at[slot])
-                seen = (column + at <= last_seen) & (column + at > before_seen)
-                logits = jnp.where(seen, logits, jnp.full_like(logits, _LEAST))
-                largest = logits.max(axis=1).astype(jnp.int32) + 1
-                higher = jnp.maximum(most, largest.astype(jnp.float32))
-                shrink = _power_of_two(most - higher)
-                weights = jnp.exp2(logits - lax.broadcast_in_dim(higher, logits.shape, [0]))
-                weights = jnp.where(seen, weights, jnp.zeros_like(weights))
-                shared.weights[...] = weights.astype(self.dtype)
-                written = position + count - at
-                pl.when(written < BLOCK)(partial(self._clear, shared.v.at[slot], written))
+            @pl.when(count > 0)
+            def _load() -> None:
+                # The memory engine would need rows at multiples of 8.
+                q_at[...] = mosaic.load(q.at[head, pl.ds(row, TILE)], LAYOUT)
                 plgpu.commit_smem()
-                after = []
-                for part in self._parts:
 
-                    def weigh(product, part=part):  # type: ignore[no-untyped-def]
-                        plgpu.wgmma(product, shared.weights, shared.v.at[slot, part])
-                        return product[...]
+            tile = Tile(position, count, window, self.group)
 
-                    more = pl.run_scoped(weigh, plgpu.ACC((TILE, self._width), jnp.float32))
-                    after.append(_scaled(acc[part], shrink) + more)
-                plgpu.barrier_arrive(shared.free.at[slot])
-                return tuple(after), higher, weight * shrink + weights.sum(axis=1)
+            def attend_blocks(first: Any, last: Any, whole: Sums, done: Any) -> tuple[Sums, Any]:
+                """From one position to another; in the middle all rows see all."""
+                steps = blocks_between(first, last)
+                full = tile.seen_by_all(first, steps)
+                for i, (start, stop) in enumerate(zip((0, *full), (*full, steps), strict=True)):
+                    attend = partial(self._attend, shared, tile, first, done, masks=i != 1)
+                    whole = lax.fori_loop(start, stop, attend, whole)
+                return whole, done + steps
 
             def attend_chunk(number, carry):  # type: ignore[no-untyped-def]
                 whole, done = carry
                 first = jnp.maximum(begin, number * self.chunk)
-                steps = _blocks(first, jnp.minimum(end, (number + 1) * self.chunk))
-                of_chunk = partial(attend, first=first, done=done)
-                added = lax.fori_loop(0, steps, of_chunk, nothing)
-                return _folded(whole, added), done + steps
+                last = jnp.minimum(needed, (number + 1) * self.chunk)
+                added, done = attend_blocks(first, last, nothing, done)
+                return folded(whole, added), done
 
-            nothing = _nothing(self._width, len(self._parts))
-            columns = [pl.ds(part * self._width, self._width) for part in self._parts]
+            nothing = nothing_yet(self._width, len(self._parts))
             if self.chunks == 1:
-                chunks = begin // self.chunk, (end - 1) // self.chunk + 1
-                (acc, _, weight), _ = lax.fori_loop(*chunks, attend_chunk, (nothing, done))
-                for part, at in zip(acc, columns, strict=True):
-                    out = outs[0].at[head]
-                    self._store(_divided(part, weight), shared.out, out, row, count, at)
+                chunks = begin // self.chunk, (needed + self.chunk - 1) // self.chunk
+                whole, now = lax.fori_loop(*chunks, attend_chunk, (nothing, done))
+                acc, _, weight = whole
+                values = tuple(divided(part, weight) for part in acc)
+                to = outs[0].at[head]
             else:
-                of_item = partial(attend, first=begin, done=done)
-                acc, most, weight = lax.fori_loop(0, _blocks(begin, end), of_item, nothing)
+                whole, now = attend_blocks(begin, needed, nothing, done)
+                values, most, weight = whole
                 shared.sums[0], shared.sums[1] = most, weight
                 plgpu.commit_smem()
-                for i, to in enumerate(outs[1:]):
-                    plgpu.copy_smem_to_gmem(shared.sums.at[i], to.at[item, head])
-                for part, at in zip(acc, columns, strict=True):
-                    out = outs[0].at[items.chunk, head]
-                    self._store(part, shared.out, out, row, count, at)
-            return done + _blocks(begin, end)
+                for i, sums in enumerate(outs[1:]):
+                    plgpu.copy_smem_to_gmem(shared.sums.at[i], sums.at[item, head])
+                to = outs[0].at[items.chunk, head]
+
+            @pl.when(count > 0)
+            def _store() -> None:
+                for part, at in zip(values, columns, strict=True):
+                    self._store(part, out_at, to, row, count, at)
+
+            end_at = done + blocks_between(begin, end)
+            lax.fori_loop(now, end_at, partial(self._pass_by, shared), None)
+            return end_at
 
         self._in_turn(numbers[0], attend_item)
 
-    def _logits(self, q_at: Any, k_at: Any) -> Array:
-        """Of a tile and a block, in powers of two."""
+    def _attend(
+        self,
+        shared: _Shared,
+        tile: Tile,
+        first: Any,
+        done: Any,
+        step: Any,
+        whole: Sums,
+        *,
+        masks: bool,
+    ) -> Sums:
+        """The sums over one more block. ``masks``: not all rows see all of it."""
+        acc, most, weight = whole
+        mine = lax.axis_index("wg")
+        slot = (done + step) % self._stages
+        plgpu.barrier_wait(shared.arrived.at[slot])
+        values, factor = self._logits(shared.q.at[mine], shared.k.at[slot])
+        # What becomes of a logit is written in the same way with a mask and without one, so that a
+        # compiler makes the same of it.
+        seen = tile.seen(first + step * BLOCK) if masks else None
+        visible = values if seen is None else jnp.where(seen, values, jnp.full_like(values, LEAST))
+        largest = (visible.max(axis=1) * factor).astype(jnp.int32) + 1
+        higher = jnp.maximum(most, largest.astype(jnp.float32))
+        shrink = power_of_two(most - higher)
+        weights = jnp.exp2(values * factor - lax.broadcast_in_dim(higher, values.shape, [0]))
+        if seen is not None:
+            weights = jnp.where(seen, weights, jnp.zeros_like(weights))
+        at = None if shared.weights is None else shared.weights.at[mine]
+        left = mosaic.left_of_product(weights.astype(self.dtype), at)
+
+        def weigh(*products):  # type: ignore[no-untyped-def]
+            for part, product in enumerate(products):
+                plgpu.wgmma(product, left, shared.v.at[slot, part])
+            return tuple(product[...] for product in products)
+
+        sums = [plgpu.ACC((TILE, self._width), jnp.float32) for _ in self._parts]
+        more = pl.run_scoped(weigh, *sums)
+        plgpu.barrier_arrive(shared.free.at[slot])
+        after = tuple(scaled(a, shrink) + b for a, b in zip(acc, more, strict=True))
+        return after, higher, weight * shrink + weights.sum(axis=1)
+
+    def _pass_by(self, shared: _Shared, step: Any, _: None) -> None:
+        """A block that only the other tile of the item sees."""
+        slot = step % self._stages
+        plgpu.barrier_wait(shared.arrived.at[slot])
+        plgpu.barrier_arrive(shared.free.at[slot])
+
+    def _logits(self, q_at: Any, k_at: Any) -> tuple[Array, float]:
+        """Of a tile and a block: values, and times what they are logits in powers of two."""
 
         def multiply(product):  # type: ignore[no-untyped-def]
             plgpu.wgmma(product, q_at, mosaic.transposed(k_at))
@@ -328,16 +386,8 @@ class Kernels:
 
         products: Array = pl.run_scoped(multiply, plgpu.ACC((TILE, BLOCK), jnp.float32))
         if self.soft_cap is None:
-            return products * (self.scale * math.log2(math.e))
-        capped = jnp.tanh(products * (self.scale / self.soft_cap))
-        return capped * (self.soft_cap * math.log2(math.e))
-
-    def _clear(self, v_at: Any, written: Any) -> None:
-        """Values in slots that were never written may be anything, and 0 * NaN is NaN."""
-        line = plgpu.broadcasted_iota(jnp.int32, (BLOCK, self._width), 0, layout=_LAYOUT)
-        for part in self._parts:
-            values = plgpu.layout_cast(v_at[part], _LAYOUT)
-            v_at[part] = jnp.where(line < written, values, jnp.zeros_like(values))
+            return products, self.scale * math.log2(math.e)
+        return jnp.tanh(products * (self.scale / self.soft_cap)), self.soft_cap * math.log2(math.e)
 
     def _store(
         self, values: Array, out_at: Any, out: Any, row: Any, tokens: Any, columns: Any
@@ -355,49 +405,3 @@ class Kernels:
                 plgpu.copy_smem_to_gmem(out_at.at[own], out.at[there, columns])
 
         plgpu.wait_smem_to_gmem(0)
-
-
-def _blocks(begin: Any, end: Any) -> Any:
-    return (end - begin + BLOCK - 1) // BLOCK
-
-
-_Sums = tuple[tuple[Array, ...], Array, Array]
-"""Weighted values, by columns; the whole number that was taken from each logit, in powers of two;
-and weights."""
-
-
-def _nothing(width: int, parts: int) -> _Sums:
-    """The sums over nothing."""
-    zeros = plgpu.layout_cast(jnp.zeros((TILE, width), jnp.float32), _LAYOUT)
-    return (
-        (zeros,) * parts,
-        plgpu.layout_cast(jnp.full((TILE,), _LEAST, jnp.float32), _BY_ROW),
-        plgpu.layout_cast(jnp.zeros((TILE,), jnp.float32), _BY_ROW),
-    )
-
-
-def _folded(one: _Sums, other: _Sums) -> _Sums:
-    """The sums over what both are over.
-
-    Rescaling is by powers of two, and so without rounding: it does not matter to a bit whether a
-    compiler fuses it with the addition, nor how often it is done.
-    """
-    (acc, most, weight), (more, top, added) = one, other
-    higher = jnp.maximum(most, top)
-    old, new = _power_of_two(most - higher), _power_of_two(top - higher)
-    both = tuple(_scaled(a, old) + _scaled(b, new) for a, b in zip(acc, more, strict=True))
-    return both, higher, weight * old + added * new
-
-
-def _power_of_two(exponent: Array) -> Array:
-    """2 to a whole number that is not positive; 0 where that is very small."""
-    whole = jnp.maximum(exponent, -127.0).astype(jnp.int32)
-    return lax.bitcast_convert_type((whole + 127) << 23, jnp.float32)
-
-
-def _scaled(x: Array, by: Array) -> Array:
-    return x * lax.broadcast_in_dim(by, x.shape, [0])
-
-
-def _divided(x: Array, by: Array) -> Array:
-    return x / lax.broadcast_in_dim(by, x.shape, [0])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fjx.kernels import mosaic
@@ -25,6 +25,7 @@ interpreted = pytest.mark.skipif(
 )
 CHUNK = 64
 """Positions of a chunk here, so that a context has several."""
+NAN, LARGEST = np.array([np.nan, jnp.finfo(jnp.bfloat16).max], jnp.bfloat16).view(np.uint16)
 
 SHAPES = {
     "llama": Shape(heads=4, kv_heads=2, head_dim=64, bfloat16=True),
@@ -33,6 +34,7 @@ SHAPES = {
         page_size=32, heads=2, kv_heads=1, head_dim=128, window=19, soft_cap=3.0, bfloat16=True
     ),
     "large pages": Shape(page_size=128, heads=2, kv_heads=1, head_dim=64, bfloat16=True),
+    "large heads": Shape(page_size=32, heads=2, kv_heads=1, head_dim=256, bfloat16=True),
 }
 
 
@@ -52,6 +54,9 @@ def attend(shape: Shape, blocks: int = 3) -> Callable[..., tuple[jax.Array, jax.
 
 
 def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Values in slots that were never written are as large as values get: pages hold no NaN."""
+    step.pages = step.pages.copy()
+    step.pages[:, :, 1][step.pages[:, :, 1] == NAN] = LARGEST
     pages = jax.lax.bitcast_convert_type(step.pages, jnp.bfloat16)
     with mosaic.interpreted(detect_races=True):
         out, after = attend(step.shape, **options)(
@@ -60,16 +65,39 @@ def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(out), np.asarray(jax.lax.bitcast_convert_type(after, jnp.uint16))
 
 
+@pytest.fixture(params=["few rows", "many rows"])
+def size_of_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of many rows take two tiles at once, and do not cut contexts into items."""
+    if request.param == "many rows":
+        monkeypatch.setattr(attention, "_FEW_ROWS", 0)
+
+
 @interpreted
+@pytest.mark.usefixtures("size_of_step")
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=2, deadline=None, derandomize=True)
+@settings(
+    max_examples=3,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(work=works)
 def test_the_numbers_are_right_and_nothing_else_is_touched(name: str, work: Work) -> None:
-    """Slots that no request owns, and padded rows, are NaN: none may reach a result."""
+    """What no request owns, and padded rows, are NaN or very large: none may reach a result."""
     step = Step(SHAPES[name], work, 3)
     out, pages = run(step)
     np.testing.assert_allclose(out, step.expected(), atol=2e-2, rtol=2e-2)
     np.testing.assert_array_equal(pages, step.expected_pages(), "pages")
+
+
+@interpreted
+def test_pages_hold_no_nan() -> None:
+    """Values that nobody sees are multiplied by 0."""
+    step = Step(SHAPES["llama"], [(3, 5), (2, 9)], 3)
+    step.v[0], step.v[1] = np.nan, -np.inf
+    _, pages = run(step)
+    after = pages[:, :, 1].view(jnp.bfloat16).astype(np.float32)
+    assert np.isfinite(after).all()
 
 
 @pytest.fixture
@@ -109,8 +137,8 @@ def test_the_bits_of_a_row_depend_neither_on_others_nor_on_chunks(name: str) -> 
 @interpreted
 @pytest.mark.usefixtures("like_a_gpu")
 def test_a_row_has_the_same_bits_in_large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the chunks of a tile are one item."""
-    step = Step(SHAPES["llama"], [(5, 85), (1, 70), (30, 3)], seed=2)
+    """Where the chunks of a tile are one item, and the tiles of a request pairs."""
+    step = Step(SHAPES["llama"], [(1, 70), (39, 40)], seed=2)
     apart, _ = run(step)
     monkeypatch.setattr(attention, "_FEW_ROWS", 0)
     at_once, _ = run(step)
