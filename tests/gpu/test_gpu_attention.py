@@ -9,7 +9,7 @@ import pytest
 
 from fjx.kernels.attention import mosaic as attention
 from tests.unit.kernels.test_attention import Step, Work
-from tests.unit.kernels.test_attention_mosaic import SHAPES, attend
+from tests.unit.kernels.test_attention_mosaic import SHAPES, attend, pages_of
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "gpu", reason="needs a Hopper GPU, on which nothing is interpreted"
@@ -19,8 +19,8 @@ WORKS: list[Work] = [[(1, 60)], [(5, 55), (1, 0), (30, 20)], [(1, 3), (3, 40), (
 
 
 def run(step: Step, blocks: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    pages = jax.lax.bitcast_convert_type(step.pages, jnp.bfloat16)
-    out, after = attend(step.shape, blocks)(step.q, step.k, step.v, kv_pages=pages, rows=step.rows)
+    given = {"kv_pages": pages_of(step), "rows": step.rows}
+    out, after = attend(step.shape, blocks)(step.q, step.k, step.v, **given)
     return np.asarray(out), np.asarray(jax.lax.bitcast_convert_type(after, jnp.uint16))
 
 

@@ -53,11 +53,17 @@ def attend(shape: Shape, blocks: int = 3) -> Callable[..., tuple[jax.Array, jax.
     )
 
 
-def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values in slots that were never written are as large as values get: pages hold no NaN."""
+def pages_of(step: Step) -> jax.Array:
+    """What is in the pages. Values in slots that were never written are as large as values get:
+    pages hold no NaN there."""
     step.pages = step.pages.copy()
     step.pages[:, :, 1][step.pages[:, :, 1] == NAN] = LARGEST
-    pages = jax.lax.bitcast_convert_type(step.pages, jnp.bfloat16)
+    pages: jax.Array = jax.lax.bitcast_convert_type(step.pages, jnp.bfloat16)
+    return pages
+
+
+def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    pages = pages_of(step)
     with mosaic.interpreted(detect_races=True):
         out, after = attend(step.shape, **options)(
             step.q, step.k, step.v, kv_pages=pages, rows=step.rows
@@ -86,6 +92,36 @@ def test_the_numbers_are_right_and_nothing_else_is_touched(name: str, work: Work
     """What no request owns, and padded rows, are NaN or very large: none may reach a result."""
     step = Step(SHAPES[name], work, 3)
     out, pages = run(step)
+    np.testing.assert_allclose(out, step.expected(), atol=2e-2, rtol=2e-2)
+    np.testing.assert_array_equal(pages, step.expected_pages(), "pages")
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    kv_heads = draw(st.integers(1, 3))
+    return Shape(
+        page_size=draw(st.sampled_from([8, 16, 32, 64, 128])),
+        heads=kv_heads * draw(st.integers(1, 8)),
+        kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from([64, 128, 256])),
+        bfloat16=True,
+        window=draw(st.sampled_from([0, 1, 19, 64])),
+        soft_cap=draw(st.sampled_from([None, 0.5, 30.0])),
+    )
+
+
+@interpreted
+@pytest.mark.usefixtures("size_of_step")
+@settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(shape=shapes(), work=works, blocks=st.integers(1, 5))
+def test_shapes_at_random(shape: Shape, work: Work, blocks: int) -> None:
+    step = Step(shape, work, 4)
+    out, pages = run(step, blocks=blocks)
     np.testing.assert_allclose(out, step.expected(), atol=2e-2, rtol=2e-2)
     np.testing.assert_array_equal(pages, step.expected_pages(), "pages")
 
