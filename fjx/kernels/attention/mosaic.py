@@ -136,7 +136,7 @@ def _tiles(rows: RaggedRows, tokens: int, window: Array) -> tuple[Tiles, Array, 
     count = jnp.diff(rows.query_start)
     ends = jnp.cumsum(-(-count // tokens))
     number = jnp.arange(R + T // tokens, dtype=jnp.int32)
-    request = jnp.searchsorted(ends, number, side="right").astype(jnp.int32)
+    request = _in_which(ends, number)
     used = request < R
     request = jnp.minimum(request, R - 1)
     before = jnp.where(request > 0, ends[request - 1], 0)
@@ -161,7 +161,9 @@ def _split(
     needed = jnp.where(used, (of_tile.end - 1) // chunk - first + 1, 0)
     ends = jnp.cumsum(needed)
     number = jnp.arange(len(first) * chunks, dtype=jnp.int32)
-    tile = jnp.minimum(jnp.searchsorted(ends, number, side="right"), len(first) - 1)
+    tile = jnp.minimum(
+        jnp.searchsorted(ends, number, side="right", method="compare_all"), len(first) - 1
+    )
     at = first[tile] + number - (ends - needed)[tile]
     items = Items(*(values[tile] for values in of_tile))._replace(
         begin=jnp.maximum(of_tile.begin[tile], at * chunk),
@@ -170,3 +172,10 @@ def _split(
     )
     tiles = tiles._replace(first_item=ends - needed, first_chunk=first, chunks=needed)
     return items, ends[-1], tiles
+
+
+def _in_which(ends: Array, number: Array) -> Array:
+    """Which of the runs that end there has each number. Not by bisection, whose loop takes a GPU
+    some twenty small kernels."""
+    found: Array = jnp.searchsorted(ends, number, side="right", method="compare_all")
+    return found.astype(jnp.int32)

@@ -110,8 +110,9 @@ class Kernels:
 
     @property
     def _width(self) -> int:
-        # What two tiles give must fit beside the ring on its way out.
-        return min(self.head_dim, _WIDTH // self.tiles)
+        # A product must fit into registers beside the sums, and what two tiles give into shared
+        # memory beside the ring.
+        return _WIDTH if self.head_dim == _WIDTH and self.tiles == 1 else _WIDTH // 2
 
     @property
     def _parts(self) -> range:
@@ -360,13 +361,17 @@ class Kernels:
         at = None if shared.weights is None else shared.weights.at[mine]
         left = mosaic.left_of_product(weights.astype(self.dtype), at)
 
-        def weigh(*products):  # type: ignore[no-untyped-def]
-            for part, product in enumerate(products):
-                plgpu.wgmma(product, left, shared.v.at[slot, part])
-            return tuple(product[...] for product in products)
+        more: tuple[Array, ...] = ()
+        for first_part in range(0, len(self._parts), self.tiles):
+            parts = self._parts[first_part : first_part + self.tiles]
 
-        sums = [plgpu.ACC((TILE, self._width), jnp.float32) for _ in self._parts]
-        more = pl.run_scoped(weigh, *sums)
+            def weigh(*products, parts=parts):  # type: ignore[no-untyped-def]
+                for part, product in zip(parts, products, strict=True):
+                    plgpu.wgmma(product, left, shared.v.at[slot, part])
+                return tuple(product[...] for product in products)
+
+            sums = [plgpu.ACC((TILE, self._width), jnp.float32) for _ in parts]
+            more += pl.run_scoped(weigh, *sums)
         plgpu.barrier_arrive(shared.free.at[slot])
         after = tuple(scaled(a, shrink) + b for a, b in zip(acc, more, strict=True))
         return after, higher, weight * shrink + weights.sum(axis=1)
