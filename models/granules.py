@@ -217,8 +217,7 @@ class Model:
             at = BlockInputs(
                 rows=rows,
                 layer=layer,
-                cos=None if tables is None else tables[0][table],
-                sin=None if tables is None else tables[1][table],
+                rotation=None if tables is None else (tables[0][table], tables[1][table]),
                 window=varying.get("window"),
             )
             after: tuple[Array, Array] = self._block.merge(weights)(x, kv_pages, at)

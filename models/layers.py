@@ -17,12 +17,11 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from fjx.kernels.attention import append_and_attend
+from fjx.kernels.attention import Rotation, append_and_attend
 from fjx.kernels.matmul import matmul
 from fjx.kernels.norm import layer_norm, rms_norm
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import Activation, ModelConfig
-from fjx.models.rope import rotate
 from fjx.models.split import SPLIT_AXES, TENSOR_AXIS
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -38,9 +37,8 @@ class BlockInputs(NamedTuple):
     rows: RaggedRows
     layer: int | Int32[Array, ""]
     """Index of the block within its granule."""
-    cos: Float[Array, "T P"] | None
-    """Cosine and sine of the rows' RoPE angles; None where positions are learned."""
-    sin: Float[Array, "T P"] | None
+    rotation: Rotation | None
+    """Of the rows, by RoPE; None where positions are learned."""
     window: Int32[Array, ""] | None
     """Last positions a row sees, 0 for all; None: no layer of this model has a window."""
 
@@ -148,8 +146,6 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(qkv, [self.heads, self.heads + self.kv_heads], axis=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if at.cos is not None and at.sin is not None:
-            q, k = rotate(q, at.cos, at.sin), rotate(k, at.cos, at.sin)
         attended, kv_pages = append_and_attend(
             q,
             k,
@@ -157,6 +153,7 @@ class Attention(nnx.Module):
             kv_pages,
             at.layer,
             at.rows,
+            rotation=at.rotation,
             scale=self.scale,
             window=at.window,
             soft_cap=self.soft_cap,

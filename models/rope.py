@@ -1,6 +1,7 @@
-"""Rotary position embedding (RoPE; Su et al. 2021, arXiv:2104.09864) in the half-split layout.
+"""The angles of rotary position embedding (RoPE; Su et al. 2021, arXiv:2104.09864).
 
 A model holds one or more tables of frequencies; what scaling schemes change is only the table.
+Attention's kernels rotate by them, see `fjx.kernels.attention.rotation`.
 """
 
 from __future__ import annotations
@@ -79,12 +80,3 @@ def cos_sin_once(
         positions[0] >= 0, lambda: cos_sin(tables, positions), lambda: (unused, unused)
     )
     return once
-
-
-def rotate(
-    x: Float[Array, "T H D"], cos: Float[Array, "T P"], sin: Float[Array, "T P"]
-) -> Float[Array, "T H D"]:
-    """Rotate pair i, made of elements i and i + D/2 of each head, by the row's angle i."""
-    first, second = jnp.split(x, 2, axis=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

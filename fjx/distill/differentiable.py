@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from fjx.kernels.attention.rotation import Rotation, rotate
 from fjx.kernels.ragged import RaggedRows
 from fjx.models import layers
 
@@ -70,10 +71,12 @@ def attend_windows(length: int) -> Callable[..., tuple[Array, KeysValues]]:
         layer: int | Int32[Array, ""],
         rows: RaggedRows,
         *,
+        rotation: Rotation | None = None,
         scale: float,
         window: Int32[Array, ""] | None = None,
         soft_cap: float | None = None,
     ) -> tuple[Float[Array, "T H D"], KeysValues]:
+        q, k = rotate(q, rotation), rotate(k, rotation)
         passes = (*earlier, (k, v))
         T, H, D = q.shape
         K = k.shape[1]

@@ -10,10 +10,12 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mosaic_dialect
 from jax.experimental.pallas import mosaic_gpu
 
 plgpu: Any = mosaic_gpu
@@ -83,6 +85,36 @@ def left_of_product(values: Any, at: Any) -> Any:
     at[...] = values
     plgpu.commit_smem()
     return at
+
+
+def store(ref: Any, values: Any) -> None:
+    """Write values to a reference that they cannot be written to with whole cache lines."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, values, optimized=False)
+    else:
+        ref[...] = values
+
+
+def tiled(*tiles: tuple[int, ...], warps: tuple[int, ...], lanes: tuple[int, ...]) -> Any:
+    """A layout of arrays that are tiled by tiles of tiles, the last of which is a thread's vector.
+
+    Args:
+        tiles: the largest first.
+        warps: dimensions after tiling, from the end and largest first, that a warpgroup's warps
+            share; where these are fewer than four, warps have the same.
+        lanes: likewise of a warp's threads.
+    """
+    tiling = plgpu.Tiling(tiles)
+    sizes = tiling.tile_shape(tiles[0])
+
+    def shared(dimensions: tuple[int, ...], threads: int) -> tuple[Any, ...]:
+        times = threads // prod(sizes[i] for i in dimensions)
+        return (plgpu.Replicated(times), *dimensions) if times > 1 else dimensions
+
+    layout: Any = mosaic_dialect.TiledLayout(
+        tiling, shared(warps, 4), shared(lanes, 32), -1, _check_canonical=False
+    ).canonicalize()
+    return plgpu.Layout.TILED(layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim)
 
 
 _INTERPRETED: list[Any] = [False]

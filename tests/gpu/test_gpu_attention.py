@@ -19,7 +19,7 @@ WORKS: list[Work] = [[(1, 60)], [(5, 55), (1, 0), (30, 20)], [(1, 3), (3, 40), (
 
 
 def run(step: Step, blocks: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    given = {"kv_pages": pages_of(step), "rows": step.rows}
+    given = {"kv_pages": pages_of(step), "rows": step.rows, "rotation": None}
     out, after = attend(step.shape, blocks)(step.q, step.k, step.v, **given)
     return np.asarray(out), np.asarray(jax.lax.bitcast_convert_type(after, jnp.uint16))
 

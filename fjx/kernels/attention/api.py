@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.attention import numba_cpu, reference
+from fjx.kernels.attention.rotation import Rotation
 from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.vectors import LANES
 
@@ -45,21 +46,24 @@ def append_and_attend(
     layer: int | Int32[Array, ""],
     rows: RaggedRows,
     *,
+    rotation: Rotation | None = None,
     scale: float,
     window: Int32[Array, ""] | None = None,
     soft_cap: float | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "T H D"], Array]:
-    """Write the rows' keys and values into their pages, then attend causally to the pages.
+    """Rotate queries and keys, write keys and values into their pages, attend causally to these.
 
     Args:
-        q: queries after RoPE, float32; H is a multiple of K (grouped heads: query head h reads KV
-            head ``h // (H // K)``).
-        k: keys after RoPE, to be written at the rows' positions.
-        v: values, likewise.
+        q: queries, float32, before RoPE where there is a rotation; H is a multiple of K (grouped
+            heads: query head h reads KV head ``h // (H // K)``).
+        k: keys, likewise, to be written at the rows' positions.
+        v: values, to be written there, too.
         kv_pages: one granule's pages, see `kv_pages_shape`; donated by the caller's program.
         layer: index of the layer within the granule.
         rows: the ragged batch.
+        rotation: cosine and sine of the rows' angles, see `fjx.kernels.attention.rotation`; None:
+            queries and keys are taken as they are.
         scale: factor on the logits.
         window: a row sees at most this many last positions, itself included; None or 0: all.
         soft_cap: logits become ``soft_cap * tanh(logits / soft_cap)``.
@@ -72,7 +76,16 @@ def append_and_attend(
         implementation = _fastest(kv_pages)
     append_and_attend = _IMPLEMENTATIONS[implementation]
     return append_and_attend(
-        q, k, v, kv_pages, layer, rows, scale=scale, window=window, soft_cap=soft_cap
+        q,
+        k,
+        v,
+        kv_pages,
+        layer,
+        rows,
+        rotation=rotation,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
     )
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int32
 from fjx.kernels.attention.mosaic_append import append
 from fjx.kernels.attention.mosaic_kernels import Items, Kernels, Tiles
 from fjx.kernels.attention.mosaic_tile import BLOCK, TILE
+from fjx.kernels.attention.rotation import Rotation
 from fjx.kernels.ragged import RaggedRows
 
 _CHUNK = 2048
@@ -39,6 +40,7 @@ def append_and_attend(
     layer: int | Int32[Array, ""],
     rows: RaggedRows,
     *,
+    rotation: Rotation | None,
     scale: float,
     window: Int32[Array, ""] | None,
     soft_cap: float | None,
@@ -52,11 +54,11 @@ def append_and_attend(
             runs beside it.
         chunk: positions of a work item, a multiple of 64.
     """
-    kv_pages = append(k, v, kv_pages, layer, rows, blocks)
-    out = attend(
-        q, kv_pages, layer, rows, scale=scale, window=window, soft_cap=soft_cap, blocks=blocks,
-        chunk=chunk,
-    )  # fmt: skip
+    H, group = q.shape[1], _group(q.shape[1], k.shape[1])
+    queries, kv_pages = append(
+        q, k, v, kv_pages, layer, rows, rotation, group=group, slack=TILE // group, blocks=blocks
+    )
+    out = _attend(queries, H, kv_pages, layer, rows, scale, window, soft_cap, blocks, chunk)
     return jnp.where(rows.request_of[:, None, None] >= 0, out, 0.0), kv_pages
 
 
@@ -84,11 +86,38 @@ def attend(
     blocks: int = 132,
     chunk: int = _CHUNK,
 ) -> Float[Array, "T H D"]:
-    """Attend to keys and values that are in their pages; see `append_and_attend`. What padded rows
-    get is not defined."""
+    """Attend to keys and values that are in their pages, with queries after RoPE; see
+    `append_and_attend`. What padded rows get is not defined."""
     T, H, D = q.shape
-    layers, pages, two, K, page_size, _ = kv_pages.shape
-    group = 1 << (H // K - 1).bit_length()
+    K = kv_pages.shape[3]
+    group = _group(H, K)
+    q = q.astype(kv_pages.dtype).reshape(T, K, H // K, D)
+    q = jnp.pad(q, ((0, TILE // group), (0, 0), (0, group - H // K), (0, 0)))
+    queries = jnp.moveaxis(q, 1, 0).reshape(K, -1, D)
+    return _attend(queries, H, kv_pages, layer, rows, scale, window, soft_cap, blocks, chunk)
+
+
+def _group(heads: int, kv_heads: int) -> int:
+    """The query heads of a KV head, padded to a power of two."""
+    return 1 << (heads // kv_heads - 1).bit_length()
+
+
+def _attend(
+    queries: Array,
+    H: int,
+    kv_pages: Array,
+    layer: int | Array,
+    rows: RaggedRows,
+    scale: float,
+    window: Array | None,
+    soft_cap: float | None,
+    blocks: int,
+    chunk: int,
+) -> Array:
+    """With queries [K, (T + tokens of a tile) * group, D] of H heads."""
+    T = len(rows.positions)
+    layers, pages, two, K, page_size, D = kv_pages.shape
+    group = _group(H, K)
     few = T <= _FEW_ROWS
     pairs = not few and D <= _LARGEST_OF_PAIRS
     tokens = TILE // group * (1 + pairs)
@@ -97,7 +126,7 @@ def attend(
     kernels = Kernels(
         kv_heads=K,
         group=group,
-        rows=(T + tokens) * group,
+        rows=queries.shape[1],
         head_dim=D,
         dtype=kv_pages.dtype,
         page_size=page_size,
@@ -110,9 +139,6 @@ def attend(
         blocks=blocks,
         tiles=1 + pairs,
     )
-    q = q.astype(kv_pages.dtype).reshape(T, K, H // K, D)
-    q = jnp.pad(q, ((0, tokens), (0, 0), (0, group - H // K), (0, 0)))
-    q = jnp.moveaxis(q, 1, 0).reshape(K, kernels.rows, D)
     flat = kv_pages.reshape(layers * pages * two * K, page_size, D)
     tiles, num_tiles, of_tile = _tiles(rows, tokens, window)
     if kernels.chunks == 1:
@@ -121,12 +147,12 @@ def attend(
         items, num_items, tiles = _split(of_tile, tiles, num_tiles, chunk, kernels.chunks)
     numbers = jnp.stack([num_items, jnp.asarray(layer, jnp.int32), window])
     attended = kernels.attend(len(items.request))(
-        numbers, jnp.stack(items), rows.page_table.reshape(-1), q, flat
+        numbers, jnp.stack(items), rows.page_table.reshape(-1), queries, flat
     )
     if kernels.chunks > 1:
         attended = kernels.combine()(num_tiles[None], jnp.stack(tiles), *attended)
     (out,) = attended
-    out = out.reshape(K, T + tokens, group, D)[:, :T, : H // K]
+    out = out.reshape(K, -1, group, D)[:, :T, : H // K]
     return jnp.moveaxis(out, 0, 1).reshape(T, H, D)
 
 
@@ -161,9 +187,7 @@ def _split(
     needed = jnp.where(used, (of_tile.end - 1) // chunk - first + 1, 0)
     ends = jnp.cumsum(needed)
     number = jnp.arange(len(first) * chunks, dtype=jnp.int32)
-    tile = jnp.minimum(
-        jnp.searchsorted(ends, number, side="right", method="compare_all"), len(first) - 1
-    )
+    tile = jnp.minimum(_in_which(ends, number), len(first) - 1)
     at = first[tile] + number - (ends - needed)[tile]
     items = Items(*(values[tile] for values in of_tile))._replace(
         begin=jnp.maximum(of_tile.begin[tile], at * chunk),

@@ -23,6 +23,7 @@ from numba import types
 from numba.extending import overload
 
 from fjx.kernels.attention.microkernels import add_block_values, block_scores, weigh
+from fjx.kernels.attention.rotation import Rotation, rotate
 from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.vectors import LANES, VECTORS
 from fjx.kernels.xla_ffi import argument, dims, only_asks_version, register, result, view
@@ -53,11 +54,13 @@ def append_and_attend(
     layer: int | Int32[Array, ""],
     rows: RaggedRows,
     *,
+    rotation: Rotation | None,
     scale: float,
     window: Int32[Array, ""] | None,
     soft_cap: float | None,
 ) -> tuple[Float[Array, "T H D"], Array]:
     """See `fjx.kernels.attention.api.append_and_attend`."""
+    q, k = rotate(q, rotation), rotate(k, rotation)
     suffix = "bf16" if kv_pages.dtype == jnp.uint16 else "f32"
     task, kernel = (_bf16_task, _bf16_kernel) if suffix == "bf16" else (_f32_task, _f32_kernel)
     register_task(f"fjx_attention_{suffix}_task", task)

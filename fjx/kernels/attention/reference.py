@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from fjx.kernels.attention.rotation import Rotation, rotate
 from fjx.kernels.ragged import RaggedRows
 
 _MASKED = -1e30
@@ -23,11 +24,13 @@ def append_and_attend(
     layer: int | Int32[Array, ""],
     rows: RaggedRows,
     *,
+    rotation: Rotation | None,
     scale: float,
     window: Int32[Array, ""] | None,
     soft_cap: float | None,
 ) -> tuple[Float[Array, "T H D"], Array]:
     """See `fjx.kernels.attention.api.append_and_attend`."""
+    q, k = rotate(q, rotation), rotate(k, rotation)
     dtype = jnp.dtype(jnp.bfloat16) if kv_pages.dtype == jnp.uint16 else kv_pages.dtype
     kv_pages = append(k, v, kv_pages, layer, rows, dtype)
     return _attend(q, kv_pages[layer], rows, dtype, scale, window, soft_cap), kv_pages

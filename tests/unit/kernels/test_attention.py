@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fjx.kernels.attention import append_and_attend, kv_pages_shape
+from fjx.kernels.attention import Rotation, append_and_attend, kv_pages_shape
+from fjx.kernels.attention.rotation import rotate
 from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.vectors import LANES
 
@@ -53,13 +55,14 @@ works = st.lists(
 @cache
 def attend(shape: Shape, implementation: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return jax.jit(
-        lambda q, k, v, pages, rows: append_and_attend(
+        lambda q, k, v, pages, rows, rotation=None: append_and_attend(
             q,
             k,
             v,
             pages,
             LAYER,
             rows,
+            rotation=rotation,
             scale=shape.head_dim**-0.5,
             window=jnp.int32(shape.window),
             soft_cap=shape.soft_cap,
@@ -144,12 +147,29 @@ class Step:
         context = np.array([sum(each) for each in work] + [0] * (R - n), np.int32)
         self.rows = RaggedRows(positions, request_of, query_start, context, table)
 
-    def run(self, implementation: str) -> tuple[np.ndarray, np.ndarray]:
+    def before_rotation(self, seed: int) -> tuple[np.ndarray, np.ndarray, Rotation]:
+        """Queries and keys that become these by some rotation, and this."""
+        angles = np.full((T, self.shape.head_dim // 2), np.nan)
+        used = self.starts[-1]
+        angles[:used] = 1000 * np.random.default_rng(seed).standard_normal((used, angles.shape[1]))
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        q, k = (np.asarray(rotate(jnp.asarray(x), (cos, -sin))) for x in (self.q, self.k))
+        return q, k, (cos, sin)
+
+    def run(
+        self, implementation: str, q: Any = None, k: Any = None, rotation: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """With its own queries and keys, or those that become them by a rotation."""
         own, back = (
             (with_keys_transposed, with_keys_back) if implementation == "numba" else (same, same)
         )
         out, pages = attend(self.shape, implementation)(
-            self.q, self.k, self.v, own(self.pages), self.rows
+            self.q if q is None else q,
+            self.k if k is None else k,
+            self.v,
+            own(self.pages),
+            self.rows,
+            rotation,
         )
         return np.asarray(out), back(np.asarray(pages))
 
@@ -197,6 +217,17 @@ def test_attention_is_exact_and_touches_only_its_own(
     np.testing.assert_array_equal(
         pages.view(np.uint8), step.expected_pages().view(np.uint8), "pages"
     )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_queries_and_keys_are_rotated_by_their_rows_angles(name: str, implementation: str) -> None:
+    step = Step(SHAPES[name], [(5, 30), (1, 7), (12, 0)], seed=3)
+    out, pages = step.run(implementation, *step.before_rotation(4))
+    rounding = 2.0**-7 if step.shape.bfloat16 else 1e-5
+    kept, expected = (widened(each, step.shape) for each in (pages, step.expected_pages()))
+    np.testing.assert_allclose(kept, expected, rtol=rounding, atol=1e-5)
+    np.testing.assert_allclose(out, step.expected(), rtol=2 * rounding, atol=2 * rounding)
 
 
 @pytest.mark.parametrize("name", SHAPES)

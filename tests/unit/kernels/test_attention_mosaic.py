@@ -62,11 +62,15 @@ def pages_of(step: Step) -> jax.Array:
     return pages
 
 
-def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def run(
+    step: Step, q: Any = None, k: Any = None, rotation: Any = None, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """With the step's own queries and keys, or those that become them by a rotation."""
     pages = pages_of(step)
+    q, k = step.q if q is None else q, step.k if k is None else k
     with mosaic.interpreted(detect_races=True):
         out, after = attend(step.shape, **options)(
-            step.q, step.k, step.v, kv_pages=pages, rows=step.rows
+            q, k, step.v, kv_pages=pages, rows=step.rows, rotation=rotation
         )
     return np.asarray(out), np.asarray(jax.lax.bitcast_convert_type(after, jnp.uint16))
 
@@ -136,6 +140,13 @@ def test_pages_hold_no_nan() -> None:
     assert np.isfinite(after).all()
 
 
+@interpreted
+def test_what_is_rotated_is_what_is_attended_to() -> None:
+    step = Step(SHAPES["smollm2"], [(5, 55), (1, 7), (9, 0)], seed=3)
+    out, _ = run(step, *step.before_rotation(4))
+    np.testing.assert_allclose(out, step.expected(), atol=2e-2, rtol=2e-2)
+
+
 @pytest.fixture
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter's products, too, a row has the same bits wherever it stands."""
@@ -202,9 +213,20 @@ def test_it_compiles_for_cuda(model: str, rows: int) -> None:
     def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
-    def program(q: Any, k: Any, v: Any, pages: Any, layer: Any, window: Any, rows: Any) -> Any:
+    def program(
+        q: Any, k: Any, v: Any, pages: Any, layer: Any, window: Any, rows: Any, angles: Any
+    ) -> Any:
         return append_and_attend(
-            q, k, v, pages, layer, rows, scale=head_dim**-0.5, window=window, soft_cap=soft_cap
+            q,
+            k,
+            v,
+            pages,
+            layer,
+            rows,
+            rotation=angles,
+            scale=head_dim**-0.5,
+            window=window,
+            soft_cap=soft_cap,
         )
 
     requests = min(rows, 64)
@@ -213,7 +235,9 @@ def test_it_compiles_for_cuda(model: str, rows: int) -> None:
     )
     q = shape(rows, heads, head_dim, dtype=jnp.float32)
     k = v = shape(rows, kv_heads, head_dim, dtype=jnp.float32)
-    text = mosaic.lowers(program, q, k, v, shape(*pages, dtype=jnp.bfloat16), shape(), shape(), at)
+    angle = shape(rows, head_dim // 2, dtype=jnp.float32)
+    kv_pages = shape(*pages, dtype=jnp.bfloat16)
+    text = mosaic.lowers(program, q, k, v, kv_pages, shape(), shape(), at, (angle, angle))
     assert "mosaic_gpu" in text
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fjx.kernels.attention.rotation import rotate
 from fjx.models import rope
 from fjx.models.config import ModelConfig
 from fjx.models.layers import GatedMlp, LayerNorm, Linear, RMSNorm
@@ -74,7 +75,7 @@ def test_rope_makes_attention_depend_on_distance_alone() -> None:
 
     def rotated(x: np.ndarray, position: int) -> np.ndarray:
         cos, sin = rope.cos_sin(tables, jnp.array([position]))
-        return np.asarray(rope.rotate(jnp.asarray(x), cos[0], sin[0]))
+        return np.asarray(rotate(jnp.asarray(x), (cos[0], sin[0])))
 
     near = (rotated(q, 9) * rotated(k, 4)).sum(-1)
     far = (rotated(q, 105) * rotated(k, 100)).sum(-1)
@@ -87,7 +88,7 @@ def test_rope_pairs_the_two_halves_of_a_head() -> None:
     x = np.zeros((1, 1, 16), np.float32)
     x[0, 0, 0] = 1
     cos, sin = rope.cos_sin((rope.frequencies(16, theta=1e4),), jnp.array([1]))
-    turned = np.asarray(rope.rotate(jnp.asarray(x), cos[0], sin[0]))[0, 0]
+    turned = np.asarray(rotate(jnp.asarray(x), (cos[0], sin[0])))[0, 0]
     assert turned[0] == pytest.approx(np.cos(1), abs=1e-6)
     assert turned[8] == pytest.approx(np.sin(1), abs=1e-6)
     assert np.count_nonzero(turned) == 2
