@@ -238,6 +238,11 @@ class Model:
         (x, kv_pages), _ = lax.scan(scan_block, (x, kv_pages), (layers, depth, varying))
         return x, kv_pages
 
+    def normed(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:
+        """The rows that `head` multiplies with the unembedding, float32."""
+        rows: Array = self._head.merge(params).norm(x)
+        return rows
+
     def head(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S V"]:
         """Logits over the vocabulary, float32."""
         logits: Array = self._head.merge(params)(x)

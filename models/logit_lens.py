@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Params
 from fjx.models.layers import Linear
-from fjx.models.reduced_head import ReducedHead
+from fjx.models.reduced_head import Factors, ReducedHead
 from fjx.models.split import SplitModule, TensorSpec
 
 
@@ -76,9 +76,18 @@ class LogitLens(ReducedHead):
 
     def logits(self, params: Params, h: Float[Array, "S D"]) -> Float[Array, "S V"]:
         """Logits of its tokens, from the residual stream that ``params`` are for."""
-        if "map" in params:
-            h = self._map.merge({"map": params["map"]})(h)
-        return super().logits({name: x for name, x in params.items() if name != "map"}, h)
+        return super().logits(*self._mapped(params, h))
+
+    def factors(self, params: Params, h: Float[Array, "S D"]) -> Factors:
+        """What `logits` are made of, likewise."""
+        return super().factors(*self._mapped(params, h))
+
+    def _mapped(self, params: Params, h: Float[Array, "S D"]) -> tuple[Params, Float[Array, "S D"]]:
+        """What is left to do behind the map, and its estimates."""
+        if "map" not in params:
+            return params, h
+        estimates = self._map.merge({"map": params["map"]})(h)
+        return {name: x for name, x in params.items() if name != "map"}, estimates
 
 
 def map_name(layers: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,17 @@ from jaxtyping import Array, Float, Int32
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model, Params
 from fjx.models.split import TensorSpec
+
+
+class Factors(NamedTuple):
+    """Logits before they are multiplied."""
+
+    hidden: Float[Array, "S D"]
+    """Normed rows, float32."""
+    unembed: Array
+    """A (D, V) matrix as `fjx.kernels.matmul.stored_values` gives it."""
+    soft_cap: float | None
+    """Logits become ``soft_cap * tanh(logits / soft_cap)``."""
 
 
 class ReducedHead:
@@ -53,6 +64,10 @@ class ReducedHead:
     def logits(self, params: Params, h: Float[Array, "S D"]) -> Float[Array, "S V"]:
         """Logits of its tokens, from a residual stream or an estimate of one."""
         return self._block.head(params, h)
+
+    def factors(self, params: Params, h: Float[Array, "S D"]) -> Factors:
+        """What `logits` are made of, for whoever needs no logits."""
+        return Factors(self._block.normed(params, h), params["unembed"], self.config.logit_soft_cap)
 
 
 def head_config(target: ModelConfig, vocabulary: int) -> ModelConfig:

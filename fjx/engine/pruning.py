@@ -13,12 +13,13 @@ import numpy as np
 from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
+from fjx.kernels.rank import DraftedRows
 from fjx.models.logit_lens import LogitLens
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.executor import Cut, Executor
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import StageShape
-from fjx.pipeline.prune_programs import LensRows, PrunePrograms
+from fjx.pipeline.prune_programs import PrunePrograms
 from fjx.sharding.plan import Plan
 from fjx.speculation.acceptance import AcceptanceModel
 from fjx.speculation.cost import CostModel
@@ -190,7 +191,7 @@ class Pruning:
         T: int,
     ) -> dict[Request, list[int]]:
         """The rank of each drafted token, by the residual stream behind a segment."""
-        rows = LensRows(
+        rows = DraftedRows(
             np.full(T, UNKNOWN, np.int32),
             np.zeros(T, np.float32),
             np.zeros((T, 2), np.uint32),

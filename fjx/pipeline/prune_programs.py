@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
 
-from fjx.kernels.token_rule import gumbel
+from fjx.kernels.rank import DraftedRows, drafted_ranks
 from fjx.models.granules import WHOLE
 from fjx.models.logit_lens import LogitLens
 from fjx.pipeline.buckets import bucket_for
@@ -18,36 +16,6 @@ from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.structs import floats, ints, words
-
-
-class LensRows(NamedTuple):
-    """What each of T rows may choose; NumPy arrays on the host, traced ones in a program."""
-
-    drafted: Any
-    """[T] int32, index of the drafted token behind the row in the lens's vocabulary; -1: none."""
-    temperature: Any
-    """[T] float32; 0: greedy."""
-    seed: Any
-    """[T, 2] uint32, see `SamplingRows`."""
-    position: Any
-    """[T] int32, of the token that the row chooses."""
-
-
-def drafted_ranks(
-    logits: Float[Array, "T V"], token_ids: Int32[Array, " V"], rows: LensRows
-) -> Int32[Array, " T"]:
-    """How many tokens each row would rather choose than the drafted one, by the token rule without
-    truncation and edits."""
-
-    def with_noise() -> Array:
-        hot = (rows.temperature > 0)[:, None]
-        scaled = logits / jnp.where(hot, rows.temperature[:, None], 1.0)
-        return jnp.where(hot, scaled + gumbel(rows.seed, rows.position, token_ids), logits)
-
-    values = jax.lax.cond(jnp.any(rows.temperature > 0), with_noise, lambda: logits)
-    mine = jnp.take_along_axis(values, jnp.maximum(rows.drafted, 0)[:, None], axis=1)
-    ranks: Array = jnp.sum(values > mine, axis=1, dtype=jnp.int32)
-    return ranks
 
 
 def segments_of(shapes: Sequence[StageShape]) -> tuple[StageShape, ...]:
@@ -113,7 +81,8 @@ class PrunePrograms:
         hidden, most = self.lens.config.hidden_size, self.row_buckets[-1]
 
         def lens(params, token_ids, x, rows):  # type: ignore[no-untyped-def]
-            return drafted_ranks(self.lens.logits(params, x), token_ids, rows)
+            hidden, unembed, soft_cap = self.lens.factors(params, x)
+            return drafted_ranks(hidden, unembed, token_ids, rows, soft_cap=soft_cap)
 
         def gather(x, rows):  # type: ignore[no-untyped-def]
             return x[rows]
@@ -123,7 +92,7 @@ class PrunePrograms:
         gathered = floats(most, hidden)
         for T in self.row_buckets:
             x = floats(T, hidden)
-            rows = LensRows(ints(T), floats(T), words(T, 2), ints(T))
+            rows = DraftedRows(ints(T), floats(T), words(T, 2), ints(T))
             yield self._spec(self.lens_key(T, segment), lens, (params, ids, x, rows), at)
             yield self._spec(("gather", T, at.key), gather, (x, ints(most)), at)
             yield self._spec(("resize", T, at.key), lambda x, T=T: x[:T], (gathered,), at)

@@ -1,15 +1,4 @@
-"""The token rule: ``token = argmax(process(logits) + gumbel(seed, position))``.
-
-Greedy means no noise.
-The noise of a vocabulary entry is a hash of (seed, position, token id) and of nothing else, so a
-token does not depend on the batch, and any subset of the vocabulary gets the same noise (Gumbel
-coupling: Daliri et al. 2024, "Coupling without communication and drafter-invariant speculative
-decoding").
-
-``process`` applies, in this order: repetition, presence and frequency penalties; logit bias;
-temperature; top-k; top-p within what top-k kept; min-p. Tokens of equal logit are kept or dropped
-together.
-"""
+"""The token rule in plain jnp, and what every implementation shares: its inputs and its hash."""
 
 from __future__ import annotations
 
@@ -70,7 +59,7 @@ def largest_token(logits: Float[Array, "S V"]) -> Int32[Array, " S"]:
 
 
 def choose_tokens(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32[Array, " S"]:
-    """Choose one token a row by the token rule."""
+    """See `fjx.kernels.token_rule.api.choose_tokens`."""
     greedy = largest_token(logits)
     tokens: Array = lax.cond(
         jnp.any(rows.temperature > 0),
@@ -84,15 +73,29 @@ def gumbel(
     seed: UInt32[Array, "S 2"], position: Int32[Array, " S"], token_ids: Int32[Array, " V"]
 ) -> Float[Array, "S V"]:
     """Standard Gumbel noise, a function of (seed, position, token id) alone."""
-    row = _mix(
-        _mix(seed[:, 0]) ^ seed[:, 1] ^ (position.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
-    )
-    bits = _mix(
-        row[:, None] ^ _mix(token_ids.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B) + 1)[None, :]
-    )
+    bits = mix(row_bits(seed, position)[:, None] ^ token_bits(token_ids)[None, :])
     # log1p keeps the precision near 0, where the largest noise comes from.
     u = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
     return -jnp.log(-jnp.log1p(-jnp.minimum(u, jnp.float32(1 - 2.0**-24))))
+
+
+def row_bits(seed: UInt32[Array, "S 2"], position: Int32[Array, " S"]) -> UInt32[Array, " S"]:
+    """What the noise of a row's tokens has in common."""
+    return mix(
+        mix(seed[:, 0]) ^ seed[:, 1] ^ (position.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
+    )
+
+
+def token_bits(token_ids: Int32[Array, ...]) -> UInt32[Array, ...]:
+    """What the noise of a token has in common in all rows."""
+    return mix(token_ids.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B) + 1)
+
+
+def mix(x: UInt32[Array, ...]) -> UInt32[Array, ...]:
+    """A 32-bit finalizer with full avalanche (the "lowbias32" constants of C. Wellons)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def edit_logits(logits: Float[Array, "S V"], edits: LogitEdits) -> Float[Array, "S V"]:
@@ -131,15 +134,6 @@ def top_logprobs(
     rank = 1 + jnp.sum(logits > chosen, axis=-1, dtype=jnp.int32)
     best, ids = lax.top_k(logits, k)
     return chosen[:, 0] - total, rank, best - total[:, None], ids.astype(jnp.int32)
-
-
-def _mix(x: UInt32[Array, ...]) -> UInt32[Array, ...]:
-    """A 32-bit finalizer with full avalanche (the "lowbias32" constants of C. Wellons)."""
-    x ^= x >> 16
-    x *= jnp.uint32(0x7FEB352D)
-    x ^= x >> 15
-    x *= jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
 
 
 def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32[Array, " S"]:
