@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fjx.kernels.attention import api
+from fjx.kernels.attention import api as attention
+from fjx.kernels.rank import api as rank
+from fjx.kernels.token_rule import api as token_rule
 from fjx.models.config import ModelConfig
 from fjx.models.draft_head import DraftHead
 from fjx.models.granules import Model
@@ -74,9 +76,13 @@ MODELS = {
 
 
 @pytest.fixture(autouse=True, params=["reference", "mosaic"])
-def _as_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of what has several, as on a GPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(api, "_fastest", lambda kv_pages: request.param)
+    for api in (attention, rank, token_rule):
+        monkeypatch.setattr(api, "_fastest", lambda *given: request.param)
+    chosen: str = request.param
+    return chosen
 
 
 def programs_of(config: ModelConfig, **more: Any) -> Programs:
@@ -108,16 +114,20 @@ def lower(specs: Iterable[ProgramSpec]) -> dict[Any, str]:
     return lowered
 
 
+def with_kernels(lowered: dict[Any, str]) -> set[Any]:
+    """Those of them that call kernels of Mosaic GPU."""
+    return {key for key, text in lowered.items() if "mosaic_gpu" in text}
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_the_programs_of_a_stage(model: str) -> None:
+def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
     programs = programs_of(MODELS[model], max_draft_rows=4, hidden=True, confidences=True)
     assert programs.stacked
     stage = whole(programs)
     texts = lower(programs.stage(stage))
-    kernels = {key for key, text in texts.items() if "mosaic_gpu" in text}
-    with_attention = {key for key in texts if key[0] in ("granule", "stage")}
-    assert with_attention
-    assert kernels == (with_attention if api._fastest(jnp.zeros(0)) == "mosaic" else set())
+    kernels = {key for key in texts if key[0] in ("granule", "stage", "choose")}
+    assert {key[0] for key in kernels} == {"granule", "stage", "choose"}
+    assert with_kernels(texts) == (kernels if implementation == "mosaic" else set())
 
 
 def test_the_programs_that_move_pages() -> None:
@@ -126,7 +136,7 @@ def test_the_programs_that_move_pages() -> None:
     assert lower([*programs.pages(stage, target=True), *programs.pages(stage, target=False)])
 
 
-def test_the_programs_of_a_draft_head_and_of_pruning() -> None:
+def test_the_programs_of_a_draft_head_and_of_pruning(implementation: str) -> None:
     config = MODELS["SmolLM2 135M"]
     programs = programs_of(config, max_draft_rows=4, hidden=True)
     stage = whole(programs)
@@ -135,7 +145,11 @@ def test_the_programs_of_a_draft_head_and_of_pruning() -> None:
     drafting = HeadPrograms(
         head, programs.model, programs.limits, programs.dtype, device, programs.stacked
     )
-    assert lower([*drafting.specs(), *PrunePrograms(programs).specs([stage])])
+    assert lower(drafting.specs())
+    pruning = lower(PrunePrograms(programs).specs([stage]))
+    kernels = {key for key in pruning if key[0] in ("lens", "stage")}
+    assert {key[0] for key in kernels} == {"lens", "stage"}
+    assert with_kernels(pruning) == (kernels if implementation == "mosaic" else set())
 
 
 def chain_of(programs: Programs, compiler: Compiler) -> Chain:
