@@ -18,6 +18,7 @@ from fjx.kernels.attention import kv_pages_shape
 from fjx.kernels.attention import mosaic as attention
 from fjx.kernels.attention.mosaic import _split, _tiles, append_and_attend, fits
 from fjx.kernels.ragged import RaggedRows
+from scripts.gpu_checks.models import MODELS
 from tests.unit.kernels.test_attention import LAYER, R, Shape, Step, Work, works
 
 interpreted = pytest.mark.skipif(
@@ -192,21 +193,11 @@ def test_a_row_has_the_same_bits_in_large_steps(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(at_once, apart)
 
 
-MODELS = {
-    "Llama 3.1 8B": (32, 8, 128, None),
-    "Llama 3.1 70B": (64, 8, 128, None),
-    "Qwen3 32B": (64, 8, 128, None),
-    "Gemma 3 27B": (32, 16, 128, None),
-    "Gemma 2 9B": (16, 8, 256, 50.0),
-    "SmolLM2 135M": (9, 3, 64, None),
-}
-"""Heads, KV heads, size of a head, soft cap."""
-
-
 @pytest.mark.parametrize("rows", [1, 64, 2048])
 @pytest.mark.parametrize("model", MODELS)
 def test_it_compiles_for_cuda(model: str, rows: int) -> None:
-    heads, kv_heads, head_dim, soft_cap = MODELS[model]
+    sizes = MODELS[model]
+    heads, kv_heads, head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
     pages = kv_pages_shape(4, 1000, 16, kv_heads, head_dim)
     assert fits(pages, jnp.bfloat16)
 
@@ -226,7 +217,7 @@ def test_it_compiles_for_cuda(model: str, rows: int) -> None:
             rotation=angles,
             scale=head_dim**-0.5,
             window=window,
-            soft_cap=soft_cap,
+            soft_cap=sizes.soft_cap,
         )
 
     requests = min(rows, 64)

@@ -26,52 +26,13 @@ from fjx.pipeline.overlap import overlapped
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.prune_programs import PrunePrograms
+from scripts.gpu_checks.models import MODELS
 from tests.unit.engine.tiny import cpus
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-}
-QWEN = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
-GEMMA = {
-    **LLAMA,
-    "architectures": ["Gemma3ForCausalLM"],
-    "model_type": "gemma3_text",
-    "tie_word_embeddings": True,
-    "sliding_window": 1024,
-    "sliding_window_pattern": 2,
-    "query_pre_attn_scalar": 168,
-    "rope_local_base_freq": 10000.0,
-}
-
-
-def config_of(base: dict[str, Any], *sizes: int) -> ModelConfig:
-    """Of a model cut down to four layers: width, MLP, heads, KV heads, head, vocabulary."""
-    width, mlp, heads, kv_heads, head_dim, vocabulary = sizes
-    return ModelConfig.from_hf(
-        {
-            **base,
-            "hidden_size": width,
-            "intermediate_size": mlp,
-            "num_hidden_layers": 4,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "head_dim": head_dim,
-            "vocab_size": vocabulary,
-        }
-    )
-
-
-MODELS = {
-    "Llama 3.1 8B": config_of(LLAMA, 4096, 14336, 32, 8, 128, 128256),
-    "Llama 3.1 70B": config_of(LLAMA, 8192, 28672, 64, 8, 128, 128256),
-    "Qwen3 32B": config_of(QWEN, 5120, 25600, 64, 8, 128, 151936),
-    "Gemma 3 27B": config_of(GEMMA, 5376, 21504, 32, 16, 128, 262208),
-    "SmolLM2 135M": config_of(LLAMA, 576, 1536, 9, 3, 64, 49152),
+CONFIGS = {
+    name: ModelConfig.from_hf(sizes.hf_config(layers=6))
+    for name, sizes in MODELS.items()
+    if sizes.family
 }
 
 
@@ -119,9 +80,9 @@ def with_kernels(lowered: dict[Any, str]) -> set[Any]:
     return {key for key, text in lowered.items() if "mosaic_gpu" in text}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONFIGS)
 def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
-    programs = programs_of(MODELS[model], max_draft_rows=4, hidden=True, confidences=True)
+    programs = programs_of(CONFIGS[model], max_draft_rows=4, hidden=True, confidences=True)
     assert programs.stacked
     stage = whole(programs)
     texts = lower(programs.stage(stage))
@@ -131,13 +92,13 @@ def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
 
 
 def test_the_programs_that_move_pages() -> None:
-    programs = programs_of(MODELS["Llama 3.1 8B"])
+    programs = programs_of(CONFIGS["Llama 3.1 8B"])
     stage = whole(programs)
     assert lower([*programs.pages(stage, target=True), *programs.pages(stage, target=False)])
 
 
 def test_the_programs_of_a_draft_head_and_of_pruning(implementation: str) -> None:
-    config = MODELS["SmolLM2 135M"]
+    config = CONFIGS["SmolLM2 135M"]
     programs = programs_of(config, max_draft_rows=4, hidden=True)
     stage = whole(programs)
     head = DraftHead(config, np.arange(64, dtype=np.int32))
@@ -167,8 +128,8 @@ def chain_of(programs: Programs, compiler: Compiler) -> Chain:
 
 
 def test_a_draft_beside_a_verification() -> None:
-    target = programs_of(MODELS["Llama 3.1 8B"], max_draft_rows=4)
-    drafter = programs_of(MODELS["SmolLM2 135M"], confidences=True)
+    target = programs_of(CONFIGS["Llama 3.1 8B"], max_draft_rows=4)
+    drafter = programs_of(CONFIGS["SmolLM2 135M"], confidences=True)
     compiler = Compiler(cache_dir=None)
     compiler.register(drafter.stage(whole(drafter)))
     (verification,) = (spec for spec in target.stage(whole(target)) if spec.key[:2] == ("stage", 8))

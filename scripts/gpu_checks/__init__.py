@@ -1,0 +1,6 @@
+"""What `gpu_check.py` runs: each module has ``lowered()`` and ``checks()``.
+
+``lowered()`` yields names and calls that compile something for CUDA without a GPU, and raise where
+that fails. ``checks()`` gives names and calls that need a GPU; each returns what JSON can hold, or
+yields it piece by piece. Modules without them help the others.
+"""
