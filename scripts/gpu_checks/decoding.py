@@ -52,10 +52,15 @@ _WARM_STEPS, _STEPS = 5, 30
 _MAX_MODEL_LEN = 8192
 _GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
 
+_WITH_LOOPS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,WHILE"
 _GRAPHS: dict[str, dict[str, Any]] = {
     "as XLA sets them": {},
     "none": {"xla_gpu_enable_command_buffer": ""},
-    "from one operation on": {"xla_gpu_graph_min_graph_size": 1},
+    "loops, too": {"xla_gpu_enable_command_buffer": _WITH_LOOPS},
+    "loops, unrolled": {
+        "xla_gpu_enable_command_buffer": _WITH_LOOPS,
+        "xla_gpu_command_buffer_unroll_loops": True,
+    },
 }
 """Which operations go into CUDA graphs."""
 
@@ -91,12 +96,16 @@ def _graphs() -> Iterator[dict[str, Any]]:
         for name, options in _GRAPHS.items():
             decoder = Decoder(_MODEL, (8,), options=options)
             yield {"graphs": name, "options": options, **decoder.measured(8)}
+            del decoder
 
 
 def _unrolled() -> Iterator[dict[str, Any]]:
     """The same where the layers of a granule follow each other in the program, without a loop."""
     with chosen("mosaic"):
-        yield Decoder(_MODEL, (8,), stacked=False).measured(8)
+        for name in ("as XLA sets them", "none"):
+            decoder = Decoder(_MODEL, (8,), options=_GRAPHS[name], stacked=False)
+            yield {"graphs": name, **decoder.measured(8)}
+            del decoder
 
 
 def _lower(attention: str) -> None:

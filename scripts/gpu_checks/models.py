@@ -41,7 +41,7 @@ class Sizes:
     """Of layers that do not see everything."""
     soft_cap: float | None = None
     """On attention's logits."""
-    family: Mapping[str, Any] = field(default_factory=dict)
+    family: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Other fields of ``config.json``; empty: only its attention is of interest."""
 
     def hf_config(self, layers: int | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fjx.kernels import mosaic
 from fjx.pipeline.overlap import STREAM_OPTIONS, overlap
 
-from .attention import arguments, paged, shapes
+from .attention import paged, paged_arguments
 from .models import MODELS, Load
 from .timing import seconds_of
 
@@ -22,13 +22,10 @@ _DRAFT_LAYERS, _DRAFT_WIDTH, _DRAFT_MLP = 24, 1024, 8192
 
 def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
     """The program of both."""
-    q, _, _, kv_pages, rows = shapes(_MODEL, _LOAD)
     both = overlap(partial(paged, _MODEL), draft)
+    verified = jax.eval_shape(partial(paged_arguments, _MODEL, _LOAD))
     drafted = jax.eval_shape(draft_arguments)
-    yield (
-        "drafting beside a verification",
-        partial(mosaic.lowers, both, (q, kv_pages, rows), drafted),
-    )
+    yield "drafting beside a verification", partial(mosaic.lowers, both, verified, drafted)
 
 
 def checks() -> dict[str, Callable[[], Any]]:
@@ -39,14 +36,14 @@ def checks() -> dict[str, Callable[[], Any]]:
 def shares() -> Iterator[dict[str, Any]]:
     """What both cost alone and together, by the multiprocessors that the verification's attention
     may use."""
-    q, _, _, kv_pages, rows = arguments(_MODEL, _LOAD)
+    verified = paged_arguments(_MODEL, _LOAD)
     drafted = draft_arguments()
+    drafting = seconds_of(jax.jit(draft), drafted)
     for blocks in (132, 110, 88, 66, 44):
         verify = partial(paged, _MODEL, blocks=blocks)
-        alone = seconds_of(jax.jit(verify), (q, kv_pages, rows))
-        drafting = seconds_of(jax.jit(draft), drafted)
+        alone = seconds_of(jax.jit(verify), verified)
         run = jax.jit(overlap(verify, draft), compiler_options=STREAM_OPTIONS)
-        both = seconds_of(run, ((q, kv_pages, rows), drafted))
+        both = seconds_of(run, (verified, drafted))
         yield {
             "blocks": blocks,
             "verification_microseconds": 1e6 * alone,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+_COMPILERS = 8
 
 
 def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -37,6 +40,14 @@ def seconds_of(run: Callable[..., Any], given: tuple[Any, ...], repeats: int = 2
         jax.block_until_ready(out)
         times.append((time.perf_counter() - begun) / repeats)
     return statistics.median(times)
+
+
+def compiled(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """Functions compiled for arguments of these shapes, side by side: compiling takes longer than
+    what it is for."""
+    lowered = [jax.jit(run).lower(*given) for run, given in calls]
+    with ThreadPoolExecutor(_COMPILERS) as pool:
+        return list(pool.map(lambda each: each.compile(), lowered))
 
 
 def device() -> dict[str, Any]:
