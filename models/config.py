@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fjx.errors import ModelError
+from fjx.kernels.matmul import Quantization
 
 Activation = Literal["silu", "gelu_tanh", "relu"]
 
@@ -52,6 +53,8 @@ class ModelConfig:
     """Last positions that each layer sees, 0 for all; empty: all layers see everything."""
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
+    quantization: Quantization | None = None
+    """How the blocks' matrices become eight bits wide while they are loaded; no file says it."""
     tensor: int = 1
     """Tensor-parallel degree. Where it is not 1, heads, MLP width and vocabulary are those of one
     device; see `shard`."""
@@ -125,9 +128,9 @@ class ModelConfig:
             raise ModelError(f"not a model configuration of this version: {error}") from None
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields as values that JSON can hold."""
+        """All fields that describe a file's model, as values that JSON can hold."""
         values = dataclasses.asdict(self)
-        del values["tensor"]
+        del values["quantization"], values["tensor"]
         return values
 
     @property

@@ -7,15 +7,15 @@ for want of a profile: they rank cuts and promise no milliseconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fjx.models.config import ModelConfig
-from fjx.models.granules import Model, Params
-from fjx.models.split import TensorSpec
+from fjx.models.granules import WHOLE, Model, Params
 from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
 from fjx.sharding.graph import GranuleGraph, PieceCost
 
@@ -62,17 +62,16 @@ def model_graph(
     granules = (
         _with_bytes(
             graph.granules[index],
-            model.granule_tensors(index),
             model.abstract_granule(index, dtype, stacked=False),
-            dtype,
+            model.granule_shards(index, dtype, stacked=False),
         )
         for index in range(len(model.granules))
     )
     return replace(
         graph,
-        embed=_with_bytes(graph.embed, model.embed_tensors(), model.abstract_embed(dtype), dtype),
+        embed=_with_bytes(graph.embed, model.abstract_embed(dtype), model.embed_shards(dtype)),
         granules=tuple(granules),
-        head=_with_bytes(graph.head, model.head_tensors(), model.abstract_head(dtype), dtype),
+        head=_with_bytes(graph.head, model.abstract_head(dtype), model.head_shards(dtype)),
     )
 
 
@@ -88,19 +87,19 @@ def _sizes(config: ModelConfig, model: Model, dtype: jnp.dtype, name: str) -> Mo
         vocab_size=config.vocab_size,
         mlp_matrices=3 if gated else 2,
         parameter_bytes=dtype.itemsize,
+        block_parameter_bytes=None if config.quantization is None else 1,
         kv_bytes=dtype.itemsize,
     )
 
 
-def _with_bytes(
-    piece: PieceCost, tensors: Mapping[str, TensorSpec], params: Params, dtype: jnp.dtype
-) -> PieceCost:
+def _with_bytes(piece: PieceCost, params: Params, partitions: Any) -> PieceCost:
     """The piece with the bytes of its arrays, which are more than its tensors where layers differ
     (windows, RoPE tables)."""
-    split = _bytes(spec.struct(dtype) for spec in tensors.values() if spec.split_axis is not None)
-    every = _bytes(jax.tree.leaves(params))
-    return replace(piece, split_parameter_bytes=split, whole_parameter_bytes=every - split)
+    split = jax.tree.map(lambda partition, s: _bytes(s) * (partition != WHOLE), partitions, params)
+    of_split = sum(jax.tree.leaves(split))
+    every = sum(map(_bytes, jax.tree.leaves(params)))
+    return replace(piece, split_parameter_bytes=of_split, whole_parameter_bytes=every - of_split)
 
 
-def _bytes(structs: Iterable[jax.ShapeDtypeStruct]) -> int:
-    return sum(math.prod(struct.shape) * struct.dtype.itemsize for struct in structs)
+def _bytes(struct: jax.ShapeDtypeStruct) -> int:
+    return math.prod(struct.shape) * int(struct.dtype.itemsize)

@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
+from fjx.kernels.matmul import Quantized
 from fjx.kernels.ragged import RaggedRows
 from fjx.models import rope
 from fjx.models.config import ModelConfig
@@ -108,7 +109,7 @@ class Model:
         if not stacked:
             return {"layers": layers, **self._constants(index)}
         return {
-            "layers": {name: stack([each[name] for each in layers]) for name in layers[0]},
+            "layers": jax.tree.map(lambda *each: stack(each), *layers),
             **self._constants(index),
         }
 
@@ -249,9 +250,15 @@ class Model:
         return logits
 
 
-def _partition(spec: TensorSpec, dtype: jnp.dtype, before: int = 0) -> PartitionSpec:
+def _partition(spec: TensorSpec, dtype: jnp.dtype, before: int = 0) -> Any:
     """How a tensor's stored array is split, behind so many axes more."""
-    axis = spec.stored_axis(dtype)
+    of_values = _along(spec.stored_axis(dtype), before)
+    if spec.quantization is None:
+        return of_values
+    return Quantized(of_values, _along(spec.scale_axis, before))
+
+
+def _along(axis: int | None, before: int) -> PartitionSpec:
     if axis is None:
         return WHOLE
     return PartitionSpec(*[None] * (before + axis), TENSOR_AXIS)  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.attention import Rotation, append_and_attend
-from fjx.kernels.matmul import matmul
+from fjx.kernels.matmul import Quantization, matmul
 from fjx.kernels.norm import layer_norm, rms_norm
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import Activation, ModelConfig
@@ -49,15 +49,22 @@ def param(
     *,
     multiplied: bool = False,
     parts: tuple[int, ...] = (),
+    quantization: Quantization | None = None,
 ) -> nnx.Param[Array]:
     """A parameter of this shape, with a logical name for each axis, and no array yet.
 
     ``multiplied``: it is only used by `matmul`, which chooses how it is stored. ``parts``: widths
-    of what is fused in it along its last axis.
+    of what is fused in it along its last axis. ``quantization``: how its entries become eight bits
+    wide, if they do.
     """
     struct: Any = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
     return nnx.Param(
-        struct, out_sharding=axes, eager_sharding=False, multiplied=multiplied, parts=parts
+        struct,
+        out_sharding=axes,
+        eager_sharding=False,
+        multiplied=multiplied,
+        parts=parts,
+        quantization=quantization,
     )
 
 
@@ -101,17 +108,20 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         tensor: int = 1,
+        quantization: Quantization | None = None,
     ) -> None:
         """``outputs``: one width, or those of several matrices that are fused."""
         parts = outputs if isinstance(outputs, tuple) else ()
         self.outputs = outputs if isinstance(outputs, int) else sum(outputs)
-        self.weight = param((inputs, self.outputs), axes, multiplied=True, parts=parts)
+        self.weight = param(
+            (inputs, self.outputs), axes, multiplied=True, parts=parts, quantization=quantization
+        )
         self.bias = param((self.outputs,), axes[1:], parts=parts) if bias else None
         self.sums = tensor > 1 and axes[0] in SPLIT_AXES
 
     def __call__(self, x: Float[Array, "T I"]) -> Float[Array, "T O"]:
         """Multiply each row."""
-        y = matmul(x, self.weight[...], self.outputs)
+        y = matmul(x, self.weight.get_value(), self.outputs)
         if self.sums:
             y = lax.psum(y, TENSOR_AXIS)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias[...]
@@ -126,7 +136,11 @@ class Attention(nnx.Module):
         self.scale, self.soft_cap = config.attention_scale, config.attention_soft_cap
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.qkv = Linear(
-            config.hidden_size, (queries, keys, keys), ("embed", "heads"), bias=config.qkv_bias
+            config.hidden_size,
+            (queries, keys, keys),
+            ("embed", "heads"),
+            bias=config.qkv_bias,
+            quantization=config.quantization,
         )
         self.o = Linear(
             queries,
@@ -134,6 +148,7 @@ class Attention(nnx.Module):
             ("heads", "embed"),
             bias=config.o_bias,
             tensor=config.tensor,
+            quantization=config.quantization,
         )
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
@@ -165,10 +180,10 @@ class GatedMlp(nnx.Module):
     """``down(act(gate(x)) * up(x))``, gate and up fused into one product (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        D, F = config.hidden_size, config.mlp_width
+        F = config.mlp_width
         self.activation = config.activation
-        self.gate_up = Linear(D, (F, F), ("embed", "mlp"), bias=config.mlp_bias)
-        self.down = Linear(F, D, ("mlp", "embed"), bias=config.mlp_bias, tensor=config.tensor)
+        self.gate_up = _to_mlp(config, (F, F))
+        self.down = _from_mlp(config)
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         """Run the MLP on each row."""
@@ -180,14 +195,34 @@ class Mlp(nnx.Module):
     """``down(act(up(x)))``."""
 
     def __init__(self, config: ModelConfig) -> None:
-        D, F = config.hidden_size, config.mlp_width
         self.activation = config.activation
-        self.up = Linear(D, F, ("embed", "mlp"), bias=config.mlp_bias)
-        self.down = Linear(F, D, ("mlp", "embed"), bias=config.mlp_bias, tensor=config.tensor)
+        self.up = _to_mlp(config, config.mlp_width)
+        self.down = _from_mlp(config)
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         """Run the MLP on each row."""
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+def _to_mlp(config: ModelConfig, outputs: int | tuple[int, ...]) -> Linear:
+    return Linear(
+        config.hidden_size,
+        outputs,
+        ("embed", "mlp"),
+        bias=config.mlp_bias,
+        quantization=config.quantization,
+    )
+
+
+def _from_mlp(config: ModelConfig) -> Linear:
+    return Linear(
+        config.mlp_width,
+        config.hidden_size,
+        ("mlp", "embed"),
+        bias=config.mlp_bias,
+        tensor=config.tensor,
+        quantization=config.quantization,
+    )
 
 
 class TokenEmbed(nnx.Module):

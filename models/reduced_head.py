@@ -83,6 +83,7 @@ def head_config(target: ModelConfig, vocabulary: int) -> ModelConfig:
         num_layers=1,
         vocab_size=vocabulary,
         tied_embeddings=False,
+        quantization=None,
         rope_tables=tables,
         rope_of_layer=(),
         window_of_layer=(windows[like],) if windows[like] else (),

@@ -10,9 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
 
-from fjx.kernels.matmul import restored_values, stored_axis, stored_struct, stored_values
+from fjx.kernels.matmul import (
+    Quantization,
+    Quantized,
+    quantize,
+    restored_values,
+    stored_axis,
+    stored_struct,
+    stored_values,
+)
 
 TENSOR_AXIS = "tensor"
 """The axis of a mesh over which tensor parallelism splits a layer."""
@@ -36,6 +43,9 @@ class TensorSpec:
     """Whether it is only used in products, which choose how it is stored."""
     parts: tuple[int, ...] = ()
     """Widths of what is fused along the last axis, each of which is split by itself."""
+    quantization: Quantization | None = None
+    """How its entries become eight bits wide; None: they do not. What is stored is then a
+    `Quantized`, and so are shapes and partitions."""
 
     @property
     def split_axis(self) -> int | None:
@@ -46,60 +56,105 @@ class TensorSpec:
         """Along which axis of the stored array its shards lie; None: each device has it whole."""
         if self.split_axis is None or not self.multiplied:
             return self.split_axis
-        return stored_axis(self.split_axis, dtype)
+        return stored_axis(self.split_axis, dtype, self.quantization)
 
-    def struct(self, dtype: jnp.dtype, degree: int = 1) -> jax.ShapeDtypeStruct:
+    @property
+    def scale_axis(self) -> int | None:
+        """Likewise, of the scales of the columns: a device has those of its columns."""
+        return 0 if self.split_axis == 1 else None
+
+    def struct(self, dtype: jnp.dtype, degree: int = 1) -> Any:
         """The stored array where a model has this ``dtype``: vectors stay float32."""
         shape = self._shard_shape(degree)
-        if self.multiplied:
-            stored = stored_struct(shape, dtype)
-        else:
+        if not self.multiplied:
             kept = dtype if len(shape) > 1 else jnp.float32
             stored = jax.ShapeDtypeStruct(shape, kept)  # type: ignore[no-untyped-call]
-        axis = self.stored_axis(dtype)
-        if axis is None:
-            return stored
-        whole = tuple(size * (degree if i == axis else 1) for i, size in enumerate(stored.shape))
-        return jax.ShapeDtypeStruct(whole, stored.dtype)  # type: ignore[no-untyped-call]
+            return _side_by_side(stored, self.stored_axis(dtype), degree)
+        stored = stored_struct(shape, dtype, self.quantization)
+        if not isinstance(stored, Quantized):
+            return _side_by_side(stored, self.stored_axis(dtype), degree)
+        return Quantized(
+            _side_by_side(stored.values, self.stored_axis(dtype), degree),
+            _side_by_side(stored.scale, self.scale_axis, degree),
+        )
 
-    def store(self, values: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
+    def store(self, values: np.ndarray, dtype: jnp.dtype) -> Any:
         """The tensor's values as `struct` says, for one device."""
         (stored,) = self.shards(values, dtype, 1)
         return stored
 
-    def shards(self, values: np.ndarray, dtype: jnp.dtype, degree: int) -> list[np.ndarray]:
-        """What each of ``degree`` devices stores; one array where all store the same."""
+    def shards(self, values: np.ndarray | Quantized, dtype: jnp.dtype, degree: int) -> list[Any]:
+        """What each of ``degree`` devices stores; one array where all store the same.
+
+        A matrix is quantized as a whole, so that its entries do not depend on the degree.
+        """
+        if self.quantization is not None and not isinstance(values, Quantized):
+            values = quantize(values, self.quantization)
         if self.split_axis is None:
             return [self._stored(values, dtype)]
-        runs = [np.split(part, degree, self.split_axis) for part in self._parts(values, self.parts)]
-        return [self._stored(self._joined(mine), dtype) for mine in zip(*runs, strict=True)]
+        if isinstance(values, Quantized):
+            of_entries = self._split(values.values, degree)
+            scales = [values.scale] * degree
+            if self.scale_axis is not None:
+                scales = self._split(values.scale, degree)
+            pairs = zip(of_entries, scales, strict=True)
+            return [self._stored(Quantized(*mine), dtype) for mine in pairs]
+        return [self._stored(mine, dtype) for mine in self._split(values, degree)]
 
-    def whole(self, shards: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor's values, in the stored type, from all its shards."""
+    def whole(self, shards: Sequence[Any]) -> Any:
+        """The tensor's values, in the stored type, from all its shards; a `Quantized` where it is
+        stored as one."""
         degree = len(shards)
         shape = self._shard_shape(degree)
         plain = [restored_values(s, shape) if self.multiplied else s for s in shards]
         if self.split_axis is None or degree == 1:
             return plain[0]
-        widths = tuple(width // degree for width in self.parts)
-        of_part = zip(*(self._parts(shard, widths) for shard in plain), strict=True)
+        if not isinstance(plain[0], Quantized):
+            return self._united(plain)
+        scale = plain[0].scale
+        if self.scale_axis is not None:
+            scale = self._united([shard.scale for shard in plain])
+        return Quantized(self._united([shard.values for shard in plain]), scale)
+
+    def _split(self, values: np.ndarray, degree: int) -> list[np.ndarray]:
+        """What each device has of an array whose axes are the tensor's, or the last of them."""
+        runs = [
+            np.split(part, degree, self._axis_from_last) for part in self._parts(values, self.parts)
+        ]
+        return [self._joined(mine) for mine in zip(*runs, strict=True)]
+
+    def _united(self, shards: Sequence[np.ndarray]) -> np.ndarray:
+        """The array that `_split` gave."""
+        widths = tuple(width // len(shards) for width in self.parts)
+        of_part = zip(*(self._parts(shard, widths) for shard in shards), strict=True)
         return self._joined([self._joined(part) for part in of_part])
+
+    @property
+    def _axis_from_last(self) -> int:
+        assert self.split_axis is not None
+        return self.split_axis - len(self.shape)
 
     def _parts(self, values: np.ndarray, widths: tuple[int, ...]) -> list[np.ndarray]:
         return np.split(values, np.cumsum(widths)[:-1], axis=-1) if widths else [values]
 
     def _joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        assert self.split_axis is not None
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=self.split_axis)
+        axis = self._axis_from_last
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)
 
     def _shard_shape(self, degree: int) -> tuple[int, ...]:
         split = self.split_axis
         return tuple(size // (degree if i == split else 1) for i, size in enumerate(self.shape))
 
-    def _stored(self, values: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
-        if self.multiplied:
+    def _stored(self, values: np.ndarray | Quantized, dtype: jnp.dtype) -> Any:
+        if self.multiplied or isinstance(values, Quantized):
             return stored_values(values, dtype)
         return values.astype(dtype if values.ndim > 1 else jnp.float32, copy=False)
+
+
+def _side_by_side(shard: Any, axis: int | None, degree: int) -> Any:
+    """The array of so many shards along an axis; None: each is all of it."""
+    shape = tuple(size * (degree if i == axis else 1) for i, size in enumerate(shard.shape))
+    return jax.ShapeDtypeStruct(shape, shard.dtype)  # type: ignore[no-untyped-call]
 
 
 class SplitModule:
@@ -125,9 +180,10 @@ class SplitModule:
                 axes,
                 metadata.get("multiplied", False),
                 metadata.get("parts", ()),
+                metadata.get("quantization"),
             )
 
-    def merge(self, params: Mapping[str, Array]) -> Any:
+    def merge(self, params: Mapping[str, Any]) -> Any:
         """The module with its arrays; for use inside a traced function only."""
         flat = [(path, params[name]) for name, path in self._path_of.items()]
         return nnx.merge(self._graphdef, nnx.from_flat_state(flat))

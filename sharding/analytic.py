@@ -31,6 +31,8 @@ class ModelSizes:
     """Matrices of an MLP: 3 with a gate, 2 without."""
     parameter_bytes: int = 2
     """Of one entry of a matrix; vectors are float32."""
+    block_parameter_bytes: int | None = None
+    """Likewise, in the blocks; None: the same."""
     kv_bytes: int = 2
     """Of one entry of the KV pages."""
 
@@ -109,7 +111,7 @@ class _Estimates:
     def embed(self) -> PieceCost:
         sizes = self.sizes
         return self._piece(
-            entries=sizes.vocab_size * sizes.hidden_size,
+            stored_bytes=sizes.vocab_size * sizes.hidden_size * sizes.parameter_bytes,
             # Reads the rows of its tokens, not the table.
             read_bytes=0,
             read_bytes_per_row=sizes.hidden_size * sizes.parameter_bytes,
@@ -119,15 +121,16 @@ class _Estimates:
     def granule(self, layers: int) -> PieceCost:
         sizes = self.sizes
         entries = layers * sizes.layer_entries
+        stored = entries * (sizes.block_parameter_bytes or sizes.parameter_bytes)
         kv_bytes = layers * 2 * sizes.num_kv_heads * sizes.head_dim * sizes.kv_bytes
         attention = layers * 4 * sizes.num_heads * sizes.head_dim * self.context
         return self._piece(
             layers=layers,
-            entries=entries,
+            stored_bytes=stored,
             whole_bytes=layers * 2 * sizes.hidden_size * _VECTOR_BYTES,
             kv_bytes_per_token=kv_bytes,
             flops_per_row=2 * entries + attention,
-            read_bytes=entries * sizes.parameter_bytes,
+            read_bytes=stored,
             read_bytes_per_row=kv_bytes * self.context,
             handed_on_per_row=sizes.hidden_size * _RESIDUAL_BYTES,
         )
@@ -135,18 +138,19 @@ class _Estimates:
     def head(self) -> PieceCost:
         sizes = self.sizes
         entries = sizes.vocab_size * sizes.hidden_size
+        stored = entries * sizes.parameter_bytes
         return self._piece(
-            entries=entries,
+            stored_bytes=stored,
             whole_bytes=sizes.hidden_size * _VECTOR_BYTES,
             flops_per_row=2 * entries,
-            read_bytes=entries * sizes.parameter_bytes,
+            read_bytes=stored,
             handed_on_per_row=sizes.vocab_size * _LOGIT_BYTES,
         )
 
     def _piece(
         self,
         *,
-        entries: int,
+        stored_bytes: int,
         read_bytes: int,
         handed_on_per_row: int,
         layers: int = 0,
@@ -163,7 +167,7 @@ class _Estimates:
 
         return PieceCost(
             layers=layers,
-            split_parameter_bytes=entries * self.sizes.parameter_bytes,
+            split_parameter_bytes=stored_bytes,
             whole_parameter_bytes=whole_bytes,
             kv_bytes_per_token=kv_bytes_per_token,
             seconds=tuple((d, tuple(seconds(r, d) for r in self.buckets)) for d in self.degrees),

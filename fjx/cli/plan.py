@@ -104,6 +104,12 @@ def _add_model_options(parser: CommandParser) -> None:
     )
     parser.add_flag(
         group,
+        "--quantization",
+        choices=("int8", "fp8"),
+        help="Store the blocks' matrices in eight bits an entry.",
+    )
+    parser.add_flag(
+        group,
         "--granule-layers",
         type=_positive,
         metavar="N",

@@ -128,10 +128,13 @@ def _read_costs(arguments: argparse.Namespace, platform: str) -> GranuleGraph:
                 f"profile {arguments.profile} is of {graph.model}, not of {arguments.model}; leave "
                 "out --model or --profile"
             )
-        if arguments.dtype is not None or arguments.granule_layers is not None:
+        if any(
+            given is not None
+            for given in (arguments.dtype, arguments.quantization, arguments.granule_layers)
+        ):
             raise UserError(
-                "a profile is of one dtype and one size of granules; leave out --dtype and "
-                "--granule-layers, or --profile"
+                "a profile is of one dtype, one quantization and one size of granules; leave out "
+                "--dtype, --quantization and --granule-layers, or --profile"
             )
         return graph
     name = arguments.model or EngineConfig.model
@@ -140,7 +143,7 @@ def _read_costs(arguments: argparse.Namespace, platform: str) -> GranuleGraph:
     if dtype is None:
         dtype = "bfloat16" if platform != "cpu" or multiplies_bfloat16() else "float32"
     return model_graph(
-        config,
+        replace(config, quantization=arguments.quantization),
         jnp.dtype(dtype),
         arguments.granule_layers,
         row_buckets(max(EngineConfig.max_num_batched_tokens, arguments.rows)),

@@ -42,6 +42,8 @@ class ProfileConfig:
     ($FJX_CACHE)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of weights and KV pages. auto: bfloat16 where the processor multiplies it natively."""
+    quantization: Literal["int8", "fp8"] | None = None
+    """Store the blocks' matrices in eight bits an entry; by default they have the type of dtype."""
     granule_layers: int | None = None
     """Consecutive layers in one granule; by default about an eighth of the model."""
     tensor: tuple[int, ...] = (1,)
@@ -76,7 +78,7 @@ PROFILE = Section(
     "profile",
     ProfileConfig,
     {
-        "model": ("model", "revision", "cache_dir", "dtype", "granule_layers"),
+        "model": ("model", "revision", "cache_dir", "dtype", "quantization", "granule_layers"),
         "what is measured": (
             "tensor",
             "max_num_batched_tokens",
@@ -129,6 +131,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
     engine = EngineConfig(
         model=config.model,
         dtype=config.dtype,
+        quantization=config.quantization,
         granule_layers=config.granule_layers,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
@@ -139,7 +142,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
     programs = make_programs(engine, model_config)
     buckets = programs.limits.row_buckets
     graph = model_graph(
-        model_config, programs.dtype, config.granule_layers, buckets, name=config.model
+        programs.model.config, programs.dtype, config.granule_layers, buckets, name=config.model
     )
     measured = measure(
         programs,
@@ -176,7 +179,7 @@ def profile_table(graph: GranuleGraph, machine: dict[str, str]) -> str:
             step = sum(s * count for s, (_, count, _) in zip(each, kinds, strict=True))
             rows.append((str(size), *(f"{1e3 * s:#.3g}" for s in (*each, step))))
         title = (
-            f"{graph.model}, {machine['dtype']}, {machine['context']} tokens of context, on "
+            f"{graph.model}, {machine['weights']}, {machine['context']} tokens of context, on "
             f"{machine['device']}, tensor degree {degree}; ms"
         )
         tables.append("\n".join([title, *aligned(rows, left=0)]))

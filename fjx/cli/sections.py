@@ -41,6 +41,7 @@ ENGINE = Section(
             "tokenizer",
             "cache_dir",
             "dtype",
+            "quantization",
             "max_model_len",
             "load_random_weights",
         ),

@@ -14,7 +14,7 @@ import numpy as np
 from fjx.config import EngineConfig
 from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.errors import UserError
-from fjx.kernels.matmul import multiplies_bfloat16
+from fjx.kernels.matmul import can_multiply_quantized, multiplies_bfloat16
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
 from fjx.models.cuts import check_cuts
@@ -103,6 +103,7 @@ def make_programs(
         UserError: the configuration does not fit the model.
     """
     dtype = _dtype(config)
+    model_config = replace(model_config, quantization=config.quantization)
     limits = _limits(config, model_config, dtype)
     limits = replace(limits, hidden=hidden, confidences=confidences)
     return Programs(Model(model_config, config.granule_layers), limits, dtype, lens)
@@ -128,6 +129,11 @@ def _dtype(config: EngineConfig) -> jnp.dtype:
     if name == "auto":
         name = "bfloat16" if multiplies_bfloat16() else "float32"
     dtype: jnp.dtype = jnp.dtype(name)
+    if config.quantization is not None and not can_multiply_quantized(dtype):
+        raise UserError(
+            f"quantization {config.quantization} cannot be used with dtype {name} on this "
+            "platform, which multiplies such matrices in bfloat16; leave out dtype or quantization"
+        )
     return dtype
 
 

@@ -255,6 +255,7 @@ def _start_draft_model(
         kv_cache_tokens=limits.num_pages * limits.page_size,
         mesh=config.draft_mesh,
         granule_layers=None,
+        quantization=None,
         profile=None,
         drafter="off",
     )

@@ -14,12 +14,15 @@ from llvmlite import ir
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 HAS_BFLOAT16_PRODUCTS = bool(_FEATURES.get("avx512bf16"))
+HAS_BYTE_TABLES = HAS_BFLOAT16_PRODUCTS and bool(_FEATURES.get("avx512vbmi"))
+"""Whether 64 bytes can be looked up at once in a table of 128."""
 LANES = 16
 VECTORS = 4 if _FEATURES.get("avx512f") else 1
 """Vectors of sums for each of `MOST_ROWS` rows that the registers hold."""
 MOST_ROWS = 6
 
-WORD, INT, HALF, FLOAT = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.FloatType()
+WORD, INT, HALF, BYTE = (ir.IntType(bits) for bits in (64, 32, 16, 8))
+FLOAT = ir.FloatType()
 INTS, HALVES, FLOATS = (ir.VectorType(of, LANES) for of in (INT, HALF, FLOAT))
 
 
@@ -58,7 +61,7 @@ def store(builder: Any, value: Any, base: Any, offset: Any) -> None:
 
 def _bytes(kind: Any) -> int:
     element = kind.element if isinstance(kind, ir.VectorType) else kind
-    return 2 if element == HALF else 4
+    return 4 if element in (INT, FLOAT) else element.width // 8
 
 
 def load_all_lanes(builder: Any, base: Any, offset: Any, kind: Any) -> Any:
@@ -66,7 +69,7 @@ def load_all_lanes(builder: Any, base: Any, offset: Any, kind: Any) -> Any:
     vector = ir.VectorType(kind, LANES)
     unset = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(unset, load(builder, base, offset, kind), INT(0))
-    return builder.shuffle_vector(first, unset, ir.Constant(INTS, [0] * LANES))
+    return builder.shuffle_vector(first, unset, ints(0))
 
 
 def load_floats(builder: Any, base: Any, offset: Any, bfloat16: bool) -> Any:
@@ -74,12 +77,12 @@ def load_floats(builder: Any, base: Any, offset: Any, bfloat16: bool) -> Any:
     if not bfloat16:
         return load(builder, base, offset, FLOATS)
     wide = builder.zext(load(builder, base, offset, HALVES), INTS)
-    return builder.bitcast(builder.shl(wide, ir.Constant(INTS, [16] * LANES)), FLOATS)
+    return builder.bitcast(builder.shl(wide, ints(16)), FLOATS)
 
 
 def add_products(builder: Any, sums: Any, x: Any, y: Any) -> Any:
     """``sums + x * y``, in one instruction where the processor has it."""
-    add = _declared(builder.module, f"llvm.fmuladd.v{LANES}f32", [FLOATS, FLOATS, FLOATS])
+    add = declared(builder.module, f"llvm.fmuladd.v{LANES}f32", FLOATS, [FLOATS, FLOATS, FLOATS])
     return builder.call(add, [x, y, sums])
 
 
@@ -87,7 +90,7 @@ def add_pair_products(builder: Any, sums: Any, x: Any, y: Any) -> Any:
     """``sums + x[0] * y[0] + x[1] * y[1]`` for vectors of pairs of bfloat16 in 32-bit lanes
     (AVX512_BF16's ``vdpbf16ps``)."""
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
-    add = _declared(builder.module, name, [FLOATS, _PAIRS, _PAIRS])
+    add = declared(builder.module, name, FLOATS, [FLOATS, _PAIRS, _PAIRS])
     return builder.call(add, [sums, builder.bitcast(x, _PAIRS), builder.bitcast(y, _PAIRS)])
 
 
@@ -95,12 +98,17 @@ def all_lanes(builder: Any, number: Any) -> Any:
     """A vector of one float32."""
     unset = ir.Constant(FLOATS, ir.Undefined)
     first = builder.insert_element(unset, number, INT(0))
-    return builder.shuffle_vector(first, unset, ir.Constant(INTS, [0] * LANES))
+    return builder.shuffle_vector(first, unset, ints(0))
 
 
 def floats(value: float) -> Any:
     """A vector of one constant."""
     return ir.Constant(FLOATS, [value] * LANES)
+
+
+def ints(value: int) -> Any:
+    """A vector of one constant."""
+    return ir.Constant(INTS, [value] * LANES)
 
 
 def largest(builder: Any, x: Any, y: Any) -> Any:
@@ -121,7 +129,7 @@ def fold(builder: Any, vector: Any, join: Any) -> Any:
 
 def exp_below_zero(builder: Any, x: Any) -> Any:
     """exp(x) for x <= 0, to 2 units in the last place; 0 below exp(-87)."""
-    whole = _declared(builder.module, f"llvm.floor.v{LANES}f32", [FLOATS])
+    whole = declared(builder.module, f"llvm.floor.v{LANES}f32", FLOATS, [FLOATS])
     y = builder.fmul(largest(builder, x, floats(-87.0)), floats(1.4426950408889634))
     n = builder.call(whole, [builder.fadd(y, floats(0.5))])
     z = builder.fmul(builder.fsub(y, n), floats(0.6931471805599453))
@@ -129,15 +137,16 @@ def exp_below_zero(builder: Any, x: Any) -> Any:
     for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
         p = add_products(builder, floats(term), p, z)
     p = builder.fadd(add_products(builder, z, builder.fmul(p, z), z), floats(1.0))
-    exponent = builder.add(builder.fptosi(n, INTS), ir.Constant(INTS, [127] * LANES))
-    power = builder.bitcast(builder.shl(exponent, ir.Constant(INTS, [23] * LANES)), FLOATS)
+    exponent = builder.add(builder.fptosi(n, INTS), ints(127))
+    power = builder.bitcast(builder.shl(exponent, ints(23)), FLOATS)
     seen = builder.fcmp_ordered(">", x, floats(-87.0))
     return builder.select(seen, builder.fmul(p, power), floats(0.0))
 
 
-def _declared(module: Any, name: str, arguments: list[Any]) -> Any:
+def declared(module: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    """An intrinsic function of LLVM."""
     known = module.globals.get(name)
-    return known or ir.Function(module, ir.FunctionType(FLOATS, arguments), name)
+    return known or ir.Function(module, ir.FunctionType(result, arguments), name)
 
 
 class Loop:

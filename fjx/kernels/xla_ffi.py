@@ -80,6 +80,18 @@ def dims(frame: int, index: int) -> Any:
 
 
 @numba.njit(inline="always")
+def arguments(frame: int) -> int:
+    """How many arguments there are."""
+    return words(frame, _ARGS + 3)[_ARGS + 2]
+
+
+@numba.njit(inline="always")
+def element_type(frame: int, index: int) -> int:
+    """Type of argument ``index``, as ``XLA_FFI_DataType`` numbers them."""
+    return _buffer(frame, _ARGS, index)[2] & 0xFFFFFFFF
+
+
+@numba.njit(inline="always")
 def _size(buffer: Any) -> int:
     size = 1
     for dim in words(buffer[5], buffer[4]):

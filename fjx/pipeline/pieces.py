@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -117,7 +118,7 @@ class Loader:
         of_piece = {piece: programs.tensors(piece) for piece in programs.pieces}
         self._specs = of_piece
         self._piece_of = {name: piece for piece, specs in of_piece.items() for name in specs}
-        self._shards: dict[str, dict[str, list[np.ndarray]]] = {piece: {} for piece in of_piece}
+        self._shards: dict[str, dict[str, list[Any]]] = {piece: {} for piece in of_piece}
         self._params: dict[str, Params] = {}
 
     def take(self, name: str, values: np.ndarray) -> None:
@@ -149,7 +150,7 @@ class Loader:
 
 
 def place_piece(
-    programs: Programs, piece: str, shards: Mapping[str, Sequence[np.ndarray]], at: Placement
+    programs: Programs, piece: str, shards: Mapping[str, Sequence[Any]], at: Placement
 ) -> Params:
     """Put a piece's parameters on a mesh.
 
@@ -190,12 +191,13 @@ def piece_tensors(programs: Programs, piece: str, params: Params) -> dict[str, A
     tensors: dict[str, Any] = {}
     for i, layer in enumerate(programs.model.granules[int(piece)]):
         layers = params["layers"]
-        of_layer = {n: each[i] for n, each in layers.items()} if programs.stacked else layers[i]
+        stacked = programs.stacked
+        of_layer = jax.tree.map(itemgetter(i), layers) if stacked else layers[i]
         tensors |= {f"layers.{layer}.{name}": values for name, values in of_layer.items()}
     return tensors
 
 
-def _pack(programs: Programs, piece: str, tensors: Mapping[str, np.ndarray]) -> Params:
+def _pack(programs: Programs, piece: str, tensors: Mapping[str, Any]) -> Params:
     model = programs.model
     if piece == "embed":
         return model.pack_embed(tensors)

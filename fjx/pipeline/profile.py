@@ -147,6 +147,7 @@ def machine_of(programs: Programs, context: int) -> dict[str, str]:
         "jax": jax.__version__,
         "cores": str(len(affinity(0)) if affinity else os.cpu_count()),
         "dtype": str(programs.dtype),
+        "weights": programs.model.config.quantization or str(programs.dtype),
         "context": str(context),
         "max_num_seqs": str(programs.limits.max_num_seqs),
     }
@@ -169,7 +170,7 @@ def read_profile_of(path: Path, model: GranuleGraph, rows: int) -> GranuleGraph:
     if difference is not None:
         raise MeshError(
             f"profile {path} ({profile.model}) is not of this model: {difference}; measure it with "
-            "'fjx profile' and the engine's --model, --dtype and --granule-layers"
+            "'fjx profile' and the engine's --model, --dtype, --quantization and --granule-layers"
         )
     if profile.buckets[-1] < rows:
         raise MeshError(

@@ -78,7 +78,7 @@ def _send(
 
 def _resplit(
     programs: Programs, piece: str, params: Params, source: Placement, target: Placement
-) -> dict[str, list[np.ndarray]]:
+) -> dict[str, list[Any]]:
     """What each device of ``target`` stores of a piece's tensors, on the host."""
     on_device = [
         jax.tree.map(lambda leaf, i=i: np.asarray(source.parts(leaf)[i]), params)
@@ -86,11 +86,12 @@ def _resplit(
     ]
     tensors = [piece_tensors(programs, piece, each) for each in on_device]
 
-    def split(name: str, spec: TensorSpec) -> list[np.ndarray]:
+    def split(name: str, spec: TensorSpec) -> list[Any]:
         whole = spec.whole([each[name] for each in tensors])
         shards = spec.shards(whole, programs.dtype, target.degree)
         # A view would keep the old array's memory alive.
-        return [aligned_copy(shard) for shard in shards]
+        copied: list[Any] = jax.tree.map(aligned_copy, shards)
+        return copied
 
     return {name: split(name, spec) for name, spec in programs.tensors(piece).items()}
 

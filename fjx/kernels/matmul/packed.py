@@ -14,8 +14,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fjx.kernels.matmul.microkernel import COLUMNS, block_product
-from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS, MOST_ROWS
-from fjx.kernels.xla_ffi import argument, dims, only_asks_version, register, result
+from fjx.kernels.matmul.quantized import Quantization
+from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS, HAS_BYTE_TABLES, MOST_ROWS
+from fjx.kernels.xla_ffi import (
+    argument,
+    arguments,
+    dims,
+    element_type,
+    only_asks_version,
+    register,
+    result,
+)
 from fjx.kernels.xla_threads import (
     block_arguments,
     claim,
@@ -30,27 +39,45 @@ from fjx.kernels.xla_threads import (
 
 PACKED_RANK = 4
 
+_S8, _F32, _BF16, _F8E4M3FN = 2, 11, 16, 20
+"""Types of a call's arguments, from ``xla/ffi/api/c_api.h``."""
 
-def can_pack(dtype: jnp.dtype) -> bool:
-    """Whether this processor multiplies packed matrices of this type."""
-    return dtype == jnp.float32 or (dtype == jnp.bfloat16 and HAS_BFLOAT16_PRODUCTS)
+
+def can_pack(dtype: jnp.dtype, quantization: Quantization | None = None) -> bool:
+    """Whether this processor multiplies rows of this type with packed matrices."""
+    has_all = HAS_BFLOAT16_PRODUCTS and (quantization is None or HAS_BYTE_TABLES)
+    return dtype == jnp.float32 or (dtype == jnp.bfloat16 and has_all)
 
 
 def packed_shape(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[int, int, int, int]:
-    """Shape of a packed (in, out) matrix: (panels, terms, columns, values a term)."""
+    """Shape of a packed (in, out) matrix that rows of this type are multiplied with: (panels,
+    terms, columns, values a term)."""
     values = 4 // jnp.dtype(dtype).itemsize
     return -(-shape[1] // COLUMNS), -(-shape[0] // values), COLUMNS, values
 
 
 def pack(matrix: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
-    """Pack an (in, out) matrix; rows and columns that are missing are zeros."""
-    panels, terms, columns, values = packed_shape(matrix.shape, dtype)
-    packed = np.zeros((panels, terms, columns, values), dtype)
-    if dtype == jnp.bfloat16:
-        _pack(matrix.astype(np.float32, copy=False).view(np.uint32), packed.view(np.uint16))
-    else:
-        _pack(matrix.astype(np.float32, copy=False).view(np.uint32), packed.view(np.uint32))
+    """Pack an (in, out) matrix; rows and columns that are missing are zeros.
+
+    Args:
+        matrix: of any float type, which is packed in the type of the rows; or of eight bits an
+            entry, whose type stays.
+        dtype: of the rows that it is multiplied with.
+    """
+    stored = matrix.dtype if matrix.dtype.itemsize == 1 else dtype
+    packed = np.zeros(packed_shape(matrix.shape, dtype), stored)
+    if matrix.dtype.itemsize == 1:
+        _pack(matrix.view(np.uint8), packed.view(np.uint8))
+        return packed
+    bits = matrix.astype(np.float32, copy=False).view(np.uint32)
+    _pack(bits, packed.view(np.uint16 if dtype == jnp.bfloat16 else np.uint32))
     return packed
+
+
+def pack_scale(scale: np.ndarray) -> np.ndarray:
+    """Scales of columns, by panel; those that are missing are zeros."""
+    panels = -(-len(scale) // COLUMNS)
+    return np.pad(scale, (0, panels * COLUMNS - len(scale))).reshape(panels, COLUMNS)
 
 
 def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -60,18 +87,23 @@ def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(matrix[: shape[0], : shape[1]])
 
 
-def packed_matmul(x: Float[Array, "T I"], packed: Array, outputs: int) -> Float[Array, "T O"]:
-    """``x @ w`` in float32, for the packed ``w`` of so many output columns."""
+def packed_matmul(
+    x: Float[Array, "T I"], packed: Array, outputs: int, scale: Array | None = None
+) -> Float[Array, "T O"]:
+    """``x @ w`` in float32, for the packed ``w`` of so many output columns; ``scale``: of the
+    columns, by panel, where its entries are of eight bits."""
     panels, terms, columns, values = packed.shape
-    suffix = "bf16" if packed.dtype == jnp.bfloat16 else "f32"
-    task, kernel = (_bf16_task, _bf16_kernel) if suffix == "bf16" else (_f32_task, _f32_kernel)
-    register_task(f"fjx_matmul_{suffix}_task", task)
-    register(f"fjx_matmul_{suffix}", kernel)
-    x = jnp.pad(x.astype(packed.dtype), ((0, 0), (0, terms * values - x.shape[1])))
-    product = jax.ffi.ffi_call(
-        f"fjx_matmul_{suffix}", jax.ShapeDtypeStruct((x.shape[0], panels * columns), jnp.float32)
+    register_task("fjx_matmul_task", _task)
+    register("fjx_matmul", _kernel)
+    rows = jnp.pad(
+        x.astype(jnp.bfloat16 if values == 2 else jnp.float32),
+        ((0, 0), (0, terms * values - x.shape[1])),
     )
-    return product(x, packed)[:, :outputs]
+    product = jax.ffi.ffi_call(
+        "fjx_matmul", jax.ShapeDtypeStruct((x.shape[0], panels * columns), jnp.float32)
+    )
+    scales = () if scale is None else (scale,)
+    return product(rows, packed, *scales)[:, :outputs]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -84,6 +116,7 @@ def _round_to_half(bits):
 @numba.njit(cache=True, nogil=True)
 def _pack(bits, packed):
     values = packed.shape[3]
+    rounds = bits.itemsize == 4 and packed.itemsize == 2
     inputs, outputs = bits.shape
     for panel in range(packed.shape[0]):
         first = panel * COLUMNS
@@ -91,93 +124,110 @@ def _pack(bits, packed):
             term, value = row // values, row % values
             for column in range(min(COLUMNS, outputs - first)):
                 b = bits[row, first + column]
-                packed[panel, term, column, value] = _round_to_half(b) if values == 2 else b
+                packed[panel, term, column, value] = _round_to_half(b) if rounds else b
 
 
-def _block_rows(bfloat16):
+def _block_rows(bfloat16, quantization):
     """Multiplies as many rows as one call can, and gives how many."""
-    six, four, two, one = (block_product(rows, bfloat16) for rows in (MOST_ROWS, 4, 2, 1))
+    # Making weights wide takes registers, too.
+    most = MOST_ROWS if quantization is None else 4
+    many, four, two, one = (block_product(rows, bfloat16, quantization) for rows in (most, 4, 2, 1))
 
     @numba.njit(inline="always")
-    def multiply(rows, x, panel, out, terms, x_stride, out_stride):
-        if rows >= MOST_ROWS:
-            six(x, panel, out, terms, x_stride, out_stride)
-            return MOST_ROWS
+    def multiply(rows, x, panel, scale, out, terms, x_stride, out_stride):
+        if rows >= most:
+            many(x, panel, scale, out, terms, x_stride, out_stride)
+            return most
         if rows >= 4:
-            four(x, panel, out, terms, x_stride, out_stride)
+            four(x, panel, scale, out, terms, x_stride, out_stride)
             return 4
         if rows >= 2:
-            two(x, panel, out, terms, x_stride, out_stride)
+            two(x, panel, scale, out, terms, x_stride, out_stride)
             return 2
-        one(x, panel, out, terms, x_stride, out_stride)
+        one(x, panel, scale, out, terms, x_stride, out_stride)
         return 1
 
     return multiply
 
 
-_bf16_block, _f32_block = _block_rows(True), _block_rows(False)
+_bf16, _f32, _f32_int8, _f32_fp8 = (
+    _block_rows(bfloat16, quantization)
+    for bfloat16, quantization in ((True, None), (False, None), (False, "int8"), (False, "fp8"))
+)
+# Where the processor lacks the instructions, nothing is packed for them; see `can_pack`.
+_bf16_int8, _bf16_fp8 = (
+    _block_rows(HAS_BYTE_TABLES, quantization) for quantization in ("int8", "fp8")
+)
 
 
-# A block's arguments: addresses of x, of the packed matrix and of the result; rows, terms, panels.
-_ARGUMENTS = 6
+# A block's arguments: addresses of x, of the packed matrix, of its scales and of the result; rows,
+# terms, panels; types of x and of the matrix.
+_ARGUMENTS = 9
 
 
 @numba.njit(inline="always")
-def _work(block, multiply):
+def _work(block):
     given = block_arguments(block, _ARGUMENTS)
-    rows, terms, panels = given[3], given[4], given[5]
+    if given[7] == _BF16:
+        if given[8] == _S8:
+            _share(block, _bf16_int8, 2)
+        elif given[8] == _F8E4M3FN:
+            _share(block, _bf16_fp8, 2)
+        else:
+            _share(block, _bf16, 4)
+    elif given[8] == _S8:
+        _share(block, _f32_int8, 1)
+    elif given[8] == _F8E4M3FN:
+        _share(block, _f32_fp8, 1)
+    else:
+        _share(block, _f32, 4)
+
+
+@numba.njit(inline="always")
+def _share(block, multiply, weight_bytes):
+    """This thread's share of the panels, which have so many bytes for each column of a term."""
+    given = block_arguments(block, _ARGUMENTS)
+    rows, terms, panels = given[4], given[5], given[6]
     x_stride, out_stride = 4 * terms, 4 * COLUMNS * panels
     panel = claim(block)
     while panel >= 0:
-        weights = given[1] + panel * terms * 4 * COLUMNS
-        x, out, left = given[0], given[2] + panel * 4 * COLUMNS, rows
+        weights = given[1] + panel * terms * weight_bytes * COLUMNS
+        scale, x, out = given[2] + panel * 4 * COLUMNS, given[0], given[3] + panel * 4 * COLUMNS
+        left = rows
         while left > 0:
-            done = multiply(left, x, weights, out, terms, x_stride, out_stride)
+            done = multiply(left, x, weights, scale, out, terms, x_stride, out_stride)
             x, out, left = x + done * x_stride, out + done * out_stride, left - done
         finish(block)
         panel = claim(block)
 
 
-def _bf16_task(block: int) -> None:
-    _work(block, _bf16_block)
-    release(block)
-
-
-def _f32_task(block: int) -> None:
-    _work(block, _f32_block)
+def _task(block: int) -> None:
+    _work(block)
     release(block)
 
 
 @numba.njit(inline="always")
 def _block_of(frame):
-    """The block of a call: x and the packed matrix are its arguments."""
+    """The block of a call: x and the packed matrix are its arguments, and its scales if any."""
     packed = dims(frame, 1)
     block = new_block(packed[0], _ARGUMENTS)
     given = block_arguments(block, _ARGUMENTS)
     given[0] = argument(frame, 0, np.uint8).ctypes.data
     given[1] = argument(frame, 1, np.uint8).ctypes.data
-    given[2] = result(frame, 0, np.float32).ctypes.data
-    given[3], given[4], given[5] = dims(frame, 0)[0], packed[1], packed[0]
+    given[2] = argument(frame, 2, np.uint8).ctypes.data if arguments(frame) == 3 else 0
+    given[3] = result(frame, 0, np.float32).ctypes.data
+    given[4], given[5], given[6] = dims(frame, 0)[0], packed[1], packed[0]
+    given[7], given[8] = element_type(frame, 0), element_type(frame, 1)
     return block
 
 
-_bf16_task_address = symbol_address("fjx_matmul_bf16_task")
-_f32_task_address = symbol_address("fjx_matmul_f32_task")
+_task_address = symbol_address("fjx_matmul_task")
 
 
-def _bf16_kernel(frame: int) -> int:
+def _kernel(frame: int) -> int:
     if not only_asks_version(frame):
         block = _block_of(frame)
-        invite(frame, _bf16_task_address(), block)
-        _work(block, _bf16_block)
-        wait(block)
-    return 0
-
-
-def _f32_kernel(frame: int) -> int:
-    if not only_asks_version(frame):
-        block = _block_of(frame)
-        invite(frame, _f32_task_address(), block)
-        _work(block, _f32_block)
+        invite(frame, _task_address(), block)
+        _work(block)
         wait(block)
     return 0

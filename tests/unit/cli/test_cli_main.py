@@ -30,6 +30,7 @@ def fjx(*words: str) -> subprocess.CompletedProcess[str]:
         (["generate", "--prompt", "a", "--config", "/nowhere"], "cannot read /nowhere"),
         (["serve", "--port", "70000"], "port must be in"),
         (["serve", "--page-size", "0"], "page_size must be at least 1, got 0"),
+        (["serve", "--quantization", "int4"], "--quantization: .*one of int8, fp8; got 'int4'"),
         (["serve", "--draft-policy", "best"], "draft_policy: .*best"),
         (["generate", "--prompt", "a", "--draft-policy", "fixed:x"], "draft_policy: .*fixed:x"),
         (["serve", "--max-draft-length", "65"], r"max_draft_length must be in \[0, 64\], got 65"),

@@ -157,6 +157,8 @@ def test_a_cluster_file_takes_the_place_of_the_machine(plan: Plan, tmp_path: Pat
         (["--cluster", "c.toml", "--devices", "2"], "leave out --devices"),
         (["--model", "other"], "is of toy, not of other"),
         (["--dtype", "float32"], "a profile is of one dtype"),
+        (["--quantization", "int8"], "a profile is of one dtype, one quantization"),
+        (["--quantization", "int4"], "--quantization: .*'int4'"),
         (["--rows", "0"], "--rows: expected a whole number of at least 1, got '0'"),
         (["--devices", "two"], "--devices: expected a whole number of at least 1, got 'two'"),
         (["--device-memory", "-1"], "--device-memory: expected GiB above 0, got '-1'"),

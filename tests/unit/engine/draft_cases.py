@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fjx.engine.draft_head import HeadDrafter
+from fjx.engine.drafter import NO_ROUNDS, Draft, GoesOn
 from fjx.engine.engine import Engine
 from fjx.engine.pruning import Lens, Pruning
+from fjx.engine.request import Request
 from fjx.engine.start_speculator import LensStart
 from fjx.models.draft_head import DraftHead
 from fjx.models.tensors import random_tensors
@@ -22,6 +25,39 @@ from fjx.speculation.pruning import Remaining
 from tests.unit.engine.tiny import VOCABULARY
 
 LONGEST = 6
+
+
+class Guesses:
+    """Knows what each request will get, and errs now and then."""
+
+    name, free, stops, longest, catching_up = "guesses", False, False, LONGEST, 0
+    rounds = NO_ROUNDS
+
+    def __init__(self, source: random.Random, error_rate: float) -> None:
+        self.source, self.error_rate = source, error_rate
+        self.known: dict[str, list[int]] = {}
+
+    def propose(
+        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+    ) -> list[Draft]:
+        return [self._guess(*each) for each in zip(requests, lengths, strict=True)]
+
+    def _guess(self, request: Request, length: int) -> Draft:
+        begin = request.num_tokens - request.prompt_len
+        coming = self.known[request.id][begin : begin + length]
+        tokens = [
+            self.source.randrange(VOCABULARY) if self.source.random() < self.error_rate else token
+            for token in coming
+        ]
+        return Draft(tokens, tuple(self.source.random() for _ in tokens))
+
+    def feed(self, microbatch: Any) -> None: ...
+
+    def miss(self, microbatch: Any) -> None: ...
+
+    def forget(self, request: Request) -> None: ...
+
+    def check_idle(self) -> None: ...
 
 
 class RandomPruning(Pruning):

@@ -18,6 +18,7 @@ import jax
 
 from fjx.engine.engine import Engine
 from fjx.engine.request import Request
+from fjx.kernels.matmul import Quantization
 from fjx.outputs import PositionLogprobs, SwitchRecord
 from fjx.pipeline import background
 from fjx.pipeline.compiler import Compiler
@@ -128,7 +129,9 @@ TENSOR_TARGETS: dict[str, Any] = {
 
 
 @cache
-def programs(dtype: str, kv_heads: int, **sizes: Any) -> Compiler:
+def programs(
+    dtype: str, kv_heads: int, quantization: Quantization | None, **sizes: Any
+) -> Compiler:
     """The programs of all engines of one type and sizes."""
     # Tests wait for what is compiled in the background; where others use the machine, a thread of
     # low priority would hardly get on.
@@ -143,6 +146,7 @@ def deep_engine(
     num_pages: int = 65,
     max_draft_rows: int = 0,
     hidden: bool = False,
+    quantization: Quantization | None = None,
     **more: Any,
 ) -> Engine:
     """An engine that serves by these plans; by default all on the first device."""
@@ -155,10 +159,16 @@ def deep_engine(
         kv_heads=kv_heads,
         deployment=Deployment(replicas or (even(1),)),
         compiler=programs(
-            dtype, kv_heads, num_pages=num_pages, max_draft_rows=max_draft_rows, hidden=hidden
+            dtype,
+            kv_heads,
+            quantization,
+            num_pages=num_pages,
+            max_draft_rows=max_draft_rows,
+            hidden=hidden,
         ),
         max_draft_rows=max_draft_rows,
         hidden=hidden,
+        quantization=quantization,
         **more,
     )
 
@@ -204,8 +214,8 @@ def answers(engine: Engine, asks: Sequence[Ask]) -> list[Answer]:
 
 
 @cache
-def _expected(dtype: str, kv_heads: int, prompt: tuple[int, ...], params: str) -> Answer:
-    engine = deep_engine(dtype=dtype, kv_heads=kv_heads, overlap=False, enable_prefix_caching=False)
+def _expected(prompt: tuple[int, ...], params: str, **model: Any) -> Answer:
+    engine = deep_engine(**model, overlap=False, enable_prefix_caching=False)
     (answer,) = answers(engine, [Ask(prompt, _PARAMS[params])])
     engine.check_idle()
     return answer
@@ -214,20 +224,32 @@ def _expected(dtype: str, kv_heads: int, prompt: tuple[int, ...], params: str) -
 _PARAMS: dict[str, SamplingParams] = {}
 
 
-def expected(ask: Ask, dtype: str = "float32", kv_heads: int = 2) -> Answer:
+def expected(
+    ask: Ask,
+    dtype: str = "float32",
+    kv_heads: int = 2,
+    quantization: Quantization | None = None,
+) -> Answer:
     """What the request gives alone, on one device, one step after the other, without a prefix
     cache."""
     _PARAMS[repr(ask.params)] = ask.params  # parameters have no hash
-    return _expected(dtype, kv_heads, ask.prompt, repr(ask.params))
+    return _expected(
+        ask.prompt, repr(ask.params), dtype=dtype, kv_heads=kv_heads, quantization=quantization
+    )
 
 
-def is_near_tie(ask: Ask, tokens: Sequence[int], kv_heads: int = 2) -> bool:
+def is_near_tie(
+    ask: Ask,
+    tokens: Sequence[int],
+    kv_heads: int = 2,
+    quantization: Quantization | None = None,
+) -> bool:
     """Whether the first token that differs is one of two that are nearly equally likely.
 
     Raises:
         AssertionError: it is not.
     """
-    right = expected(ask, kv_heads=kv_heads)
+    right = expected(ask, kv_heads=kv_heads, quantization=quantization)
     for token, other, at in zip(tokens, right.tokens, right.logprobs, strict=False):
         if token != other:
             best, second = (each.logprob for each in at.top[:2])

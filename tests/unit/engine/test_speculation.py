@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fjx.engine.draft_model import DraftModel
-from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, LookupOrHead, PromptLookup
+from fjx.engine.drafter import NO_DRAFT, Draft, LookupOrHead, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.request import Request
 from fjx.engine.round_log import RoundLog
@@ -21,7 +21,7 @@ from fjx.engine.speculator import Speculator
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import Fixed, RoundView
-from tests.unit.engine.draft_cases import LONGEST, head_drafter
+from tests.unit.engine.draft_cases import LONGEST, Guesses, head_drafter
 from tests.unit.engine.plan_cases import (
     GREEDY,
     MIXED,
@@ -34,7 +34,7 @@ from tests.unit.engine.plan_cases import (
     expected,
     finish_change,
 )
-from tests.unit.engine.tiny import VOCABULARY, staged, tiny_engine
+from tests.unit.engine.tiny import staged, tiny_engine
 
 
 @dataclass
@@ -53,39 +53,6 @@ class RandomLengths:
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         return [self.source.randint(0, len(each)) for each in confidences]
-
-
-class Guesses:
-    """Knows what each request will get, and errs now and then."""
-
-    name, free, stops, longest, catching_up = "guesses", False, False, LONGEST, 0
-    rounds = NO_ROUNDS
-
-    def __init__(self, source: random.Random, error_rate: float) -> None:
-        self.source, self.error_rate = source, error_rate
-        self.known: dict[str, list[int]] = {}
-
-    def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
-    ) -> list[Draft]:
-        return [self._guess(*each) for each in zip(requests, lengths, strict=True)]
-
-    def _guess(self, request: Request, length: int) -> Draft:
-        begin = request.num_tokens - request.prompt_len
-        coming = self.known[request.id][begin : begin + length]
-        tokens = [
-            self.source.randrange(VOCABULARY) if self.source.random() < self.error_rate else token
-            for token in coming
-        ]
-        return Draft(tokens, tuple(self.source.random() for _ in tokens))
-
-    def feed(self, microbatch: Any) -> None: ...
-
-    def miss(self, microbatch: Any) -> None: ...
-
-    def forget(self, request: Request) -> None: ...
-
-    def check_idle(self) -> None: ...
 
 
 _ENGINES: list[Engine] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from fjx.config import EngineConfig
 from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.engine.engine import Engine
+from fjx.kernels.matmul import Quantization
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
 from fjx.models.granules import Model
@@ -104,6 +106,7 @@ def tiny_engine(
     hidden: bool = False,
     confidences: bool = False,
     lens: bool = False,
+    quantization: Quantization | None = None,
     deployment: Deployment | None = None,
     compiler: Compiler | None = None,
 ) -> Engine:
@@ -128,6 +131,7 @@ def tiny_engine(
     config = ModelConfig.from_hf(
         {**HF_CONFIG, "num_hidden_layers": layers, "num_key_value_heads": kv_heads}
     )
+    config = replace(config, quantization=quantization)
     known = np.arange(0, VOCABULARY, 2, dtype=np.int32)
     looks = LogitLens(config, known, mapped=(2, 6)) if lens else None
     programs = Programs(Model(config, granule_layers), limits, jnp.dtype(dtype), looks)

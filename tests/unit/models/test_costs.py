@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
+from fjx.kernels.matmul import Quantization
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
 from fjx.models.granules import Model
@@ -23,13 +25,16 @@ BUCKETS = (2, 8)
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 
 
+@pytest.mark.parametrize("quantization", [None, "int8", "fp8"])
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_parameter_bytes_of_each_piece_are_those_of_its_arrays(name: str, dtype: jnp.dtype) -> None:
-    config = ModelConfig.from_hf(MODELS[name])
+def test_parameter_bytes_of_each_piece_are_those_of_its_arrays(
+    name: str, dtype: jnp.dtype, quantization: Quantization | None
+) -> None:
+    config = replace(ModelConfig.from_hf(MODELS[name]), quantization=quantization)
     model, specs = Model(config, 3), canonical_tensors(config)
     tensors = {
-        name: jnp.asarray(specs[name].store(values, dtype))
+        name: jax.tree.map(jnp.asarray, specs[name].store(values, dtype))
         for name, values in random_tensors(config, seed=0)
     }
     pieces: list[Any] = [model.pack_embed(tensors)]
@@ -50,6 +55,19 @@ def test_kv_bytes_are_those_of_the_pages(name: str, dtype: jnp.dtype) -> None:
     expected = jax.eval_shape(lambda: jnp.zeros(pages, kv_storage_dtype(dtype)))
     granule = model_graph(config, dtype, 2, BUCKETS).granules[0]
     assert granule.kv_bytes(tokens=16) == expected.size * expected.dtype.itemsize
+
+
+def test_a_quantized_block_is_read_in_half_the_time_that_one_in_bfloat16_takes() -> None:
+    config = ModelConfig.from_hf(SMOLLM2_135M)
+    wide, narrow = (
+        model_graph(replace(config, quantization=quantization), BFLOAT16, 30, (1,))
+        for quantization in (None, "int8")
+    )
+    (before,), (after,) = wide.granules, narrow.granules
+    assert after.parameter_bytes() == pytest.approx(before.parameter_bytes() / 2, rel=0.02)
+    assert after.seconds_at(0, 1) == pytest.approx(before.seconds_at(0, 1) / 2, rel=0.1)
+    assert narrow.head == wide.head
+    assert narrow.embed == wide.embed
 
 
 def test_norms_biases_of_the_residual_stream_and_positions_are_not_split() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fjx.kernels.matmul.api as matmul
+from fjx.kernels.matmul.quantized import quantize
 from fjx.models.split import TensorSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # of NaN
@@ -25,21 +27,23 @@ def storage(request: pytest.FixtureRequest) -> Iterator[str]:
     """As on a CPU, or as on other platforms."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            patch.setattr(matmul, "_packs", lambda dtype: False)
+            patch.setattr(matmul, "_packs", lambda *given: False)
         yield request.param
 
 
 @st.composite
-def matrices(draw: st.DrawFn) -> TensorSpec:
+def matrices(draw: st.DrawFn, quantized: bool = False) -> TensorSpec:
     """A matrix that is split along one of its axes, maybe of fused parts."""
+    quantization = draw(st.sampled_from(["int8", "fp8"])) if quantized else None
     other = draw(st.integers(1, 40))
     if draw(st.booleans()):
         split = 4 * draw(st.integers(1, 40))
         axes, shape = ("heads", "embed"), (split, other)
-        return TensorSpec(shape, axes, draw(st.booleans()))
+        return TensorSpec(shape, axes, quantized or draw(st.booleans()), quantization=quantization)
     parts = tuple(4 * width for width in draw(st.lists(st.integers(1, 30), max_size=3)))
     width = sum(parts) or 4 * draw(st.integers(1, 60))
-    return TensorSpec((other, width), ("embed", "mlp"), draw(st.booleans()), parts)
+    multiplied = quantized or draw(st.booleans())
+    return TensorSpec((other, width), ("embed", "mlp"), multiplied, parts, quantization)
 
 
 vectors = st.builds(
@@ -119,6 +123,31 @@ def test_shards_side_by_side_have_the_shape_that_is_compiled_for(
     assert (joined.shape, joined.dtype) == (struct.shape, struct.dtype)
     if axis is not None:
         assert struct.shape[axis] % degree == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    spec=matrices(quantized=True),
+    seed=st.integers(0, 99),
+    degrees=st.sampled_from(list(itertools.permutations(DEGREES, 2))),
+)
+def test_shards_of_a_quantized_matrix_are_of_the_matrix_that_one_device_has(
+    storage: str, dtype: jnp.dtype, spec: TensorSpec, seed: int, degrees: tuple[int, int]
+) -> None:
+    """At once, and after a change of the degree; as long as the compiled program expects."""
+    before, after = degrees
+    assert spec.quantization is not None
+    values = np.random.default_rng(seed).standard_normal(spec.shape, np.float32)
+    expected = quantize(values, spec.quantization)
+    moved = spec.shards(spec.whole(spec.shards(values, dtype, before)), dtype, after)
+    for shards in (spec.shards(values, dtype, after), moved):
+        whole = spec.whole(shards)
+        assert jax.tree.map(np.ndarray.tobytes, whole) == jax.tree.map(np.ndarray.tobytes, expected)
+    structs, axes = spec.struct(dtype, after), (spec.stored_axis(dtype), spec.scale_axis)
+    for struct, axis, parts in zip(structs, axes, zip(*moved, strict=True), strict=True):
+        joined = parts[0] if axis is None else np.concatenate(parts, axis)
+        assert (joined.shape, joined.dtype) == (struct.shape, struct.dtype)
 
 
 def test_each_device_gets_its_columns_of_every_fused_part(storage: str) -> None:
