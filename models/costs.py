@@ -102,4 +102,5 @@ def _with_bytes(piece: PieceCost, params: Params, partitions: Any) -> PieceCost:
 
 
 def _bytes(struct: jax.ShapeDtypeStruct) -> int:
-    return math.prod(struct.shape) * int(struct.dtype.itemsize)
+    size: int = math.prod(struct.shape) * struct.dtype.itemsize
+    return size

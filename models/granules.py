@@ -231,12 +231,17 @@ class Model:
                 )
             return x, kv_pages
 
+        # A kernel would be given copies of what is scanned over.
+        quantized = {name: of for name, of in layers.items() if isinstance(of, Quantized)}
+        others = {name: of for name, of in layers.items() if name not in quantized}
+
         def scan_block(carry: tuple[Array, Array], of_layer: Any) -> tuple[Any, None]:
             weights, layer, varying = of_layer
-            return run_block(weights, layer, varying, *carry), None
+            narrow = {name: of._replace(layer=layer) for name, of in quantized.items()}
+            return run_block(weights | narrow, layer, varying, *carry), None
 
         depth = jnp.arange(kv_pages.shape[0], dtype=jnp.int32)
-        (x, kv_pages), _ = lax.scan(scan_block, (x, kv_pages), (layers, depth, varying))
+        (x, kv_pages), _ = lax.scan(scan_block, (x, kv_pages), (others, depth, varying))
         return x, kv_pages
 
     def normed(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:

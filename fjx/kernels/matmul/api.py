@@ -27,7 +27,7 @@ from fjx.kernels.matmul.quantized import (
 )
 from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS
 
-Implementation = Literal["reference", "mosaic"]
+Implementation = Literal["reference", "numba", "mosaic"]
 
 
 def multiplies_bfloat16() -> bool:
@@ -99,16 +99,14 @@ def matmul(
         x: rows, of any float type.
         weights: an (in, out) matrix as `stored_values` gives it.
         outputs: columns of the matrix.
-        implementation: of products with weights of eight bits that are not packed; None chooses the
-            fastest one.
+        implementation: of products with weights of eight bits: numba is for those that are packed,
+            the others for those that are not; None chooses the fastest one.
     """
     if not isinstance(weights, Quantized):
         if weights.ndim == PACKED_RANK:
             return packed_matmul(x, weights, outputs)
         return _product(x, weights, weights.dtype)
-    if weights.values.ndim == PACKED_RANK:
-        return packed_matmul(x, weights.values, outputs, weights.scale)
-    return _IMPLEMENTATIONS[implementation or _fastest()](x, weights)
+    return _IMPLEMENTATIONS[implementation or _fastest(weights)](x, weights, outputs)
 
 
 def _product(x: Array, weights: Array, dtype: jnp.dtype) -> Array:
@@ -121,16 +119,37 @@ def _product(x: Array, weights: Array, dtype: jnp.dtype) -> Array:
     return product
 
 
-def _reference(x: Array, weights: Quantized) -> Array:
-    product: Array = _product(x, weights.values, jnp.dtype(jnp.bfloat16)) * weights.scale
+def _reference(x: Array, weights: Quantized, outputs: int) -> Array:
+    values, scale = _of_layer(weights)
+    product: Array = _product(x, values, jnp.dtype(jnp.bfloat16)) * scale
     return product
 
 
-_IMPLEMENTATIONS = {"reference": _reference}
+def _numba(x: Array, weights: Quantized, outputs: int) -> Array:
+    values, scale = _of_layer(weights)
+    return packed_matmul(x, values, outputs, scale)
 
 
-def _fastest() -> Implementation:
-    return "reference"
+def _mosaic(x: Array, weights: Quantized, outputs: int) -> Array:
+    # Pallas takes a fifth of a second to import, which only a GPU needs.
+    from fjx.kernels.matmul import mosaic
+
+    return mosaic.matmul(x, weights, outputs)
+
+
+_IMPLEMENTATIONS = {"reference": _reference, "numba": _numba, "mosaic": _mosaic}
+
+
+def _of_layer(weights: Quantized) -> tuple[Array, Array]:
+    values, scale, layer = weights
+    return (values, scale) if layer is None else (values[layer], scale[layer])
+
+
+def _fastest(weights: Quantized) -> Implementation:
+    """The implementation for what is stored like this."""
+    packed = PACKED_RANK + (weights.layer is not None)
+    # Until `mosaic` has run on a GPU, it is not chosen by itself.
+    return "numba" if weights.values.ndim == packed else "reference"
 
 
 def _struct(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
+from fjx.kernels.matmul import Quantization
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model, cut
@@ -71,7 +72,7 @@ def ragged_rows() -> RaggedRows:
 def tensors_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str, jax.Array]:
     specs = canonical_tensors(config)
     return {
-        name: jnp.asarray(specs[name].store(array, dtype))
+        name: jax.tree.map(jnp.asarray, specs[name].store(array, dtype))
         for name, array in random_tensors(config, seed=1, scale=0.3)
     }
 
@@ -146,6 +147,13 @@ def test_a_row_does_not_depend_on_other_requests_or_padding(config: ModelConfig)
     before, after = logits_of(config), logits_of(config, changed)
     np.testing.assert_array_equal(before[: COUNTS[0]], after[: COUNTS[0]])
     assert (before[COUNTS[0] : -1] != after[COUNTS[0] : -1]).any()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_so_does_that_of_a_quantized_model(quantization: Quantization) -> None:
+    config = dataclasses.replace(BASE, quantization=quantization)
+    unrolled, stacked = logits_of(config), logits_of(config, stacked=True)
+    np.testing.assert_allclose(stacked, unrolled, rtol=0, atol=1e-6 * np.abs(unrolled).max())
 
 
 @pytest.mark.parametrize("stacked", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from fjx.kernels.attention import api as attention
+from fjx.kernels.matmul import Quantization
+from fjx.kernels.matmul import api as matmul
 from fjx.kernels.rank import api as rank
 from fjx.kernels.token_rule import api as token_rule
 from fjx.models.config import ModelConfig
@@ -40,7 +43,7 @@ CONFIGS = {
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Of what has several, as on a GPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for api in (attention, rank, token_rule):
+    for api in (attention, matmul, rank, token_rule):
         monkeypatch.setattr(api, "_fastest", lambda *given: request.param)
     chosen: str = request.param
     return chosen
@@ -89,6 +92,18 @@ def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
     kernels = {key for key in texts if key[0] in ("granule", "stage", "choose")}
     assert {key[0] for key in kernels} == {"granule", "stage", "choose"}
     assert with_kernels(texts) == (kernels if implementation == "mosaic" else set())
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("model", CONFIGS)
+def test_the_granules_of_a_quantized_model(
+    model: str, kind: Quantization, implementation: str
+) -> None:
+    programs = programs_of(replace(CONFIGS[model], quantization=kind))
+    texts = lower(spec for spec in programs.stage(whole(programs)) if spec.key[0] == "granule")
+    assert texts
+    mine = {"fjx_quantized_matmul" in text for text in texts.values()}
+    assert mine == {implementation == "mosaic"}
 
 
 def test_the_programs_that_move_pages() -> None:

@@ -1,0 +1,141 @@
+"""The GPU's product with narrow matrices: its numbers in an interpreter, and that it compiles for
+CUDA."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fjx.kernels import mosaic
+from fjx.kernels.matmul import Quantization, Quantized, dequantized, quantize
+from fjx.kernels.matmul import mosaic as kernel
+from fjx.kernels.matmul.quantized import STORED_TYPES
+
+interpreted = pytest.mark.skipif(
+    not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
+)
+KINDS: list[Quantization] = ["int8", "fp8"]
+
+
+def drawn(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
+
+
+def run(x: np.ndarray, weights: Quantized, blocks: int = 3) -> np.ndarray:
+    outputs = weights.scale.shape[-1]
+    multiply = jax.jit(lambda x, weights: kernel.matmul(x, weights, outputs, blocks=blocks))
+    with mosaic.interpreted(detect_races=True):
+        return np.asarray(multiply(x, weights))
+
+
+@interpreted
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    steps=st.integers(1, 12),
+    columns=st.sampled_from([64, 128, 192, 256]),
+    rows=st.sampled_from([1, 7, 20, 64, 70]),
+)
+def test_the_numbers_are_right(kind: Quantization, steps: int, columns: int, rows: int) -> None:
+    x, matrix = drawn(rows, 64 * steps), quantize(drawn(64 * steps, columns), kind)
+    wide = np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64), dequantized(matrix)
+    bound = np.abs(wide[0]) @ np.abs(wide[1])
+    assert (np.abs(run(x, matrix) - wide[0] @ wide[1]) <= 1e-6 * bound).all()
+
+
+@interpreted
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_of_several_is_taken(kind: Quantization) -> None:
+    x, layers = drawn(3, 128), [quantize(drawn(128, 64) + i, kind) for i in range(3)]
+    stacked = Quantized(*(np.stack(leaf) for leaf in list(zip(*layers, strict=True))[:2]))
+    for index, alone in enumerate(layers):
+        of_stack = run(x, stacked._replace(layer=np.int32(index)))
+        np.testing.assert_array_equal(of_stack, run(x, alone))
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter's products, too, a row has the same bits wherever it stands."""
+
+    def by_row(columns: Any, rows: Any, dtype: Any) -> Any:
+        columns = columns.astype(dtype)
+        return np.stack([columns @ row for row in rows.T.astype(dtype)], axis=1)
+
+    monkeypatch.setattr(np, "matmul", by_row)
+
+
+@interpreted
+@pytest.mark.usefixtures("like_a_gpu")
+def test_the_bits_of_a_row_depend_neither_on_others_nor_on_the_grid() -> None:
+    """Beside others, whatever they are: alone, among few, in a second tile of rows."""
+    x, matrix = drawn(70, 576), quantize(drawn(576, 192), "int8")
+    x[1] = np.nan
+    together = run(x, matrix)
+    for blocks in (1, 5):
+        np.testing.assert_array_equal(run(x, matrix, blocks), together)
+    for rows in ([0], [69, 0], range(2, 22), range(68, 5, -1)):
+        np.testing.assert_array_equal(run(x[list(rows)], matrix), together[list(rows)])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(tiles=st.integers(1, 300), steps=st.integers(1, 120))
+def test_parts_are_all_steps_once_and_shares_are_equal(tiles: int, steps: int) -> None:
+    parts, first = kernel.cut(tiles, steps)
+    done = [
+        (int(tile), step)
+        for tile, begin, count, _ in zip(*parts, strict=True)
+        for step in range(begin, begin + count)
+    ]
+    assert done == [(tile, step) for tile in range(tiles) for step in range(steps)]
+    for tile in range(tiles):
+        numbers = parts.number[parts.tile == tile]
+        assert numbers.tolist() == list(range(len(numbers)))
+    assert (first[0], first[-1]) == (0, len(parts.tile))
+    shares = [int(parts.steps[a:b].sum()) for a, b in itertools.pairwise(first)]
+    assert len(shares) <= 132
+    assert len(set(shares[:-1])) <= 1
+    assert 0 < shares[-1] <= shares[0]
+
+
+MODELS = {
+    "Llama 3.1 8B": ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)),
+    "Llama 3.1 70B": ((8192, 10240), (8192, 8192), (8192, 57344), (28672, 8192)),
+    "Qwen3 32B": ((5120, 10240), (8192, 5120), (5120, 51200), (25600, 5120)),
+    "Gemma 3 27B": ((5376, 8192), (4096, 5376), (5376, 43008), (21504, 5376)),
+    "SmolLM2 135M": ((576, 960), (576, 576), (576, 3072), (1536, 576)),
+}
+"""The (in, out) matrices of a layer."""
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64, 256])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", MODELS)
+def test_it_compiles_for_cuda(model: str, kind: Quantization, rows: int) -> None:
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    for inputs, outputs in MODELS[model]:
+        assert kernel.fits(inputs, outputs)
+
+        def multiply(x: Any, *matrix: Any, outputs: int = outputs) -> jax.Array:
+            return kernel.matmul(x, Quantized(*matrix), outputs)
+
+        values = shape(4, inputs, outputs, dtype=STORED_TYPES[kind])
+        layer = shape(dtype=jnp.int32)
+        text = mosaic.lowers(multiply, shape(rows, inputs), values, shape(4, outputs), layer)
+        assert "fjx_quantized_matmul" in text
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (128, 100)], ids=str)
+def test_what_the_kernel_does_not_take(shape: tuple[int, int]) -> None:
+    assert not kernel.fits(*shape)
+    matrix = quantize(drawn(*shape), "int8")
+    with pytest.raises(ValueError, match=r"multiples of 64, got \(\d+, \d+\); use reference"):
+        kernel.matmul(jnp.zeros((1, shape[0])), matrix, shape[1])
