@@ -1,4 +1,4 @@
-"""Cluster files: nodes, devices, free memory and links in TOML. See docs/mesh-files.md."""
+"""Cluster files: racks, nodes, devices, memory and links in TOML. See docs/mesh-files.md."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import pathlib
 from typing import Any
 
 from fjx.sharding.errors import MeshError, counted, listed
-from fjx.sharding.fields import Fields, parse_size
+from fjx.sharding.fields import Fields, is_integer, parse_size
 from fjx.sharding.plan import Device
 from fjx.sharding.toml_source import TomlSource
-from fjx.sharding.topology import INSTANT, UNKNOWN_MEMORY, DeviceState, Link, Topology
+from fjx.sharding.topology import (
+    INSTANT,
+    UNKNOWN_MEMORY,
+    DeviceState,
+    HostCopy,
+    Link,
+    Topology,
+)
 
 
 def read_cluster(path: pathlib.Path) -> Topology:
@@ -29,25 +36,30 @@ def parse_cluster(text: str, label: str = "cluster file") -> Topology:
     """
     source = TomlSource(label, text)
     fields = Fields(source.content, (), "the cluster file", source.error)
-    fields.only(["node", "links", "link"])
+    fields.only(["node", "links", "link", "copy"])
     nodes = fields.tables("node")
-    devices: list[DeviceState] = []
+    devices: dict[Device, DeviceState] = {}
+    racks: dict[str, str] = {}
     for node in nodes:
         for state in _node(node):
-            if any(state.device == other.device for other in devices):
+            if state.device in devices:
                 raise node.error(None, f"{state.device} is listed twice; name each device once")
-            devices.append(state)
+            devices[state.device] = state
+        _note_rack(node, racks)
     if not devices:
         raise fields.error("node", "a cluster needs at least one device; add a [[node]]")
     links = fields.table("links", {})
-    links.only(["within", "between"])
-    names = {state.device.host for state in devices}
+    links.only(["within", "within_rack", "between"])
+    names = {device.host for device in devices}
     pairs = tuple(_pair(link, names) for link in fields.tables("link", []))
     return Topology(
-        tuple(devices),
+        tuple(devices.values()),
         within=optional_link(links, "within") or INSTANT,
         between=optional_link(links, "between") or INSTANT,
         pairs=pairs,
+        within_rack=optional_link(links, "within_rack"),
+        racks=tuple(racks.items()),
+        copies=tuple(_copy(copy, names) for copy in fields.tables("copy", [])),
     )
 
 
@@ -93,16 +105,57 @@ def _pair(fields: Fields, names: set[str]) -> tuple[frozenset[str], Link]:
 
 
 def _node(fields: Fields) -> list[DeviceState]:
-    fields.only(["name", "platform", "devices", "free_memory", "speed"])
+    fields.only(["name", "rack", "platform", "devices", "free_memory", "speed", "tenants"])
     name, platform = fields.text("name"), fields.text("platform", "gpu")
     if "/" in name:
         raise fields.error("name", f"a node's name has no slash, got {name!r}")
     speed = fields.number("speed", 1.0)
     count = fields.integer("devices", least=1)
-    free = _free_memory(fields, count)
+    free, tenants = _free_memory(fields, count), _tenants(fields, count)
     return [
-        DeviceState(Device(name, platform, index), size, speed) for index, size in enumerate(free)
+        DeviceState(Device(name, platform, index), free[index], speed, tenants[index])
+        for index in range(count)
     ]
+
+
+def _note_rack(fields: Fields, racks: dict[str, str]) -> None:
+    name, rack = fields.text("name"), fields.text("rack", None)
+    if rack is not None and racks.setdefault(name, rack) != rack:
+        raise fields.error("rack", f"{name} is in rack {racks[name]} already, got {rack!r}")
+
+
+def _tenants(fields: Fields, count: int) -> list[int]:
+    value = fields.get("tenants", 0)
+    values = value if isinstance(value, list) else [value] * count
+    if len(values) != count or not all(is_integer(each) and each >= 0 for each in values):
+        raise fields.error(
+            "tenants",
+            "tenants must be a whole number of stages, or a list with one for each of "
+            f"{counted(count, 'device')}, got {value!r}",
+        )
+    return values
+
+
+def _copy(fields: Fields, names: set[str]) -> HostCopy:
+    fields.only(["node", "model", "granules", "age"])
+    node = fields.text("node")
+    if node not in names:
+        raise fields.error("node", f"node must be one of {listed(sorted(names))}, got {node!r}")
+    granules = fields.get("granules", None)
+    if granules is not None and not (
+        isinstance(granules, list) and all(is_integer(each) and each >= 0 for each in granules)
+    ):
+        raise fields.error(
+            "granules",
+            "granules must be a list of whole numbers such as [0, 1, 2]; leave it out for the "
+            f"whole model; got {granules!r}",
+        )
+    return HostCopy(
+        host=node,
+        model=fields.text("model"),
+        granules=None if granules is None else frozenset(granules),
+        age_seconds=fields.number("age", 0.0, zero=True),
+    )
 
 
 def _free_memory(fields: Fields, count: int) -> list[int]:

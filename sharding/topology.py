@@ -1,4 +1,5 @@
-"""The machine as values: its devices, their free memory, and the links between them."""
+"""The machine as values: its devices, their free memory, the links between them, and the parameters
+that its nodes hold in host memory."""
 
 from __future__ import annotations
 
@@ -37,6 +38,21 @@ class DeviceState:
     """Memory for parameters, KV pages and activations."""
     speed: float = 1.0
     """Relative to the device of the profile: 2 halves the seconds."""
+    tenants: int = 0
+    """Stages of other models that it serves already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostCopy:
+    """Parameters of a model that a host holds in its own memory: from there a stage loads fast."""
+
+    host: str
+    model: str
+    granules: frozenset[int] | None = None
+    """Which granules; embed counts as part of the first one, head of the last. None: the whole
+    model."""
+    age_seconds: float = 0.0
+    """How long ago the host served the model last."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +63,15 @@ class Topology:
     within: Link = INSTANT
     """Between devices of one host."""
     between: Link = INSTANT
-    """Between hosts that `pairs` does not name."""
+    """Between hosts that neither `pairs` names nor a rack joins."""
     pairs: tuple[tuple[frozenset[str], Link], ...] = ()
     """Links of particular pairs of hosts."""
+    within_rack: Link | None = None
+    """Between hosts of one rack; None: as between any two."""
+    racks: tuple[tuple[str, str], ...] = ()
+    """Host and its rack; a host that is not here shares no rack with another."""
+    copies: tuple[HostCopy, ...] = ()
+    """What hosts hold in their own memory."""
 
     @property
     def platform(self) -> str:
@@ -85,7 +107,10 @@ class Topology:
     def _between(self, first: str, second: str) -> Link:
         if first == second:
             return self.within
-        return dict(self.pairs).get(frozenset({first, second}), self.between)
+        racks, link = dict(self.racks), self.between
+        if self.within_rack is not None and first in racks and racks[first] == racks.get(second):
+            link = self.within_rack
+        return dict(self.pairs).get(frozenset({first, second}), link)
 
 
 class LiveDevice(Protocol):
@@ -128,6 +153,9 @@ def live_topology(
     hosts: Sequence[str] = (),
     within: Link = INSTANT,
     between: Link = INSTANT,
+    within_rack: Link | None = None,
+    racks: Mapping[str, str] | None = None,
+    copies: Sequence[HostCopy] = (),
     process: int = 0,
     default_free_bytes: int = UNKNOWN_MEMORY,
 ) -> Topology:
@@ -138,6 +166,9 @@ def live_topology(
         hosts: As in `key_of`.
         within: Link between devices of one host.
         between: Link between hosts.
+        within_rack: Link between hosts of one rack; by default that of any two.
+        racks: Host to rack: JAX does not know it.
+        copies: What hosts hold in their own memory.
         process: `jax.process_index()`; only the process's own devices can be asked.
         default_free_bytes: Free memory of a device without memory statistics: a CPU's, or another
             process's.
@@ -154,4 +185,11 @@ def live_topology(
         if stats and "bytes_limit" in stats:
             free = max(0, stats["bytes_limit"] - stats.get("bytes_in_use", 0))
         states.append(DeviceState(key_of(device, hosts), free))
-    return Topology(tuple(states), within, between)
+    return Topology(
+        tuple(states),
+        within,
+        between,
+        within_rack=within_rack,
+        racks=tuple((racks or {}).items()),
+        copies=tuple(copies),
+    )

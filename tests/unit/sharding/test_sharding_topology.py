@@ -11,7 +11,7 @@ import pytest
 from fjx.sharding.cluster_file import parse_cluster
 from fjx.sharding.errors import MeshError
 from fjx.sharding.plan import Device, Mesh
-from fjx.sharding.topology import UNKNOWN_MEMORY, Link, live_topology
+from fjx.sharding.topology import UNKNOWN_MEMORY, HostCopy, Link, live_topology
 
 CLUSTER = """\
 [[node]]
@@ -38,6 +38,40 @@ between = { bandwidth = 10e9 }
 nodes = ["a", "c"]
 bandwidth = 25e9
 latency = 1e-5
+"""
+
+
+RACKS = """\
+[[node]]
+name = "a"
+rack = "one"
+devices = 2
+tenants = [1, 0]
+
+[[node]]
+name = "b"
+rack = "one"
+devices = 1
+tenants = 2
+
+[[node]]
+name = "c"
+devices = 1
+
+[links]
+within = { bandwidth = 300e9 }
+within_rack = { bandwidth = 25e9 }
+between = { bandwidth = 10e9 }
+
+[[copy]]
+node = "a"
+model = "opt-66b"
+granules = [0, 1]
+age = 60
+
+[[copy]]
+node = "c"
+model = "opt-66b"
 """
 
 
@@ -102,6 +136,59 @@ def test_a_link_is_as_slow_as_its_slowest_pair_of_devices() -> None:
     assert topology.link(on(("a", 0), ("b", 0)), on(("c", 0))) == Link(10e9, 1e-5)
     assert topology.link(on(("a", 0), ("b", 0)), on(("b", 0), ("a", 0))) == Link()
     assert Link(10e9, 1e-5).transfer_seconds(10**6) == pytest.approx(1.1e-4)
+
+
+def test_racks_tenants_and_copies_in_host_memory_are_read() -> None:
+    topology = parse_cluster(RACKS)
+    assert [state.tenants for state in topology.devices] == [1, 0, 2, 0]
+    assert topology.copies == (
+        HostCopy(host="a", model="opt-66b", granules=frozenset({0, 1}), age_seconds=60.0),
+        HostCopy(host="c", model="opt-66b"),
+    )
+    assert topology.link(on(("a", 0)), on(("a", 1))) == Link(300e9)
+    assert topology.link(on(("a", 0)), on(("b", 0))) == Link(25e9)
+    assert topology.link(on(("b", 0)), on(("c", 0))) == Link(10e9)
+
+
+def test_a_rack_without_links_of_its_own_is_as_any_two_nodes() -> None:
+    topology = parse_cluster(RACKS.replace("within_rack = { bandwidth = 25e9 }\n", ""))
+    assert topology.link(on(("a", 0)), on(("b", 0))) == Link(10e9)
+
+
+def test_a_live_machine_is_told_of_its_racks() -> None:
+    topology = live_topology(
+        [FakeDevice(0), FakeDevice(1, process_index=1), FakeDevice(2, process_index=2)],
+        hosts=["a", "b", "c"],
+        between=Link(1e9),
+        within_rack=Link(2e9),
+        racks={"a": "one", "b": "one"},
+    )
+    assert topology.link(on(("a", 0)), on(("b", 1))) == Link(2e9)
+    assert topology.link(on(("a", 0)), on(("c", 2))) == Link(1e9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"one"\ndevices = 1', "2\ndevices = 1"), "line 9: rack must be a text in quotes, got 2"),
+        (("[1, 0]", "[1]"), "line 5: tenants must be a whole number of stages, or a list with"),
+        (("tenants = 2", "tenants = -1"), "line 11: tenants must be a whole number of stages"),
+        (('node = "c"', 'node = "d"'), "line 29: node must be one of a, b and c, got 'd'"),
+        (("[0, 1]", '"0-1"'), "line 25: granules must be a list of whole numbers such as"),
+        (("age = 60", "age = -1"), "line 26: age must be a number of at least 0, got -1"),
+        (("within_rack", "in_rack"), "line 19: unknown key 'in_rack'.*did you mean"),
+        (
+            ('"c"\ndevices = 1', '"a"\nplatform = "cpu"\nrack = "two"\ndevices = 1'),
+            "line 16: a is in rack one already, got 'two'",
+        ),
+    ],
+)
+def test_an_error_about_racks_or_copies_names_the_line(
+    change: tuple[str, str], message: str
+) -> None:
+    assert change[0] in RACKS
+    with pytest.raises(MeshError, match=f"^cluster file x.toml, {message}"):
+        parse_cluster(RACKS.replace(*change, 1), "cluster file x.toml")
 
 
 @pytest.mark.parametrize(

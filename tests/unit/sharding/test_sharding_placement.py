@@ -1,0 +1,272 @@
+"""Stages get the best devices: checked against all placements, one by one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fjx.sharding.errors import MemoryFitError, MeshError
+from fjx.sharding.fleet import Fleet
+from fjx.sharding.needs import PlanNeed, StageNeed
+from fjx.sharding.placement import Placement, place, place_all, placement_on
+from fjx.sharding.placement_scorers import (
+    Demand,
+    FlexPipeScorer,
+    FragmentScorer,
+    Scorer,
+    demands_of,
+)
+from fjx.sharding.plan import Device
+from fjx.sharding.topology import DeviceState, HostCopy, Link, Topology
+from tests.unit.sharding.placement_cases import BETWEEN, GIB, RACK, WITHIN, cluster, need
+
+LINKS = (WITHIN, RACK, BETWEEN)
+
+
+def hosts(placement: Placement) -> list[str]:
+    return [stage.mesh.devices[0].host for stage in placement.stages]
+
+
+def keys(placement: Placement) -> list[str]:
+    return [str(device) for stage in placement.stages for device in stage.mesh.devices]
+
+
+# Milliseconds that links and speeds divide without rest, and few sizes: ties are common, and the
+# checker's sums are exact.
+seconds = st.sampled_from([0.0, 0.002, 0.004])
+links = st.sampled_from([Link(), Link(1e6, 0.001), Link(1e6, 0.002), Link(1e5), Link(1e6, 0.005)])
+
+
+@st.composite
+def topologies(draw: st.DrawFn) -> Topology:
+    names = ["a", "b", "c", "d"][: draw(st.integers(1, 4))]
+    states = []
+    for name in names:
+        speed = draw(st.sampled_from([1.0, 1.0, 2.0]))
+        for index in range(draw(st.integers(1, 2))):
+            size = draw(st.sampled_from([1, 2, 3, 5])) * GIB
+            states.append(DeviceState(Device(name, "gpu", index), size, speed, tenants=index))
+    pairs = ()
+    if len(names) > 1 and draw(st.booleans()):
+        pairs = ((frozenset(draw(st.permutations(names))[:2]), draw(links)),)
+    copies = tuple(
+        HostCopy(
+            host=name,
+            model="toy",
+            granules=draw(st.sampled_from([None, frozenset({0}), frozenset({1, 2})])),
+            age_seconds=draw(st.sampled_from([0.0, 100.0])),
+        )
+        for name in names
+        if draw(st.booleans())
+    )
+    return Topology(
+        tuple(states),
+        within=draw(links),
+        between=draw(links),
+        pairs=pairs,
+        within_rack=draw(st.none() | links),
+        racks=tuple((n, draw(st.sampled_from("xy"))) for n in names if draw(st.booleans())),
+        copies=copies,
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> PlanNeed:
+    tensor = draw(st.sampled_from([1, 1, 1, 2]))
+    stages = [
+        StageNeed(
+            granules=range(index, index + 1),
+            granule_bytes=(draw(st.integers(0, 2)) * GIB,),
+            kv_bytes=draw(st.integers(0, 1)) * GIB,
+            seconds=draw(seconds),
+            sent_bytes=draw(st.sampled_from([0, 1000, 2000])),
+            tensor=tensor,
+        )
+        for index in range(draw(st.integers(1, 4 // tensor)))
+    ]
+    return PlanNeed(model="toy", stages=tuple(stages))
+
+
+def all_placements(fleet: Fleet, plan: PlanNeed) -> Iterator[Placement]:
+    rows = [stage for stage in plan.stages for _ in range(stage.tensor)]
+    for devices in itertools.permutations(range(len(fleet.devices)), len(rows)):
+        if any(
+            fleet.free_bytes[d] < row.needed_bytes for d, row in zip(devices, rows, strict=True)
+        ):
+            continue
+        placement = placement_on(fleet, plan, devices)
+        if all(len({d.host for d in s.mesh.devices}) == 1 for s in placement.stages):
+            yield placement
+
+
+def pace(placement: Placement) -> int:
+    """Device picoseconds for a microbatch."""
+    return placement.need.devices * round(placement.slowest_seconds * 1e12)
+
+
+def price(fleet: Fleet, scorer: Scorer, placement: Placement) -> int:
+    prices = scorer.price(fleet, placement.need)
+    return sum(int(prices[s, d]) for s, each in enumerate(placement.indices) for d in each)
+
+
+@given(
+    topologies(),
+    st.lists(plans(), min_size=1, max_size=2),
+    st.sampled_from([0.0, 0.5, float("inf")]),
+    st.booleans(),
+)
+@settings(max_examples=400, deadline=None)
+def test_no_placement_is_better(
+    topology: Topology, candidates: list[PlanNeed], tolerance: float, ours: bool
+) -> None:
+    fleet = Fleet.of(topology)
+    scorer: Scorer = FragmentScorer(demands_of(candidates)) if ours else FlexPipeScorer()
+    every = [each for plan in candidates for each in all_placements(fleet, plan)]
+    if not every:
+        with pytest.raises(MemoryFitError):
+            place(fleet, candidates, scorer=scorer, tolerance=tolerance)
+        return
+    fastest = min(map(pace, every))
+    good = [
+        each
+        for each in every
+        if tolerance == float("inf") or pace(each) <= fastest * (1 + tolerance)
+    ]
+    best = place(fleet, candidates, scorer=scorer, tolerance=tolerance)
+    assert best.proven
+    assert best in good
+    assert price(fleet, scorer, best) == min(price(fleet, scorer, each) for each in good)
+
+
+def test_stages_stay_together_where_links_are_slow() -> None:
+    topology = cluster(
+        {"a": [8], "b": [8, 8], "c": [8], "d": [8, 8, 8]},
+        racks={"a": "one", "b": "one", "c": "two", "d": "two"},
+        links=LINKS,
+    )
+    fleet = Fleet.of(topology)
+    assert hosts(place(fleet, [need(5, 5, 5)])) == ["d", "d", "d"]
+    four = place(fleet, [need(5, 5, 5, 5)])
+    assert set(hosts(four)) == {"c", "d"}  # all of rack two
+    # The last stage is as fast with an input from the other node, so that it can be the odd one.
+    uneven = need(5, 5, 5, 5, seconds=(0.011, 0.011, 0.011, 0.01))
+    assert hosts(place(fleet, [uneven])) == ["d", "d", "d", "c"]
+
+
+def test_a_named_pair_may_be_the_best_way() -> None:
+    pairs = ((frozenset({"a", "c"}), Link()),)
+    topology = cluster({"a": [8], "b": [8], "c": [8]}, pairs=pairs, links=LINKS)
+    assert sorted(hosts(place(Fleet.of(topology), [need(5, 5)]))) == ["a", "c"]
+
+
+def test_of_equally_fast_places_the_one_that_strands_least_memory_wins() -> None:
+    fleet = Fleet.of(cluster({"a": [12, 10, 8, 5]}))
+    scorer = FragmentScorer(demands_of([need(4.9), need(11.9, model="large")]))
+    # 10 GiB hold two pieces, 12 GiB the other model's; of 8 GiB 3 are of no use.
+    assert keys(place(fleet, [need(3)], scorer=scorer)) == ["a/gpu:2"]
+    assert keys(place(fleet, [need(8)], scorer=scorer)) == ["a/gpu:2"]
+    assert keys(place(fleet, [need(12)], scorer=scorer)) == ["a/gpu:0"]
+
+
+def test_of_those_the_one_whose_node_holds_the_parameters_wins() -> None:
+    copies = (HostCopy(host="b", model="toy", granules=frozenset({1})),)
+    placement = place(Fleet.of(cluster({"a": [8], "b": [8]}, copies=copies)), [need(5, 5)])
+    assert hosts(placement) == ["a", "b"]
+    assert placement.cold_bytes == 5 * GIB
+    assert placement.stages[1].cold_bytes == 0
+
+
+def test_a_tolerance_lets_fragments_be_used() -> None:
+    # On a's whole devices the stage is 2 ms faster; b has a fragment that fits.
+    topology = cluster({"a": [10, 10], "b": [5]}, links=LINKS)
+    fleet, plan = Fleet.of(topology), need(5, 5, seconds=0.1)
+    assert hosts(place(fleet, [plan])) == ["a", "a"]
+    scorer = FragmentScorer(demands_of([need(10)]))
+    assert "b" in hosts(place(fleet, [plan], scorer=scorer, tolerance=0.05))
+
+
+def test_the_granularity_is_the_one_that_takes_the_least_of_devices_and_time() -> None:
+    coarse, fine = need(10, 10, seconds=0.02), need(5, 5, 5, 5, seconds=0.0105)
+    roomy = Fleet.of(cluster({"a": [12] * 4}))
+    assert place(roomy, [fine, coarse]).need is coarse
+    odd = Fleet.of(cluster({"a": [10, 10, 5, 5, 5, 5]}))
+    scorer = FragmentScorer((Demand((10 * GIB,)),))
+    assert place(odd, [fine, coarse], scorer=scorer).need is coarse
+    assert place(odd, [fine, coarse], scorer=scorer, tolerance=0.05).need is fine
+    tight = Fleet.of(cluster({"a": [8] * 4}))
+    assert place(tight, [coarse, fine]).need is fine
+
+
+def test_shards_of_a_stage_are_on_one_node() -> None:
+    topology = cluster({"a": [8, 4, 8], "b": [8, 8], "c": [8]})
+    placement = place(Fleet.of(topology), [need(5, 5, tensor=2)])
+    assert [len({d.host for d in stage.mesh.devices}) for stage in placement.stages] == [1, 1]
+    assert sorted(hosts(placement)) == ["a", "b"]
+    with pytest.raises(MemoryFitError):
+        place(Fleet.of(topology), [need(5, 5, 5, tensor=2)])
+
+
+def test_stages_share_a_device_only_when_told_so() -> None:
+    fleet = Fleet.of(cluster({"a": [12], "b": [4]}))
+    with pytest.raises(MemoryFitError):
+        place(fleet, [need(5, 5)])
+    placement = place(fleet, [need(5, 5, seconds=0.01)], stages_per_device=2)
+    assert keys(placement) == ["a/gpu:0", "a/gpu:0"]
+    assert placement.slowest_seconds == pytest.approx(0.02)
+    assert placement.plan.shared_devices
+    with pytest.raises(MeshError, match="cannot be split over several"):
+        place(fleet, [need(5, tensor=2)], stages_per_device=2)
+
+
+def test_models_are_placed_in_what_others_left() -> None:
+    fleet = Fleet.of(cluster({"a": [12, 6]}))
+    one, two, three = place_all(fleet, [[need(6)], [need(6)], [need(6)]])
+    assert sorted(keys(one) + keys(two) + keys(three)) == ["a/gpu:0", "a/gpu:0", "a/gpu:1"]
+    left = three.occupy(two.occupy(one.occupy(fleet)))
+    assert left.free_bytes.tolist() == [0, 0]
+    assert left.tenants.tolist() == [2, 1]
+    with pytest.raises(MemoryFitError):
+        place_all(fleet, [[need(6)]] * 4)
+
+
+def test_a_placement_is_a_plan() -> None:
+    plan = place(Fleet.of(cluster({"a": [8, 8]})), [need(5, 5)]).plan
+    assert plan.granularity == 2
+    assert [str(device) for device in plan.devices] == ["a/gpu:0", "a/gpu:1"]
+
+
+def test_the_same_input_gives_the_same_placement() -> None:
+    fleet = Fleet.of(cluster({f"n{i}": [8] * 4 for i in range(20)}, links=LINKS))
+    assert place(fleet, [need(*[5] * 6)]) == place(fleet, [need(*[5] * 6)])
+
+
+def test_a_search_that_is_cut_short_still_places_and_says_so() -> None:
+    topology = cluster({f"n{i}": [6, 8] for i in range(12)}, links=LINKS)
+    plan = need(*[5] * 6, seconds=tuple(0.01 - 0.001 * (i % 2) for i in range(6)))
+    placement = place(Fleet.of(topology), [plan], effort=3)
+    assert not placement.proven
+    assert len(set(keys(placement))) == 6
+
+
+def test_a_plan_that_fits_nowhere_is_refused_with_the_numbers() -> None:
+    with pytest.raises(
+        MemoryFitError,
+        match=r"toy does not fit on 2 devices: it needs 1 stage with up to 20 GiB on each of 1 "
+        r"device or 2 stages with up to 9 GiB on each of 2 devices, and 16 GiB are free, at most "
+        r"8 GiB on one device; use more stages",
+    ):
+        place(Fleet.of(cluster({"a": [8, 8]})), [need(20), need(9, 9)])
+
+
+def test_an_argument_out_of_its_range_is_refused() -> None:
+    fleet = Fleet.of(cluster({"a": [8]}))
+    with pytest.raises(MeshError, match="at least one candidate"):
+        place(fleet, [])
+    with pytest.raises(MeshError, match=r"tolerance must be at least 0, got -0\.1"):
+        place(fleet, [need(1)], tolerance=-0.1)
+    with pytest.raises(MeshError, match="stages_per_device must be at least 1, got 0"):
+        place(fleet, [need(1)], stages_per_device=0)
