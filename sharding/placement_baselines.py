@@ -7,7 +7,6 @@ stage go to the node where they rank best together.
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -34,13 +33,11 @@ def best_fit(fleet: Fleet, candidates: Sequence[PlanNeed]) -> Placement:
 
 def random_fit(seed: int) -> Placer:
     """Any devices with enough memory, drawn anew for each stage; the same for a seed."""
-    draws = random.Random(seed)
+    draws = np.random.default_rng(seed)
 
     def placed(fleet: Fleet, candidates: Sequence[PlanNeed]) -> Placement:
         def rank(fleet: Fleet, stage: StageNeed) -> Floats:
-            order = list(range(len(fleet.devices)))
-            draws.shuffle(order)
-            return np.array(order, np.float64)
+            return draws.random(len(fleet.devices))
 
         return _place(fleet, candidates, rank)
 
