@@ -62,8 +62,8 @@ def model_graph(
     granules = (
         _with_bytes(
             graph.granules[index],
-            model.abstract_granule(index, dtype, stacked=False),
-            model.granule_shards(index, dtype, stacked=False),
+            model.abstract_granule(index, dtype),
+            model.granule_shards(index, dtype),
         )
         for index in range(len(model.granules))
     )

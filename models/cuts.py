@@ -116,7 +116,7 @@ def trace_layers(model: Model, dtype: jnp.dtype) -> tuple[ClosedJaxpr, list[Inpu
     config, layerwise = model.config, Model(model.config, granule_layers=1)
     struct: Any = jax.ShapeDtypeStruct
     pages = kv_pages_shape(1, PAGES, PAGE_SIZE, config.num_kv_heads, config.head_dim)
-    layer = layerwise.abstract_granule(0, dtype, stacked=False)  # the same for all, see `Model`
+    layer = layerwise.abstract_granule(0, dtype)  # the same for all, see `Model`
     layer["KV pages"] = struct(pages, kv_storage_dtype(jnp.dtype(dtype)))
     pieces = [model.abstract_embed(dtype), *[layer] * config.num_layers, model.abstract_head(dtype)]
     shapes = [(ROWS,), (ROWS,), (REQUESTS + 1,), (REQUESTS,), (REQUESTS, PAGES)]

@@ -63,15 +63,15 @@ class DraftHead(ReducedHead):
         fuse = {f"fuse.{name}": spec for name, spec in self._fuse.tensors.items()}
         return fuse | self._block.granule_tensors(0)
 
-    def pack_feed(self, tensors: Mapping[str, Any], *, stacked: bool = False) -> Params:
+    def pack_feed(self, tensors: Mapping[str, Any]) -> Params:
         """Parameters of `feed` from canonical tensors, stored as their specs say."""
         fuse = {name: tensors[f"fuse.{name}"] for name in self._fuse.tensors}
-        return {"fuse": fuse, "block": self._block.pack_granule(0, tensors, stacked=stacked)}
+        return {"fuse": fuse, "block": self._block.pack_granule(0, tensors)}
 
-    def abstract_feed(self, dtype: jnp.dtype, *, stacked: bool = False) -> Params:
+    def abstract_feed(self, dtype: jnp.dtype) -> Params:
         """Shapes of `pack_feed`'s result for a head stored in ``dtype``."""
         fuse = {name: spec.struct(dtype) for name, spec in self._fuse.tensors.items()}
-        return {"fuse": fuse, "block": self._block.abstract_granule(0, dtype, stacked=stacked)}
+        return {"fuse": fuse, "block": self._block.abstract_granule(0, dtype)}
 
     # The programs.
 

@@ -1,20 +1,19 @@
 """A model cut into granules: the programs, and the parameters that they take.
 
 The pieces are ``embed``, G granules of equal depth, ``head``. Their parameters are plain pytrees;
-the NNX modules come to life only while a program is traced. A granule has one of two layouts:
-*unrolled* (each layer's arrays are separate leaves; fastest on a CPU) or *stacked* (one leading
-layer axis, scanned, so that compile time does not grow with depth; for GPUs).
+the NNX modules come to life only while a program is traced. A granule's layers are unrolled, and
+each layer's arrays are separate leaves: a scan over stacked ones is slower on a CPU, and on a GPU
+copies each layer's weights before it reads them (see docs/gpu.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
@@ -30,8 +29,8 @@ WHOLE = PartitionSpec()  # type: ignore[no-untyped-call]
 """Each device of a mesh has the whole array."""
 
 Params = dict[str, Any]
-"""Arrays of one piece. Embed and head: by name. A granule: ``layers`` (a tuple of dictionaries, or
-one dictionary of stacked arrays) and, where layers differ, ``window`` and ``rope``, int32 [L]."""
+"""Arrays of one piece. Embed and head: by name. A granule: ``layers`` (a tuple of dictionaries)
+and, where layers differ, ``window`` and ``rope``, int32 [L]."""
 
 
 def cut(config: ModelConfig, granule_layers: int | None) -> tuple[range, ...]:
@@ -90,28 +89,13 @@ class Model:
         """Parameters of `embed` from canonical tensors."""
         return {name: tensors[f"embed.{name}"] for name in self._embed.tensors}
 
-    def pack_granule(
-        self,
-        index: int,
-        tensors: Mapping[str, Any],
-        *,
-        stacked: bool,
-        stack: Callable[[Sequence[Any]], Any] = jnp.stack,
-    ) -> Params:
-        """Parameters of `granule` from canonical tensors; the stacked layout copies them.
-
-        ``stack`` joins the layers' tensors: `numpy.stack` for those of the host.
-        """
+    def pack_granule(self, index: int, tensors: Mapping[str, Any]) -> Params:
+        """Parameters of `granule` from canonical tensors."""
         layers = tuple(
             {name: tensors[f"layers.{layer}.{name}"] for name in self._block.tensors}
             for layer in self.granules[index]
         )
-        if not stacked:
-            return {"layers": layers, **self._constants(index)}
-        return {
-            "layers": jax.tree.map(lambda *each: stack(each), *layers),
-            **self._constants(index),
-        }
+        return {"layers": layers, **self._constants(index)}
 
     def pack_head(self, tensors: Mapping[str, Any]) -> Params:
         """Parameters of `head` from canonical tensors."""
@@ -122,16 +106,12 @@ class Model:
         degree."""
         return {name: spec.struct(dtype, degree) for name, spec in self._embed.tensors.items()}
 
-    def abstract_granule(
-        self, index: int, dtype: jnp.dtype, *, stacked: bool, degree: int = 1
-    ) -> Params:
+    def abstract_granule(self, index: int, dtype: jnp.dtype, degree: int = 1) -> Params:
         """Shapes of `pack_granule`'s result, likewise."""
         tensors = {
             name: spec.struct(dtype, degree) for name, spec in self.granule_tensors(index).items()
         }
-        params: Params = jax.eval_shape(
-            lambda given: self.pack_granule(index, given, stacked=stacked), tensors
-        )
+        params: Params = jax.eval_shape(lambda given: self.pack_granule(index, given), tensors)
         return params
 
     def abstract_head(self, dtype: jnp.dtype, degree: int = 1) -> Params:
@@ -144,15 +124,11 @@ class Model:
         """Partition of each of `pack_embed`'s arrays."""
         return {name: _partition(spec, dtype) for name, spec in self._embed.tensors.items()}
 
-    def granule_shards(self, index: int, dtype: jnp.dtype, *, stacked: bool) -> Params:
+    def granule_shards(self, index: int, dtype: jnp.dtype) -> Params:
         """Partition of each of `pack_granule`'s arrays."""
-        of_layer = {
-            name: _partition(spec, dtype, before=int(stacked))
-            for name, spec in self._block.tensors.items()
-        }
+        of_layer = {name: _partition(spec, dtype) for name, spec in self._block.tensors.items()}
         constants = dict.fromkeys(self._varying(), WHOLE)
-        layers = of_layer if stacked else (of_layer,) * len(self.granules[index])
-        return {"layers": layers, **constants}
+        return {"layers": (of_layer,) * len(self.granules[index]), **constants}
 
     def head_shards(self, dtype: jnp.dtype) -> Params:
         """Partition of each of `pack_head`'s arrays."""
@@ -195,7 +171,7 @@ class Model:
         """Run one granule's blocks.
 
         Args:
-            params: from `pack_granule`, in either layout.
+            params: from `pack_granule`.
             x: the residual stream, float32.
             kv_pages: this granule's pages, see `fjx.kernels.attention.kv_pages_shape`; donate them.
             rows: the ragged batch.
@@ -203,45 +179,19 @@ class Model:
         Returns:
             The residual stream and the pages after these blocks.
         """
-        layers = params["layers"]
-        unrolled = isinstance(layers, tuple)
         tables = None
         if self.config.rope_tables:
-            cos_sin = rope.cos_sin_once if unrolled else rope.cos_sin
-            tables = cos_sin(self.config.rope_tables, rows.positions)
-        varying = {name: params[name] for name in self._varying()}
-
-        def run_block(
-            weights: Params, layer: int | Array, varying: Params, x: Array, kv_pages: Array
-        ) -> tuple[Array, Array]:
+            tables = rope.cos_sin_once(self.config.rope_tables, rows.positions)
+        for i, weights in enumerate(params["layers"]):
+            varying = {name: params[name][i] for name in self._varying()}
             table = varying.get("rope", 0)
             at = BlockInputs(
                 rows=rows,
-                layer=layer,
+                layer=i,
                 rotation=None if tables is None else (tables[0][table], tables[1][table]),
                 window=varying.get("window"),
             )
-            after: tuple[Array, Array] = self._block.merge(weights)(x, kv_pages, at)
-            return after
-
-        if unrolled:
-            for i, weights in enumerate(layers):
-                x, kv_pages = run_block(
-                    weights, i, {name: of[i] for name, of in varying.items()}, x, kv_pages
-                )
-            return x, kv_pages
-
-        # A kernel would be given copies of what is scanned over.
-        quantized = {name: of for name, of in layers.items() if isinstance(of, Quantized)}
-        others = {name: of for name, of in layers.items() if name not in quantized}
-
-        def scan_block(carry: tuple[Array, Array], of_layer: Any) -> tuple[Any, None]:
-            weights, layer, varying = of_layer
-            narrow = {name: of._replace(layer=layer) for name, of in quantized.items()}
-            return run_block(weights | narrow, layer, varying, *carry), None
-
-        depth = jnp.arange(kv_pages.shape[0], dtype=jnp.int32)
-        (x, kv_pages), _ = lax.scan(scan_block, (x, kv_pages), (others, depth, varying))
+            x, kv_pages = self._block.merge(weights)(x, kv_pages, at)
         return x, kv_pages
 
     def normed(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:
@@ -255,15 +205,15 @@ class Model:
         return logits
 
 
-def _partition(spec: TensorSpec, dtype: jnp.dtype, before: int = 0) -> Any:
-    """How a tensor's stored array is split, behind so many axes more."""
-    of_values = _along(spec.stored_axis(dtype), before)
+def _partition(spec: TensorSpec, dtype: jnp.dtype) -> Any:
+    """How a tensor's stored array is split."""
+    of_values = _along(spec.stored_axis(dtype))
     if spec.quantization is None:
         return of_values
-    return Quantized(of_values, _along(spec.scale_axis, before))
+    return Quantized(of_values, _along(spec.scale_axis))
 
 
-def _along(axis: int | None, before: int) -> PartitionSpec:
+def _along(axis: int | None) -> PartitionSpec:
     if axis is None:
         return WHOLE
-    return PartitionSpec(*[None] * (before + axis), TENSOR_AXIS)  # type: ignore[no-untyped-call]
+    return PartitionSpec(*[None] * axis, TENSOR_AXIS)  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
@@ -75,6 +76,8 @@ def cos_sin_once(
     XLA on a CPU would fuse it into every layer's rotation and compute it again for each head (an
     optimization barrier is dropped before fusion); it does not fuse across a conditional.
     """
+    if jax.default_backend() != "cpu":
+        return cos_sin(tables, positions)
     unused = jnp.zeros((len(tables), len(positions), len(tables[0])), jnp.float32)
     once: tuple[Array, Array] = lax.cond(
         positions[0] >= 0, lambda: cos_sin(tables, positions), lambda: (unused, unused)

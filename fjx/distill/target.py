@@ -63,8 +63,7 @@ class Target:
         self.fingerprint = fingerprint.digest()
         self.embed_params = self._model.pack_embed(tensors)
         self._layers = [
-            self._model.pack_granule(layer, tensors, stacked=False)
-            for layer in range(config.num_layers)
+            self._model.pack_granule(layer, tensors) for layer in range(config.num_layers)
         ]
         self._run = jax.jit(self._streams, static_argnums=0)
 

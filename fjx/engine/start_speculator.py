@@ -115,7 +115,6 @@ class HeadStart:
             target.limits,
             target.dtype,
             devices[last],
-            target.stacked,
         )
 
     def drafter(self, executor: Executor, longest: int) -> HeadDrafter:
@@ -127,9 +126,7 @@ class HeadStart:
         self._check(self._fingerprint.digest())
         pieces, target = executor.pieces, executor.programs
         device = pieces.shapes[-1].placement.devices[0]
-        programs = HeadPrograms(
-            self.head, target.model, target.limits, target.dtype, device, target.stacked
-        )
+        programs = HeadPrograms(self.head, target.model, target.limits, target.dtype, device)
         embed = jax.device_put(pieces.embed.params, device)
         params = programs.place(self._tensors)
         return HeadDrafter(programs, params, embed, executor.compiler, longest)

@@ -58,8 +58,6 @@ class HeadPrograms:
     limits: Limits
     dtype: jnp.dtype
     device: jax.Device
-    stacked: bool
-    """Whether the layers of a granule are one array each."""
 
     @property
     def request_buckets(self) -> tuple[int, ...]:
@@ -90,7 +88,7 @@ class HeadPrograms:
         tensors."""
         specs = self.head.tensors()
         stored = {name: specs[name].store(values, self.dtype) for name, values in tensors.items()}
-        feed = self.head.pack_feed(stored, stacked=self.stacked)
+        feed = self.head.pack_feed(stored)
         params: tuple[Params, Params] = jax.device_put(
             (feed, self.head.pack_logits(stored)), self.device
         )
@@ -166,7 +164,7 @@ class HeadPrograms:
 
     def _feed_params(self) -> tuple[Any, Any]:
         return (
-            self.head.abstract_feed(self.dtype, stacked=self.stacked),
+            self.head.abstract_feed(self.dtype),
             self.target.abstract_embed(self.dtype),
         )
 

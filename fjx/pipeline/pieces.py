@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import jax
@@ -190,9 +189,7 @@ def piece_tensors(programs: Programs, piece: str, params: Params) -> dict[str, A
         return {f"{piece}.{name}": values for name, values in params.items()}
     tensors: dict[str, Any] = {}
     for i, layer in enumerate(programs.model.granules[int(piece)]):
-        layers = params["layers"]
-        stacked = programs.stacked
-        of_layer = jax.tree.map(itemgetter(i), layers) if stacked else layers[i]
+        of_layer = params["layers"][i]
         tensors |= {f"layers.{layer}.{name}": values for name, values in of_layer.items()}
     return tensors
 
@@ -203,4 +200,4 @@ def _pack(programs: Programs, piece: str, tensors: Mapping[str, Any]) -> Params:
         return model.pack_embed(tensors)
     if piece == "head":
         return model.pack_head(tensors)
-    return model.pack_granule(int(piece), tensors, stacked=programs.stacked, stack=np.stack)
+    return model.pack_granule(int(piece), tensors)

@@ -63,8 +63,6 @@ class Programs:
         self.lens = lens
         self.limits = limits
         self.dtype = dtype
-        self.stacked = jax.default_backend() != "cpu"
-        """Whether the layers of a granule are one array each, and scanned."""
         self._params: dict[tuple[str, int], Params] = {}
 
     @property
@@ -155,7 +153,7 @@ class Programs:
             return model.abstract_embed(dtype, degree)
         if piece == "head":
             return model.abstract_head(dtype, degree)
-        return model.abstract_granule(int(piece), dtype, stacked=self.stacked, degree=degree)
+        return model.abstract_granule(int(piece), dtype, degree)
 
     def partitions(self, piece: str) -> Any:
         """How each of a piece's arrays is split over a mesh."""
@@ -164,7 +162,7 @@ class Programs:
             return model.embed_shards(dtype)
         if piece == "head":
             return model.head_shards(dtype)
-        return model.granule_shards(int(piece), dtype, stacked=self.stacked)
+        return model.granule_shards(int(piece), dtype)
 
     # One program each.
 

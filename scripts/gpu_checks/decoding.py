@@ -52,15 +52,11 @@ _WARM_STEPS, _STEPS = 5, 30
 _MAX_MODEL_LEN = 8192
 _GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
 
-_WITH_LOOPS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,WHILE"
+_ALL = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION"
 _GRAPHS: dict[str, dict[str, Any]] = {
     "as XLA sets them": {},
     "none": {"xla_gpu_enable_command_buffer": ""},
-    "loops, too": {"xla_gpu_enable_command_buffer": _WITH_LOOPS},
-    "loops, unrolled": {
-        "xla_gpu_enable_command_buffer": _WITH_LOOPS,
-        "xla_gpu_command_buffer_unroll_loops": True,
-    },
+    "all": {"xla_gpu_enable_command_buffer": _ALL},
 }
 """Which operations go into CUDA graphs."""
 
@@ -76,7 +72,6 @@ def checks() -> dict[str, Callable[[], Any]]:
     return {
         "steps": partial(_steps, "mosaic"),
         "graphs": _graphs,
-        "unrolled": _unrolled,
         "reference-steps": partial(_steps, "reference", requests=(1, 8)),
     }
 
@@ -96,15 +91,6 @@ def _graphs() -> Iterator[dict[str, Any]]:
         for name, options in _GRAPHS.items():
             decoder = Decoder(_MODEL, (8,), options=options)
             yield {"graphs": name, "options": options, **decoder.measured(8)}
-            del decoder
-
-
-def _unrolled() -> Iterator[dict[str, Any]]:
-    """The same where the layers of a granule follow each other in the program, without a loop."""
-    with chosen("mosaic"):
-        for name in ("as XLA sets them", "none"):
-            decoder = Decoder(_MODEL, (8,), options=_GRAPHS[name], stacked=False)
-            yield {"graphs": name, **decoder.measured(8)}
             del decoder
 
 
@@ -137,7 +123,6 @@ class Decoder:
         *,
         context: int = _CONTEXT,
         options: Mapping[str, Any] | None = None,
-        stacked: bool | None = None,
     ) -> None:
         """
         Args:
@@ -145,11 +130,8 @@ class Decoder:
             requests: how many a step may have.
             context: tokens of each, before the first step.
             options: XLA's, for all programs.
-            stacked: see `Programs.stacked`; None: as on this device.
         """
         programs = _programs(hf_config, max(requests), context)
-        if stacked is not None:
-            programs.stacked = stacked
         plan = _plan(programs)
         self._compiler = compiler = Compiler(cache_dir=None)
         specs = [replace(spec, options=options or {}) for spec in _specs(programs, plan, requests)]

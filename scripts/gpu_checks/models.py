@@ -44,6 +44,17 @@ class Sizes:
     family: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Other fields of ``config.json``; empty: only its attention is of interest."""
 
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """The (in, out) matrices of a layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return (
+            (self.width, queries + 2 * keys),
+            (queries, self.width),
+            (self.width, 2 * self.mlp),
+            (self.mlp, self.width),
+        )
+
     def hf_config(self, layers: int | None = None) -> dict[str, Any]:
         """Its ``config.json``; ``layers``: as if it had so many."""
         return {

@@ -25,8 +25,6 @@ class PagedModel:
         model: Model,
         tensors: Mapping[str, jax.Array],
         requests: int,
-        *,
-        stacked: bool = False,
     ) -> None:
         config = model.config
         pages = requests * PAGES_PER_REQUEST
@@ -41,8 +39,7 @@ class PagedModel:
         ]
         self.embed_params = model.pack_embed(tensors)
         self.granule_params = [
-            model.pack_granule(index, tensors, stacked=stacked)
-            for index in range(len(model.granules))
+            model.pack_granule(index, tensors) for index in range(len(model.granules))
         ]
         self.head_params = model.pack_head(tensors)
         self.embed = jax.jit(model.embed)

@@ -120,14 +120,12 @@ def _product(x: Array, weights: Array, dtype: jnp.dtype) -> Array:
 
 
 def _reference(x: Array, weights: Quantized, outputs: int) -> Array:
-    values, scale = _of_layer(weights)
-    product: Array = _product(x, values, jnp.dtype(jnp.bfloat16)) * scale
+    product: Array = _product(x, weights.values, jnp.dtype(jnp.bfloat16)) * weights.scale
     return product
 
 
 def _numba(x: Array, weights: Quantized, outputs: int) -> Array:
-    values, scale = _of_layer(weights)
-    return packed_matmul(x, values, outputs, scale)
+    return packed_matmul(x, weights.values, outputs, weights.scale)
 
 
 def _mosaic(x: Array, weights: Quantized, outputs: int) -> Array:
@@ -140,16 +138,10 @@ def _mosaic(x: Array, weights: Quantized, outputs: int) -> Array:
 _IMPLEMENTATIONS = {"reference": _reference, "numba": _numba, "mosaic": _mosaic}
 
 
-def _of_layer(weights: Quantized) -> tuple[Array, Array]:
-    values, scale, layer = weights
-    return (values, scale) if layer is None else (values[layer], scale[layer])
-
-
 def _fastest(weights: Quantized) -> Implementation:
     """The implementation for what is stored like this."""
-    packed = PACKED_RANK + (weights.layer is not None)
     # Until `mosaic` has run on a GPU, it is not chosen by itself.
-    return "numba" if weights.values.ndim == packed else "reference"
+    return "numba" if weights.values.ndim == PACKED_RANK else "reference"
 
 
 def _struct(shape: tuple[int, ...], dtype: Any) -> Any:

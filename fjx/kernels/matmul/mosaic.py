@@ -90,8 +90,7 @@ def matmul(
 
     Args:
         x: rows, of any float type.
-        weights: values (in, out), or (layers, in, out) with a layer: see `fits`. Of all layers, the
-            kernel reads the one that it needs; a slice would be a copy.
+        weights: see `fits`.
         outputs: columns of the matrix.
         blocks: of the grid; fewer than the GPU has multiprocessors leave the others to whatever
             runs beside it.
@@ -105,24 +104,21 @@ def matmul(
             "the kernel takes matrices whose sides are multiples of 64, "
             f"got ({inputs}, {outputs}); use reference"
         )
-    values, scale, layer = weights
-    if layer is None:
-        values, scale, layer = values[None], scale[None], 0
+    values, scale = weights
     rows = min(ROWS, _next_power_of_two(max(T, 8))) if T <= ROWS else -(-T // ROWS) * ROWS
     kernel = _Kernel(inputs, outputs, values.dtype, rows, blocks)
     parts, first_part = cut(outputs // kernel.columns, inputs // STEP)
     # The memory engine takes whole lines: rows that are not there are zeros.
     x = jnp.pad(x.astype(jnp.bfloat16), ((0, rows - T), (0, 0)))
     count = max(parts.number) + 1
-    number = jnp.asarray(layer, jnp.int32)[None]
-    sums = kernel(count)(number, first_part, np.stack(parts), x, values)
+    sums = kernel(count)(first_part, np.stack(parts), x, values)
     there = np.zeros((count, outputs // kernel.columns), bool)
     there[parts.number, parts.tile] = True
     by_column = np.repeat(there, kernel.columns, axis=1)[:, :, None]
     total = jnp.zeros(sums.shape[1:], jnp.float32)
     for part, is_there in zip(sums, by_column, strict=True):
         total += jnp.where(is_there, part, 0.0)
-    product: Array = (total * scale[layer][:, None]).T[:T]
+    product: Array = (total * scale[:, None]).T[:T]
     return product
 
 
@@ -182,9 +178,9 @@ class _Kernel:
         return min(self.rows, ROWS)
 
     def __call__(self, parts: int) -> Callable[..., Any]:
-        """From the layer [1], the first part of each share, the parts [4, N], x [rows, in] and the
-        matrices [layers, in, out]: for each of so many parts of a tile the sums [parts, out, rows],
-        without the scale."""
+        """From the first part of each share, the parts [4, N], x [rows, in] and the matrix
+        (in, out): for each of so many parts of a tile the sums [parts, out, rows], without the
+        scale."""
         wide_lines = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
         narrow_lines = (plgpu.TilingTransform((8, self._own)), plgpu.SwizzleTransform(self._own))
         groups = self._warpgroups
@@ -197,10 +193,9 @@ class _Kernel:
             plgpu.Barrier(num_arrivals=groups, num_barriers=_RING),
         ]
 
-        def body(layer, first_part, parts, x, matrices, out, *refs):  # type: ignore[no-untyped-def]
+        def body(first_part, parts, x, matrix, out, *refs):  # type: ignore[no-untyped-def]
             shared = _Shared(*refs)
             shares = first_part.shape[0] - 1
-            matrix = matrices.at[layer[0]]
             bring = partial(self._bring, shares, first_part, parts, x, matrix, shared)
             multiply = partial(self._multiply, shares, first_part, parts, shared, out)
             group = lax.axis_index("wg")

@@ -29,8 +29,6 @@ class Quantized(NamedTuple):
     """(in, out), of one of `STORED_TYPES`, or packed."""
     scale: Any
     """Of each column, (out,) float32, or packed."""
-    layer: Any = None
-    """Where the others have a leading axis of layers, which one is meant."""
 
 
 def quantization_of(matrix: Quantized) -> Quantization:

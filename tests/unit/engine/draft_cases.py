@@ -93,7 +93,7 @@ def head_drafter(engine: Engine, dtype: str = "float32") -> HeadDrafter:
     model, limits = executor.model, executor.limits
     head = DraftHead(model.config, np.arange(0, VOCABULARY, 2, dtype=np.int32))
     device = executor.pieces.shapes[-1].placement.devices[0]
-    programs = HeadPrograms(head, model, limits, jnp.dtype(dtype), device, stacked=False)
+    programs = HeadPrograms(head, model, limits, jnp.dtype(dtype), device)
     executor.compiler.register(programs.specs())
     draw = np.random.default_rng(0)
     tensors = {

@@ -17,6 +17,7 @@ from fjx.kernels import mosaic
 from fjx.kernels.matmul import Quantization, Quantized, dequantized, quantize
 from fjx.kernels.matmul import mosaic as kernel
 from fjx.kernels.matmul.quantized import STORED_TYPES
+from scripts.gpu_checks.models import MODELS
 
 interpreted = pytest.mark.skipif(
     not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
@@ -48,16 +49,6 @@ def test_the_numbers_are_right(kind: Quantization, steps: int, columns: int, row
     wide = np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64), dequantized(matrix)
     bound = np.abs(wide[0]) @ np.abs(wide[1])
     assert (np.abs(run(x, matrix) - wide[0] @ wide[1]) <= 1e-6 * bound).all()
-
-
-@interpreted
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_of_several_is_taken(kind: Quantization) -> None:
-    x, layers = drawn(3, 128), [quantize(drawn(128, 64) + i, kind) for i in range(3)]
-    stacked = Quantized(*(np.stack(leaf) for leaf in list(zip(*layers, strict=True))[:2]))
-    for index, alone in enumerate(layers):
-        of_stack = run(x, stacked._replace(layer=np.int32(index)))
-        np.testing.assert_array_equal(of_stack, run(x, alone))
 
 
 @pytest.fixture
@@ -104,16 +95,6 @@ def test_parts_are_all_steps_once_and_shares_are_equal(tiles: int, steps: int) -
     assert 0 < shares[-1] <= shares[0]
 
 
-MODELS = {
-    "Llama 3.1 8B": ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)),
-    "Llama 3.1 70B": ((8192, 10240), (8192, 8192), (8192, 57344), (28672, 8192)),
-    "Qwen3 32B": ((5120, 10240), (8192, 5120), (5120, 51200), (25600, 5120)),
-    "Gemma 3 27B": ((5376, 8192), (4096, 5376), (5376, 43008), (21504, 5376)),
-    "SmolLM2 135M": ((576, 960), (576, 576), (576, 3072), (1536, 576)),
-}
-"""The (in, out) matrices of a layer."""
-
-
 @pytest.mark.parametrize("rows", [1, 16, 64, 256])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS)
@@ -121,15 +102,14 @@ def test_it_compiles_for_cuda(model: str, kind: Quantization, rows: int) -> None
     def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
-    for inputs, outputs in MODELS[model]:
+    for inputs, outputs in MODELS[model].matrices:
         assert kernel.fits(inputs, outputs)
 
         def multiply(x: Any, *matrix: Any, outputs: int = outputs) -> jax.Array:
             return kernel.matmul(x, Quantized(*matrix), outputs)
 
-        values = shape(4, inputs, outputs, dtype=STORED_TYPES[kind])
-        layer = shape(dtype=jnp.int32)
-        text = mosaic.lowers(multiply, shape(rows, inputs), values, shape(4, outputs), layer)
+        values = shape(inputs, outputs, dtype=STORED_TYPES[kind])
+        text = mosaic.lowers(multiply, shape(rows, inputs), values, shape(outputs))
         assert "fjx_quantized_matmul" in text
 
 

@@ -129,21 +129,6 @@ def test_the_bits_of_a_row_do_not_depend_on_the_number_of_rows(
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_of_several_layers_is_multiplied(
-    monkeypatch: pytest.MonkeyPatch, kind: Quantization, packed: bool
-) -> None:
-    if not packed:
-        monkeypatch.setattr(api, "_packs", lambda *given: False)
-    layers = [stored(quantize(drawn((96, 70), seed), kind), BFLOAT16) for seed in range(3)]
-    stacked = jax.tree.map(lambda *each: jnp.stack(each), *layers)
-    x = drawn((5, 96))
-    for index, alone in enumerate(layers):
-        of_stack = multiply(x, stacked._replace(layer=jnp.int32(index)), 70)
-        np.testing.assert_array_equal(of_stack, multiply(x, alone, 70))
-
-
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
-@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_stored_has_the_promised_shapes(
     monkeypatch: pytest.MonkeyPatch, kind: Quantization, packed: bool
 ) -> None:

@@ -39,7 +39,7 @@ def test_parameter_bytes_of_each_piece_are_those_of_its_arrays(
     }
     pieces: list[Any] = [model.pack_embed(tensors)]
     for index in range(len(model.granules)):
-        pieces.append(model.pack_granule(index, tensors, stacked=False))
+        pieces.append(model.pack_granule(index, tensors))
     pieces.append(model.pack_head(tensors))
     graph = model_graph(config, dtype, 3, BUCKETS)
     assert [granule.layers for granule in graph.granules] == [3, 1]

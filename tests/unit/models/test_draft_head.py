@@ -91,8 +91,7 @@ def rows_of(count: int) -> RaggedRows:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("stacked", [False, True])
-def test_logits_are_those_of_the_target_for_the_estimates(dtype: jnp.dtype, stacked: bool) -> None:
+def test_logits_are_those_of_the_target_for_the_estimates(dtype: jnp.dtype) -> None:
     head, target = DraftHead(TARGET, TOKEN_IDS), Model(TARGET)
     specs, target_specs = head.tensors(), canonical_tensors(TARGET)
     of_target = dict(random_tensors(TARGET, seed=1, scale=0.3))
@@ -102,9 +101,9 @@ def test_logits_are_those_of_the_target_for_the_estimates(dtype: jnp.dtype, stac
         if mine is not None:
             tensors[name] = mine
     stored = {name: jnp.asarray(specs[name].store(x, dtype)) for name, x in tensors.items()}
-    feed, logits = head.pack_feed(stored, stacked=stacked), head.pack_logits(stored)
+    feed, logits = head.pack_feed(stored), head.pack_logits(stored)
     for packed, abstract in (
-        (feed, head.abstract_feed(dtype, stacked=stacked)),
+        (feed, head.abstract_feed(dtype)),
         (logits, head.abstract_logits(dtype)),
     ):
         same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), abstract, packed)

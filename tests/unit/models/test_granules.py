@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
-from fjx.kernels.matmul import Quantization
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model, cut
@@ -79,12 +78,10 @@ def tensors_of(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str,
 
 @functools.cache
 def forward(
-    config: ModelConfig, granule_layers: int, stacked: bool, dtype: jnp.dtype
+    config: ModelConfig, granule_layers: int, dtype: jnp.dtype
 ) -> Callable[[jax.Array], jax.Array]:
     model, tensors, rows = Model(config, granule_layers), tensors_of(config, dtype), ragged_rows()
-    granules = [
-        model.pack_granule(index, tensors, stacked=stacked) for index in range(len(model.granules))
-    ]
+    granules = [model.pack_granule(index, tensors) for index in range(len(model.granules))]
     params = (model.pack_embed(tensors), granules, model.pack_head(tensors))
 
     @jax.jit
@@ -104,10 +101,9 @@ def logits_of(
     tokens: np.ndarray = TOKENS,
     *,
     granule_layers: int = 3,
-    stacked: bool = False,
     dtype: jnp.dtype = jnp.float32,
 ) -> np.ndarray:
-    return np.asarray(forward(config, granule_layers, stacked, dtype)(jnp.asarray(tokens)))
+    return np.asarray(forward(config, granule_layers, dtype)(jnp.asarray(tokens)))
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -131,11 +127,6 @@ def test_cut_covers_every_layer_once_and_only_the_last_is_shorter(
     assert len(granules[-1]) <= len(granules[0])
 
 
-def test_stacked_layout_gives_the_logits_of_the_unrolled_one(config: ModelConfig) -> None:
-    unrolled, stacked = logits_of(config), logits_of(config, stacked=True)
-    np.testing.assert_allclose(stacked, unrolled, rtol=0, atol=1e-6 * np.abs(unrolled).max())
-
-
 def test_cut_does_not_change_the_logits(config: ModelConfig) -> None:
     whole, pieces = logits_of(config), logits_of(config, granule_layers=1)
     np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
@@ -149,21 +140,13 @@ def test_a_row_does_not_depend_on_other_requests_or_padding(config: ModelConfig)
     assert (before[COUNTS[0] : -1] != after[COUNTS[0] : -1]).any()
 
 
-@pytest.mark.parametrize("quantization", ["int8", "fp8"])
-def test_so_does_that_of_a_quantized_model(quantization: Quantization) -> None:
-    config = dataclasses.replace(BASE, quantization=quantization)
-    unrolled, stacked = logits_of(config), logits_of(config, stacked=True)
-    np.testing.assert_allclose(stacked, unrolled, rtol=0, atol=1e-6 * np.abs(unrolled).max())
-
-
-@pytest.mark.parametrize("stacked", [False, True])
-def test_granules_of_equal_depth_are_one_program(config: ModelConfig, stacked: bool) -> None:
+def test_granules_of_equal_depth_are_one_program(config: ModelConfig) -> None:
     model, tensors, rows = Model(config, granule_layers=1), tensors_of(config), ragged_rows()
     shape = kv_pages_shape(1, 4, 4, config.num_kv_heads, config.head_dim)
     programs = {
         str(
             jax.make_jaxpr(model.granule)(
-                model.pack_granule(index, tensors, stacked=stacked),
+                model.pack_granule(index, tensors),
                 jnp.zeros((12, 32)),
                 jnp.zeros(shape),
                 rows,
@@ -174,10 +157,9 @@ def test_granules_of_equal_depth_are_one_program(config: ModelConfig, stacked: b
     assert len(programs) == 1
 
 
-@pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_abstract_parameters_are_those_that_packing_gives(
-    config: ModelConfig, stacked: bool, dtype: jnp.dtype
+    config: ModelConfig, dtype: jnp.dtype
 ) -> None:
     model, tensors = Model(config, granule_layers=2), tensors_of(config, dtype)
     pairs = [
@@ -185,8 +167,8 @@ def test_abstract_parameters_are_those_that_packing_gives(
         (model.abstract_head(dtype), model.pack_head(tensors)),
     ]
     for index in range(len(model.granules)):
-        packed = model.pack_granule(index, tensors, stacked=stacked)
-        pairs.append((model.abstract_granule(index, dtype, stacked=stacked), packed))
+        packed = model.pack_granule(index, tensors)
+        pairs.append((model.abstract_granule(index, dtype), packed))
     for abstract, packed in pairs:
         same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), abstract, packed)
         assert all(jax.tree.leaves(same))

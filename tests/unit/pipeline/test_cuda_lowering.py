@@ -86,7 +86,6 @@ def with_kernels(lowered: dict[Any, str]) -> set[Any]:
 @pytest.mark.parametrize("model", CONFIGS)
 def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
     programs = programs_of(CONFIGS[model], max_draft_rows=4, hidden=True, confidences=True)
-    assert programs.stacked
     stage = whole(programs)
     texts = lower(programs.stage(stage))
     kernels = {key for key in texts if key[0] in ("granule", "stage", "choose")}
@@ -118,9 +117,7 @@ def test_the_programs_of_a_draft_head_and_of_pruning(implementation: str) -> Non
     stage = whole(programs)
     head = DraftHead(config, np.arange(64, dtype=np.int32))
     device = stage.placement.devices[0]
-    drafting = HeadPrograms(
-        head, programs.model, programs.limits, programs.dtype, device, programs.stacked
-    )
+    drafting = HeadPrograms(head, programs.model, programs.limits, programs.dtype, device)
     assert lower(drafting.specs())
     pruning = lower(PrunePrograms(programs).specs([stage]))
     kernels = {key for key in pruning if key[0] in ("lens", "stage")}
