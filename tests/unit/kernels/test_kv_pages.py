@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,16 +20,19 @@ def memory(dtype: str, seed: int) -> np.ndarray:
     return drawn.astype(dtype)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "numba"])
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
 @pytest.mark.parametrize("pages", [[4], [6, 0, 3], list(range(7))])
 def test_pages_arrive_where_they_were_and_nothing_else_changes(
-    dtype: str, pages: list[int]
+    dtype: str, pages: list[int], implementation: Any
 ) -> None:
     source, target = memory(dtype, 0), memory(dtype, 1)
     ids = jnp.array(pages, jnp.int32)
-    taken = jax.jit(take_pages)(source, ids)
+    take = jax.jit(partial(take_pages, implementation=implementation))
+    taken = take(source, ids)
     assert (np.asarray(taken) == source[:, pages]).all()
-    put = jax.jit(put_pages, donate_argnums=0)(jnp.array(target), ids, taken)
+    put_in_place = jax.jit(partial(put_pages, implementation=implementation), donate_argnums=0)
+    put = put_in_place(jnp.array(target), ids, taken)
     expected = target.copy()
     expected[:, pages] = source[:, pages]
     assert (np.asarray(put) == expected).all()

@@ -1,7 +1,4 @@
-"""Taking pages out of a granule's KV memory, and putting them into another one's.
-
-On a CPU these are Numba functions: XLA would copy the whole KV memory to write some pages of it.
-"""
+"""Pages moved by Numba functions on a CPU: XLA would copy all of the KV memory to write a page."""
 
 from __future__ import annotations
 
@@ -18,21 +15,14 @@ memcpy = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, 
 
 
 def new_pages(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """KV memory whose contents do not matter: a page is written before it is read.
-
-    On a CPU it is not touched, because filling gigabytes takes the time of steps.
-    """
-    if jax.default_backend() != "cpu":
-        return jnp.zeros(shape, dtype)
+    """See `fjx.kernels.kv_pages.api.new_pages`."""
     register("fjx_new_pages", _nothing_kernel)
     pages: Array = jax.ffi.ffi_call("fjx_new_pages", jax.ShapeDtypeStruct(shape, dtype))()
     return pages
 
 
 def take_pages(kv_pages: Array, pages: Int32[Array, " N"]) -> Array:
-    """The contents of some pages, (layers, N, 2, kv_heads, page_size, head_dim)."""
-    if jax.default_backend() != "cpu":
-        return kv_pages[:, pages]
+    """See `fjx.kernels.kv_pages.api.take_pages`."""
     register("fjx_take_pages", _take_kernel)
     shape = (kv_pages.shape[0], pages.shape[0], *kv_pages.shape[2:])
     call = jax.ffi.ffi_call("fjx_take_pages", jax.ShapeDtypeStruct(shape, kv_pages.dtype))
@@ -41,9 +31,7 @@ def take_pages(kv_pages: Array, pages: Int32[Array, " N"]) -> Array:
 
 
 def put_pages(kv_pages: Array, pages: Int32[Array, " N"], contents: Array) -> Array:
-    """Write what `take_pages` took; the caller's program donates ``kv_pages``."""
-    if jax.default_backend() != "cpu":
-        return kv_pages.at[:, pages].set(contents)
+    """See `fjx.kernels.kv_pages.api.put_pages`."""
     register("fjx_put_pages", _put_kernel)
     call = jax.ffi.ffi_call(
         "fjx_put_pages",
