@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,14 @@ pytestmark = pytest.mark.skipif(
 WORKS: list[Work] = [[(1, 60)], [(5, 55), (1, 0), (30, 20)], [(1, 3), (3, 40), (2, 58), (9, 1)]]
 
 
-def run(step: Step, blocks: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    given = {"kv_pages": pages_of(step), "rows": step.rows, "rotation": None}
-    out, after = attend(step.shape, blocks)(step.q, step.k, step.v, **given)
+def run(
+    step: Step, blocks: int = 3, q: Any = None, k: Any = None, rotation: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """With the step's own queries and keys, or those that become them by a rotation."""
+    q, k = step.q if q is None else q, step.k if k is None else k
+    out, after = attend(step.shape, blocks)(
+        q, k, step.v, kv_pages=pages_of(step), rows=step.rows, rotation=rotation
+    )
     return np.asarray(out), np.asarray(jax.lax.bitcast_convert_type(after, jnp.uint16))
 
 
@@ -31,6 +38,13 @@ def test_the_numbers_are_right_and_nothing_else_is_touched(name: str, work: Work
     out, pages = run(step)
     np.testing.assert_allclose(out, step.expected(), atol=2e-2, rtol=2e-2)
     np.testing.assert_array_equal(pages, step.expected_pages(), "pages")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_rotated_is_what_is_attended_to(name: str) -> None:
+    step = Step(SHAPES[name], [(5, 55), (1, 7), (9, 0)], seed=3)
+    out, _ = run(step, 3, *step.before_rotation(4))
+    np.testing.assert_allclose(out, step.expected(), atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("name", SHAPES)
