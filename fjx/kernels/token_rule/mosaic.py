@@ -25,14 +25,15 @@ from fjx.kernels.token_rule import reference
 from fjx.kernels.token_rule.noise import noise_of
 from fjx.kernels.token_rule.reference import SamplingRows, mix, row_bits, token_bits
 
-_LINES, _WIDTH = 64, 32
-"""A piece of a row's logits, as a warpgroup holds it."""
+_LINES, _WIDTH = 64, 16
+"""A piece of a row's logits, as a warpgroup holds it: 8 of them in each thread. Several pieces, and
+what becomes of one, have to fit into its registers."""
 _PIECE = _LINES * _WIDTH
 _WARPGROUPS = 4
-"""Of a block: registers for 16 logits on their way in each thread."""
-_MOST_PIECES = 16
+"""Of a block."""
+_MOST_PIECES = 32
 """Of a chunk."""
-_END = 0.25
+_END = 0.5
 """What the end of a chunk costs, in pieces: about as many instructions."""
 _LAYOUT = plgpu.Layout.WGMMA
 
@@ -105,7 +106,7 @@ class _Kernel:
 
     def made(self) -> Callable[..., Any]:
         """From each row's factor (one over the temperature; 0: greedy), its bits, and the logits
-        [S, lines, 32]: of each line of each chunk [S, chunks, 64] the largest value and its token.
+        [S, lines, 16]: of each line of each chunk [S, chunks, 64] the largest value and its token.
         """
 
         def body(factors, row_bits, logits, *found):  # type: ignore[no-untyped-def]
@@ -146,7 +147,7 @@ class _Kernel:
     def _choose(
         self, logits: Any, chunk: Any, process: Callable[[Array, Array], Array]
     ) -> tuple[Array, Array]:
-        """Of each line of a chunk of a row's logits [lines, 32], the largest value and its token,
+        """Of each line of a chunk of a row's logits [lines, 16], the largest value and its token,
         the first among equals."""
         line = plgpu.broadcasted_iota(jnp.int32, (_LINES, _WIDTH), 0, layout=_LAYOUT)
         column = plgpu.broadcasted_iota(jnp.int32, (_LINES, _WIDTH), 1, layout=_LAYOUT)
@@ -163,18 +164,18 @@ class _Kernel:
             loaded: Array = mosaic.load(logits.at[pl.ds(first_line(piece), _LINES)], _LAYOUT)
             return loaded
 
-        def take(piece: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            values, best, at = state
-            following = load(piece + 1)  # on its way meanwhile
+        def take(piece: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
+            values, following, best, at = state
+            after = load(piece + 2)  # two pieces are on their way meanwhile
             token = place + first_line(piece) * _WIDTH
             values = process(values, token)
             better = values > best
-            return following, jnp.where(better, values, best), jnp.where(better, token, at)
+            return following, after, jnp.where(better, values, best), jnp.where(better, token, at)
 
         nothing = jnp.full((_LINES, _WIDTH), -jnp.inf, jnp.float32)
         nothing = plgpu.layout_cast(nothing, _LAYOUT)
-        start = load(begin), nothing, place + first_line(begin) * _WIDTH
-        _, best, at = lax.fori_loop(begin, end, take, start)
+        start = load(begin), load(begin + 1), nothing, place + first_line(begin) * _WIDTH
+        *_, best, at = lax.fori_loop(begin, end, take, start)
         largest = best.max(axis=1)
         is_largest = best == lax.broadcast_in_dim(largest, best.shape, [0])
         others = jnp.full_like(at, self.lines * _WIDTH)

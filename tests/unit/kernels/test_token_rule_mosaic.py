@@ -39,9 +39,13 @@ def some(rows: SamplingRows, which: slice) -> SamplingRows:
     return SamplingRows(*(each[which] for each in rows))
 
 
+def choose(logits: np.ndarray, rows: SamplingRows, blocks: int = 2) -> np.ndarray:
+    return np.asarray(jax.jit(partial(kernel.choose_tokens, blocks=blocks))(logits, rows))
+
+
 def run(logits: np.ndarray, rows: SamplingRows, blocks: int = 2) -> np.ndarray:
     with mosaic.interpreted(detect_races=True):
-        return np.asarray(jax.jit(partial(kernel.choose_tokens, blocks=blocks))(logits, rows))
+        return choose(logits, rows, blocks)
 
 
 def noise(bits: np.ndarray) -> np.ndarray:
@@ -81,10 +85,10 @@ def test_the_noise_is_that_of_the_reference() -> None:
 
 
 @interpreted
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     count=st.integers(1, 5),
-    vocabulary=st.one_of(st.integers(1, 6000), st.sampled_from([2048, 4096, 4128])),
+    vocabulary=st.one_of(st.integers(1, 4000), st.sampled_from([1024, 2048, 2064])),
     blocks=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
@@ -158,5 +162,5 @@ VOCABULARIES = {
 def test_it_compiles_for_cuda(model: str, rows: int) -> None:
     logits = jax.ShapeDtypeStruct((rows, VOCABULARIES[model]), jnp.float32)
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), sampling(rows))
-    choose = partial(choose_tokens, implementation="mosaic")
-    assert "mosaic_gpu" in mosaic.lowers(choose, logits, given)
+    function = partial(choose_tokens, implementation="mosaic")
+    assert "mosaic_gpu" in mosaic.lowers(function, logits, given)
