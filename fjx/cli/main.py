@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from fjx.cli import bench, convert, distill, generate, plan, profile, serve
+from fjx.cli import bench, convert, distill, generate, place, plan, profile, serve
 from fjx.cli.config_file import nearest
 from fjx.cli.options import CommandParser
 from fjx.errors import UserError
@@ -46,6 +46,13 @@ COMMANDS = (
         "Show how a model would be cut into stages, without loading it.",
         plan.add_options,
         plan.run,
+        config_file=False,
+    ),
+    Command(
+        "place",
+        "Choose devices of a cluster for a model's stages.",
+        place.add_options,
+        place.run,
         config_file=False,
     ),
     Command(

@@ -22,8 +22,8 @@ def add_options(parser: CommandParser) -> None:
     """Add the options of this command."""
     parser.epilog = EXAMPLES
     _add_plan_options(parser)
-    _add_model_options(parser)
-    _add_machine_options(parser)
+    add_model_options(parser)
+    add_machine_options(parser)
     output = parser.add_argument_group("output")
     parser.add_flag(
         output,
@@ -59,10 +59,15 @@ def _add_plan_options(parser: CommandParser) -> None:
         metavar="MESH",
         help="Show what going there from this mesh would move, with all token slots in use.",
     )
+    add_workload_options(parser, group)
+
+
+def add_workload_options(parser: CommandParser, group: argparse._ArgumentGroup) -> None:
+    """Add the options that say what a plan must be good for."""
     parser.add_flag(
         group,
         "--rows",
-        type=_positive,
+        type=positive,
         default=16,
         metavar="N",
         help="Rows of a microbatch, for which the slowest stage shall be fast. [16]",
@@ -70,14 +75,15 @@ def _add_plan_options(parser: CommandParser) -> None:
     parser.add_flag(
         group,
         "--kv-tokens",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="Token slots of KV memory; by default what "
         f"{EngineConfig.kv_cache_memory:g} GiB hold.",
     )
 
 
-def _add_model_options(parser: CommandParser) -> None:
+def add_model_options(parser: CommandParser) -> None:
+    """Add the options that say what a model's pieces cost."""
     group = parser.add_argument_group("model")
     parser.add_flag(
         group,
@@ -111,7 +117,7 @@ def _add_model_options(parser: CommandParser) -> None:
     parser.add_flag(
         group,
         "--granule-layers",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="Consecutive layers in one granule; by default about an eighth of the model.",
     )
@@ -125,7 +131,8 @@ def _add_model_options(parser: CommandParser) -> None:
     )
 
 
-def _add_machine_options(parser: CommandParser) -> None:
+def add_machine_options(parser: CommandParser) -> None:
+    """Add the options that say which devices there are."""
     group = parser.add_argument_group("machine")
     parser.add_flag(
         group,
@@ -137,7 +144,7 @@ def _add_machine_options(parser: CommandParser) -> None:
     parser.add_flag(
         group,
         "--devices",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="Plan as if this machine had so many devices.",
     )
@@ -177,7 +184,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _positive(word: str) -> int:
+def positive(word: str) -> int:
+    """A number of an option, at least 1.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
     number = int(word) if word.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {word!r}")

@@ -53,9 +53,9 @@ class Planning:
     def __init__(self, arguments: argparse.Namespace) -> None:
         names = {name for name in (arguments.mesh, arguments.before) if name is not None}
         self._meshes = {name: load_mesh(name) for name in names if name != AUTO}
-        self._topology = _read_machine(arguments, list(self._meshes.values()))
-        self._graph = _read_costs(arguments, self._topology.platform)
-        tokens = arguments.kv_tokens or _default_kv_tokens(self._graph)
+        self._topology = read_machine(arguments, list(self._meshes.values()))
+        self._graph = read_costs(arguments, self._topology.platform)
+        tokens = arguments.kv_tokens or default_kv_tokens(self._graph)
         self._workload = Workload(rows=arguments.rows, kv_tokens=tokens, copied_tokens=tokens)
 
     def plan(self, mesh: str, before: PlacedPlan | None = None) -> PlacedPlan:
@@ -95,11 +95,14 @@ class Planning:
         return deployment_to_json(plan.deployment)
 
 
-def _read_machine(arguments: argparse.Namespace, meshes: Sequence[MeshFile]) -> Topology:
+def read_machine(arguments: argparse.Namespace, meshes: Sequence[MeshFile]) -> Topology:
     """The machine that is meant.
 
     Where it is this one, it has as many CPU devices as the meshes need, because a CPU can be any
     number of devices to JAX; none is started for it.
+
+    Raises:
+        UserError: the options contradict each other, or the cluster file cannot be read.
     """
     if arguments.cluster is not None:
         if arguments.devices is not None or arguments.device_memory is not None:
@@ -120,7 +123,12 @@ def _read_machine(arguments: argparse.Namespace, meshes: Sequence[MeshFile]) -> 
     return replace(topology, devices=tuple(states))
 
 
-def _read_costs(arguments: argparse.Namespace, platform: str) -> GranuleGraph:
+def read_costs(arguments: argparse.Namespace, platform: str) -> GranuleGraph:
+    """The costs of the model's pieces: a profile's, or estimates.
+
+    Raises:
+        UserError: the options contradict each other, or a file or the model cannot be read.
+    """
     if arguments.profile is not None:
         graph = read_profile(arguments.profile)
         if arguments.model not in (None, graph.model):
@@ -152,6 +160,7 @@ def _read_costs(arguments: argparse.Namespace, platform: str) -> GranuleGraph:
     )
 
 
-def _default_kv_tokens(graph: GranuleGraph) -> int:
+def default_kv_tokens(graph: GranuleGraph) -> int:
+    """Token slots that the engine's default of KV memory holds."""
     token_bytes = sum(piece.kv_bytes_per_token for _, piece in graph.pieces())
     return int(EngineConfig.kv_cache_memory * 2**30) // max(1, token_bytes)

@@ -1,0 +1,152 @@
+"""How long it takes to place a model on a cluster of so many devices.
+
+    python benchmarks/placement_time.py --output FILE.json --picture FILE.svg
+
+Fleets are drawn: nodes of 8 devices, racks of 8 nodes, up to 80 GiB free on a device, three speeds.
+The model is of the size of OPT-66B in 4, 16 or 32 stages, or in the best of 4 to 32; a microbatch
+has 512 rows, so that links matter. Milliseconds of processor time, with the arrays made from the
+topology counted in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from placement import A100, OPT_66B
+from report import about_this_run, write
+
+from fjx.sharding.analytic import analytic_graph
+from fjx.sharding.errors import MemoryFitError
+from fjx.sharding.figures import Workload
+from fjx.sharding.fleet import Fleet
+from fjx.sharding.needs import granularities
+from fjx.sharding.palette import FAINT, FREE, INK, MICROBATCHES, PAPER
+from fjx.sharding.placement import place
+from fjx.sharding.plan import Device
+from fjx.sharding.svg import Canvas
+from fjx.sharding.topology import DeviceState, Link, Topology
+
+GIB = 1 << 30
+CASES = {
+    "4 stages": (4,),
+    "16 stages": (16,),
+    "32 stages": (32,),
+    "best of 4, 8, 16, 32": (4, 8, 16, 32),
+}
+WORKLOAD = Workload(rows=512, kv_tokens=8192)
+TOLERANCES = (0.0, 0.1, float("inf"))
+
+
+def main() -> None:
+    """Print and write processor time by case, tolerance and number of devices."""
+    options = parse_options()
+    graph = analytic_graph(OPT_66B, [1] * 64, [WORKLOAD.rows], A100)
+    plans = {count: granularities(graph, [count], WORKLOAD)[0] for count in (4, 8, 16, 32)}
+    result: dict[str, Any] = {"about": about_this_run(), "milliseconds": {}}
+    for tolerance in TOLERANCES:
+        for case, counts in CASES.items():
+            name = f"{case}, tolerance {tolerance:g}"
+            result["milliseconds"][name] = {
+                devices: measured(devices, [plans[c] for c in counts], tolerance, options.seeds)
+                for devices in options.devices
+            }
+            print(name, json.dumps(result["milliseconds"][name]), flush=True)
+            write(options.output, result)
+    if options.picture is not None:
+        options.picture.write_text(picture(result["milliseconds"]))
+
+
+def measured(devices: int, plans: list[Any], tolerance: float, seeds: int) -> dict[str, float]:
+    """Median and extremes over drawn fleets."""
+    milliseconds, proven = [], 0
+    for seed in range(seeds):
+        topology = drawn_topology(devices, seed)
+        begin = time.process_time()
+        try:
+            proven += place(Fleet.of(topology), plans, tolerance=tolerance).proven
+        except MemoryFitError:
+            proven += 1
+        milliseconds.append(1000 * (time.process_time() - begin))
+    return {
+        "median": statistics.median(milliseconds),
+        "min": min(milliseconds),
+        "max": max(milliseconds),
+        "proven": proven / seeds,
+    }
+
+
+def drawn_topology(devices: int, seed: int) -> Topology:
+    """Fragments of any size."""
+    draws = np.random.default_rng(seed)
+    hosts = [f"node-{i}" for i in range(devices // 8)]
+    speeds = draws.choice([0.5, 1.0, 2.0], len(hosts))
+    free = draws.integers(0, 80 * GIB, (len(hosts), 8))
+    return Topology(
+        tuple(
+            DeviceState(Device(host, "gpu", i), int(free[n, i]), float(speeds[n]))
+            for n, host in enumerate(hosts)
+            for i in range(8)
+        ),
+        within=Link(300e9, 5e-6),
+        within_rack=Link(12.5e9, 2e-5),
+        between=Link(5e9, 5e-5),
+        racks=tuple((host, f"rack-{n // 8}") for n, host in enumerate(hosts)),
+    )
+
+
+def picture(found: dict[str, dict[int, dict[str, float]]]) -> str:
+    """Time over devices, both by powers of ten, as SVG: a panel for each tolerance."""
+    canvas = Canvas(1000, PAPER)
+    canvas.text(24, 26, "Time to place a model, ms of one processor", 18, INK, bold=True)
+    sizes = [int(each) for each in next(iter(found.values()))]
+    span = np.log10(max(sizes) / min(sizes))
+    for panel, tolerance in enumerate(TOLERANCES):
+        x, y, width, height = 60.0 + 320 * panel, 80.0, 250.0, 260.0
+        canvas.text(x, y - 20, f"tolerance {tolerance:g}", 12, INK, bold=True)
+        for power in range(4):
+            level = y + height * (1 - power / 3.5)
+            canvas.line(x, level, x + width, level, FREE)
+            canvas.text(x - 6, level, f"{10**power}", 10, FAINT, anchor="end")
+        for size in sizes:
+            across = x + width * np.log10(size / min(sizes)) / span
+            canvas.text(across, y + height + 12, f"{size}", 10, FAINT, anchor="middle")
+        canvas.text(x + width, y + height + 28, "devices", 11, FAINT, anchor="end")
+        for number, case in enumerate(CASES):
+            values = found[f"{case}, tolerance {tolerance:g}"]
+            points = [
+                (
+                    x + width * np.log10(int(size) / min(sizes)) / span,
+                    y + height * (1 - np.log10(max(each["median"], 1)) / 3.5),
+                )
+                for size, each in values.items()
+            ]
+            for (a, b), (c, d) in pairwise(points):
+                canvas.line(a, b, c, d, MICROBATCHES[number], 2)
+            for a, b in points:
+                canvas.rect(a - 2.5, b - 2.5, 5, 5, MICROBATCHES[number])
+    for number, case in enumerate(CASES):
+        canvas.rect(60 + 200 * number, 388, 10, 10, MICROBATCHES[number])
+        canvas.text(76 + 200 * number, 393, case, 11, INK)
+    return canvas.to_svg(416)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add: Callable[..., Any] = parser.add_argument
+    add("--devices", type=int, nargs="+", default=[104, 304, 1000, 3000, 10000])
+    add("--seeds", type=int, default=9, help="fleets of each size")
+    add("--output", type=Path, help="also write the result to this file")
+    add("--picture", type=Path, help="draw the result into this .svg file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
