@@ -28,7 +28,7 @@ from fjx.sharding.placement_search import NEVER, Found, Rows, cheapest, fastest
 from fjx.sharding.plan import Mesh, Plan
 from fjx.sharding.topology import INSTANT, UNKNOWN_MEMORY, Link
 
-EFFORT = 2000
+EFFORT = 1000
 """Assignments that a search solves at most before it makes do with the best so far."""
 
 
