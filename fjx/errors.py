@@ -10,6 +10,7 @@ __all__ = [
     "RegranularizationBusyError",
     "RegranularizationError",
     "RequestError",
+    "StageLostError",
     "UserError",
 ]
 
@@ -40,3 +41,8 @@ class RegranularizationError(Exception):
 
 class RegranularizationBusyError(RegranularizationError):
     """Another change of plan is under way."""
+
+
+class StageLostError(Exception):
+    """A stage of a cluster is gone or does not answer: what its steps would have brought is lost,
+    and its requests are computed again."""

@@ -77,6 +77,14 @@ class PagePool:
             else:
                 self._cached[page] = None
 
+    def forget_cached(self) -> None:
+        """Forget what pages hold: nothing of it is found again. No page may be held."""
+        self._free += self._cached
+        self._cached.clear()
+        for page in self._by_digest.values():
+            self._pages[page] = _Page()
+        self._by_digest.clear()
+
     def find_prefix(self, digests: Sequence[bytes]) -> list[int]:
         """Hold and return the pages of the longest known prefix of ``digests``."""
         found: list[int] = []

@@ -47,7 +47,7 @@ class DraftModel:
         begun = time.perf_counter()
         rounds, count = self._want(requests, lengths)
         steps = self._build()
-        outputs = self._replica.executor.dispatch_all([(each.batch, each.part) for each in steps])
+        outputs = self._replica.local.dispatch_all([(each.batch, each.part) for each in steps])
         self._under_way = list(zip(steps, outputs, strict=True))
         self._read()
         seconds = (time.perf_counter() - begun) / max(rounds, 1)
@@ -59,14 +59,14 @@ class DraftModel:
 
     def runs_on(self, placement: Placement) -> bool:
         """See `DraftsAhead`."""
-        return all(shape.placement == placement for shape in self._replica.executor.pieces.shapes)
+        return all(shape.placement == placement for shape in self._replica.local.pieces.shapes)
 
     def begin_ahead(self, requests: Sequence[Request], lengths: Sequence[int]) -> Chain | None:
         """See `DraftsAhead`."""
         self._want(requests, lengths)
         steps = self._build()
         batches = [each.batch for each in steps]
-        executor = self._replica.executor
+        executor = self._replica.local
         self._ahead = steps, Chain(executor, batches)
         if not steps or not Chain.can_hold(executor, batches):
             self.give_up_ahead()

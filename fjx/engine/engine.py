@@ -18,14 +18,21 @@ from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.engine.speculator import Speculator
 from fjx.engine.text import Transcripts
 from fjx.engine.tracing import StepTrace
-from fjx.errors import MeshError, QueueFullError, RegranularizationError, RequestError
+from fjx.errors import (
+    MeshError,
+    QueueFullError,
+    RegranularizationError,
+    RequestError,
+    StageLostError,
+)
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import (
     EngineStats,
     FinishReason,
     SwitchRecord,
 )
-from fjx.pipeline.executor import Executor, StepOutput
+from fjx.pipeline.executor import Pipeline, StepOutput
+from fjx.pipeline.home import Home
 from fjx.pipeline.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams
 from fjx.sharding.plan import Deployment
@@ -41,11 +48,12 @@ class Engine:
     def __init__(
         self,
         config: EngineConfig,
-        executors: Sequence[Executor],
+        executors: Sequence[Pipeline],
         tokenizer: Tokenizer,
         planner: Planner,
         autopilot: Autopilot | None = None,
         speculator: Speculator | None = None,
+        home: Home | None = None,
     ) -> None:
         """
         Args:
@@ -55,6 +63,7 @@ class Engine:
             planner: finds the plans that `regranularize` is asked for.
             autopilot: changes plans by itself.
             speculator: drafts tokens; None: every request gets one row a step.
+            home: where plans run; None: in this process.
         """
         limits = executors[0].limits
         self.config = config
@@ -64,7 +73,10 @@ class Engine:
         self.autopilot = autopilot
         self.speculator = speculator
         self.plans = PlanChanges(
-            Deployment(tuple(each.plan for each in executors)), planner, executors[0].compiler
+            Deployment(tuple(each.plan for each in executors)),
+            planner,
+            executors[0].compiler,
+            home,
         )
         self._intake = Intake(
             max_model_len=limits.max_model_len,
@@ -86,11 +98,11 @@ class Engine:
         if config.trace_dir is not None:
             self._trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
 
-    def _new_replica(self, executor: Executor) -> Replica:
+    def _new_replica(self, executor: Pipeline) -> Replica:
         return Replica(executor, self.config.enable_prefix_caching, self.tokenizer.eos_token_ids)
 
     @property
-    def executor(self) -> Executor:
+    def executor(self) -> Pipeline:
         """The first replica's; model, limits and programs are the same in all."""
         return self.replicas[0].executor
 
@@ -114,12 +126,13 @@ class Engine:
     def _step(self) -> list[Progress]:
         started, waited = time.perf_counter(), self._wait_seconds
         self.look()
+        progress = self._mend()
         speculator = drafting = self.speculator
         if speculator is not None and not speculator.due(self.replicas):
             drafting = None
         switches = self.plans.advance()
         behind = 1 if drafting is None else drafting.steps_behind
-        progress = self._collect_until(0 if switches else behind)
+        progress += self._collect_until(0 if switches else behind)
         if switches:
             self._adopt(self.plans.switch())
         if drafting is not None:
@@ -135,6 +148,17 @@ class Engine:
         self._counts["host_us"] += int(
             1e6 * (time.perf_counter() - started - self._wait_seconds + waited)
         )
+        return progress
+
+    def _mend(self) -> list[Progress]:
+        """Have replicas that lost their pages replaced, and compute their requests again."""
+        lost = [replica for replica in self.replicas if replica.executor.lost]
+        if not lost:
+            return []
+        progress = self._collect_until(0)
+        for replica in lost:
+            replica.scheduler.lose_pages()
+        self._adopt(self.plans.mend([replica.executor for replica in self.replicas]))
         return progress
 
     @property
@@ -287,7 +311,7 @@ class Engine:
         except (MeshError, RegranularizationError) as error:
             logger.warning("the policy's change to %s was refused: %s", decision.target, error)
 
-    def _adopt(self, executors: list[Executor] | None) -> None:
+    def _adopt(self, executors: Sequence[Pipeline] | None) -> None:
         """Go on with the executors of a new plan; None: with the old ones."""
         if executors is None:
             return
@@ -343,7 +367,8 @@ class Engine:
             microbatches = self._in_flight.popleft()
             brought = [each for microbatch in microbatches for each in self._collect(microbatch)]
             progress += brought
-            if self.speculator is not None:
+            lost = any(replica.executor.lost for replica in self.replicas)
+            if self.speculator is not None and not lost:
                 counts = [len(each.token_ids) for each in brought]
                 self.speculator.observe_step(microbatches, time.perf_counter(), counts)
         return progress
@@ -351,7 +376,10 @@ class Engine:
     def _collect(self, microbatch: Microbatch) -> list[Progress]:
         """Read the tokens that were chosen: extend, stop, stream and free."""
         started = time.perf_counter()
-        tokens = microbatch.output.read_tokens()
+        try:
+            tokens = microbatch.output.read_tokens()
+        except StageLostError:
+            return []  # see `_mend`
         self._wait_seconds += time.perf_counter() - started
         now = time.monotonic()
         progress, end = [], 0

@@ -6,31 +6,38 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from fjx.errors import RegranularizationBusyError
 from fjx.outputs import PlanStats, PlanStatus, SwitchRecord
-from fjx.pipeline.admission import check_fits
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.executor import Executor
-from fjx.pipeline.placement import live_devices
+from fjx.pipeline.executor import Pipeline
+from fjx.pipeline.home import Change, Home, Order, ThisProcess
 from fjx.pipeline.plan_target import Planner, PlanTarget
-from fjx.pipeline.regranularize import Regranularization
-from fjx.sharding.plan import Deployment, Device
+from fjx.sharding.plan import Deployment
 
 logger = logging.getLogger(__name__)
+
+_MEND_SECONDS = 0.02
+"""How long one step waits for what replaces a lost stage."""
 
 
 class PlanChanges:
     """Owns the deployment that serves and the change that is under way."""
 
-    def __init__(self, deployment: Deployment, planner: Planner, compiler: Compiler) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        planner: Planner,
+        compiler: Compiler,
+        home: Home | None = None,
+    ) -> None:
+        """``home``: where plans run; None: in this process."""
         self.deployment = deployment
         self.planner = planner
         self._compiler = compiler
-        self._devices: Mapping[Device, jax.Device] = live_devices()
-        self._running: Regranularization | None = None
+        self._home = home or ThisProcess()
+        self._running: Change | None = None
         self._last: SwitchRecord | None = None
         self._number = 0
         self._outcomes: Counter[str] = Counter()
@@ -48,7 +55,7 @@ class PlanChanges:
         self,
         target: PlanTarget,
         reason: str,
-        executors: Sequence[Executor],
+        executors: Sequence[Pipeline],
         pages_in_use: Sequence[Callable[[], Sequence[int]]],
     ) -> SwitchRecord:
         """Begin to change to another plan; see `Regranularization`.
@@ -63,18 +70,17 @@ class PlanChanges:
                 f"change of plan {self._number} is {self._running.state}; wait for it or abort it"
             )
         after = self.planner.plan(target, self.deployment)
-        check_fits(executors, after, self._devices)
-        self._number += 1
-        change = Regranularization(
-            self._number,
+        order = Order(
+            self._number + 1,
             reason,
             self.deployment,
             after,
             executors,
             pages_in_use,
-            self._devices,
             self._expected,
         )
+        change = self._home.change(order)
+        self._number = order.number
         self._compiler.hold_background(True)
         change.start()
         self._running = change
@@ -90,12 +96,34 @@ class PlanChanges:
 
     def close(self, reason: str) -> None:
         """End the change that is under way, wait for its thread, and let go of its memory."""
+        self._end_change(reason)
+        self._home.close()
+
+    def _end_change(self, reason: str) -> None:
         if self._running is None:
             return
         self._running.abort(reason)
         self._running.wait(None)
         self._running.advance()
         self._close_ended()
+
+    def mend(self, executors: Sequence[Pipeline]) -> Sequence[Pipeline] | None:
+        """Work for a moment on a replacement for executors that are lost; a change under way is
+        given up.
+
+        Returns:
+            For each replica its executor, once they are there.
+
+        Raises:
+            StageLostError: there will be none.
+        """
+        self._end_change("a stage was lost")
+        mended = self._home.mend(self.planner, executors, _MEND_SECONDS)
+        if mended is None:
+            return None
+        self.planner = mended.planner
+        self.deployment = Deployment(tuple(each.plan for each in mended.executors))
+        return mended.executors
 
     def advance(self) -> bool:
         """Do a bounded piece of work between two steps; whether `switch` may be called now."""
@@ -105,7 +133,7 @@ class PlanChanges:
         self._close_ended()
         return ready
 
-    def switch(self) -> list[Executor] | None:
+    def switch(self) -> Sequence[Pipeline] | None:
         """Finish the change, while no step is in flight; see `Regranularization.switch`."""
         assert self._running is not None
         after = self._running.record().after

@@ -13,7 +13,7 @@ from fjx.engine.draft_ahead import DraftAhead
 from fjx.engine.pruning import Pruning
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.executor import Executor, StepOutput
+from fjx.pipeline.executor import Executor, Pipeline, StepOutput
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Replica:
     """Schedules and sends the steps of the requests that were given to it."""
 
     def __init__(
-        self, executor: Executor, share_prefixes: bool, end_tokens: tuple[int, ...]
+        self, executor: Pipeline, share_prefixes: bool, end_tokens: tuple[int, ...]
     ) -> None:
         limits = executor.limits
         self.executor = executor
@@ -52,6 +52,13 @@ class Replica:
         )
         self._builder = BatchBuilder(limits, end_tokens)
         self._in_flight: list[Microbatch] = []
+
+    @property
+    def local(self) -> Executor:
+        """The executor, where its stages are in this process: what looks into steps, or sends
+        several at once, needs that."""
+        assert isinstance(self.executor, Executor)
+        return self.executor
 
     @property
     def load(self) -> int:
@@ -69,15 +76,17 @@ class Replica:
     ) -> list[ScheduledRows]:
         """Send the next step to the devices; ``pruning`` may take rows out of it, ``ahead`` may let
         it draft on meanwhile."""
+        if self.executor.lost:
+            return []
         begun = time.perf_counter()
         sent: list[ScheduledRows] = []
         for rows, batch, part in self.build():
             sent += rows
             step = beside = None
             if pruning is not None:
-                step = pruning.begin(self.executor, self._builder, rows, batch)
+                step = pruning.begin(self.local, self._builder, rows, batch)
             if ahead is not None and step is None:
-                beside = ahead.begin(self.executor, rows, batch)
+                beside = ahead.begin(self.local, rows, batch)
             output = self.executor.dispatch(batch, part, step, beside)
             if ahead is not None and beside is not None:
                 ahead.sent()

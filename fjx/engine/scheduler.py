@@ -161,6 +161,15 @@ class Scheduler:
             request.order = -1
         return requests
 
+    def lose_pages(self) -> None:
+        """All pages are lost, and whatever steps under way would have chosen: every request is
+        computed again, with the same tokens. What was cached is forgotten."""
+        for request in list(self.running):
+            self._preempt(request)
+        for request in self.waiting:
+            request.unread = 0
+        self.pool.forget_cached()
+
     def share_full_pages(self, request: Request) -> None:
         """Make the request's pages of known, computed tokens known to the prefix cache."""
         full = min(request.computed, len(request.tokens)) // self.pool.page_size

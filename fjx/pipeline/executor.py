@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Int32
 from fjx.models.granules import Model
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.chain import Beside, Chain, beside
+from fjx.pipeline.choice import choose_tokens
 from fjx.pipeline.compiler import CompileJob, Compiler
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.pieces import Pieces
@@ -35,7 +36,9 @@ class StepOutput:
         logprobs: Any = None,
         confidences: Any = None,
         stream: Any = None,
+        wait: Callable[[], None] | None = None,
     ) -> None:
+        """``wait``: returns when the arrays are there, or raises `StageLostError`."""
         self.tokens = tokens
         """The chosen tokens on the device, padded; None: the step chooses none."""
         self.stream = stream
@@ -43,14 +46,21 @@ class StepOutput:
         self._logprobs = logprobs
         self._confidences = confidences
         self._num_samples = num_samples
+        self._wait = wait
         if jax.default_backend() != "cpu":
             for array in jax.tree.leaves((tokens, logprobs, confidences)):
                 array.copy_to_host_async()
 
     def read_tokens(self) -> list[int]:
-        """The chosen tokens, in the order of the batch's samples."""
+        """The chosen tokens, in the order of the batch's samples.
+
+        Raises:
+            StageLostError: a stage in another process is lost, and they with it.
+        """
         if self.tokens is None:
             return []
+        if self._wait is not None:
+            self._wait()
         tokens: list[int] = np.asarray(self.tokens)[: self._num_samples].tolist()
         return tokens
 
@@ -84,6 +94,48 @@ class Pruner(Protocol):
 
     def look(self, behind: StageShape, x: Any) -> Cut | None:
         """Which rows go on, from the residual stream ``[T, D]`` behind a segment; None: all."""
+
+
+class Pipeline(Protocol):
+    """What sends the steps of a replica by a plan: an `Executor`, whose stages are in this process,
+    or one whose stages are in others."""
+
+    @property
+    def programs(self) -> Programs:
+        """What runs."""
+
+    @property
+    def compiler(self) -> Compiler:
+        """Counts compilations."""
+
+    @property
+    def limits(self) -> Limits:
+        """The sizes that programs are compiled for."""
+
+    @property
+    def model(self) -> Model:
+        """What runs."""
+
+    @property
+    def plan(self) -> Plan:
+        """By which steps run."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether its KV pages are lost: what it was sent may not come, and its requests must be
+        computed again by another one."""
+
+    def retire(self) -> None:
+        """Another one takes over."""
+
+    def dispatch(
+        self,
+        batch: Batch,
+        part: int = 0,
+        pruner: Pruner | None = None,
+        beside: Beside | None = None,
+    ) -> StepOutput:
+        """Send a microbatch; see `Executor.dispatch`."""
 
 
 class Executor:
@@ -144,6 +196,11 @@ class Executor:
     def plan(self) -> Plan:
         """By which steps run."""
         return self.pieces.plan
+
+    @property
+    def lost(self) -> bool:
+        """Never: what is in this process is not lost without it."""
+        return False
 
     def retire(self) -> None:
         """Begin nothing more in the background; another executor takes over."""
@@ -237,22 +294,16 @@ class Executor:
         return self.compiler.get(("resize", cut.batch.num_rows, at.key))(gathered)
 
     def _sample(self, batch: Batch, x: Any, slots: Any, part: int) -> StepOutput:
-        S, at = batch.sample_bucket, self._stages[-1].placement.key
-        get = self.compiler.get
-        raw = logits = get(("head", S, at))(self.pieces.head.params, x)
-        last_token = self._last_token[part]
-        if batch.sampling is None:
-            tokens, last_token = get(("greedy", S, at))(logits, last_token, slots)
-        else:
-            if batch.edits is not None:
-                edit = get(("edit", S, at))
-                logits = edit(raw, last_token, batch.edits, batch.pending_slot)
-            choose = get(("choose", S, at))
-            tokens, last_token = choose(logits, last_token, slots, batch.sampling)
-        self._last_token[part] = last_token
+        chosen = choose_tokens(
+            self.compiler,
+            self.pieces.head,
+            batch,
+            (x, slots),
+            self._last_token[part],
+            self.limits.confidences,
+        )
+        self._last_token[part] = chosen.last_token
         if self._fed_back is not None:
             first = self._stages[0].placement
-            self._fed_back[part] = jax.device_put(last_token, first.whole)
-        logprobs = get(("score", S, at))(raw, tokens) if batch.logprobs else None
-        sure = get(("confidence", S, at))(raw, tokens) if self.limits.confidences else None
-        return StepOutput(tokens, batch.num_samples, logprobs, sure)
+            self._fed_back[part] = jax.device_put(chosen.last_token, first.whole)
+        return StepOutput(chosen.tokens, batch.num_samples, chosen.logprobs, chosen.confidences)

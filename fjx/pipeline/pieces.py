@@ -98,9 +98,37 @@ def new_kv_pages(programs: Programs, depth: int, at: Placement) -> Any:
     return jnp.zeros(pages.shape, pages.dtype, device=at.sharding(KV_PARTITION))
 
 
+class PieceLoader:
+    """Takes canonical tensors as they come, and puts each of some pieces where it is wanted as soon
+    as it is whole."""
+
+    def __init__(self, programs: Programs, places: Mapping[str, Placement]) -> None:
+        """``places``: where each piece is wanted, by its name."""
+        self._programs = programs
+        self._places = places
+        self._specs = {piece: programs.tensors(piece) for piece in places}
+        self._piece_of = {name: piece for piece, specs in self._specs.items() for name in specs}
+        self._shards: dict[str, dict[str, list[Any]]] = {piece: {} for piece in places}
+        self.params: dict[str, Params] = {}
+        """Of the pieces that are whole."""
+
+    def wants(self, name: str) -> bool:
+        """Whether a tensor is of one of the pieces."""
+        return name in self._piece_of
+
+    def take(self, name: str, values: np.ndarray) -> None:
+        """Take one tensor that is wanted."""
+        piece = self._piece_of[name]
+        at, shards = self._places[piece], self._shards[piece]
+        shards[name] = self._specs[piece][name].shards(values, self._programs.dtype, at.degree)
+        if len(shards) == len(self._specs[piece]):
+            self.params[piece] = place_piece(self._programs, piece, shards, at)
+            shards.clear()
+
+
 class Loader:
-    """Takes a model's canonical tensors as they come, and puts each piece where a plan wants it as
-    soon as it is whole."""
+    """Takes a model's canonical tensors as they come, and puts all pieces where a plan wants
+    them."""
 
     def __init__(
         self, programs: Programs, plan: Plan, devices: Mapping[Device, jax.Device]
@@ -109,43 +137,28 @@ class Loader:
         self._programs = programs
         self._plan = plan
         self._shapes = stage_shapes(plan, devices)
-        self._places = granule_places(self._shapes)
+        self._places = dict(zip(programs.pieces, piece_places(self._shapes), strict=True))
         self._kv_pages = [
-            new_kv_pages(programs, len(layers), at)
-            for layers, at in zip(model.granules, self._places, strict=True)
+            new_kv_pages(programs, len(layers), self._places[f"{i}"])
+            for i, layers in enumerate(model.granules)
         ]
-        of_piece = {piece: programs.tensors(piece) for piece in programs.pieces}
-        self._specs = of_piece
-        self._piece_of = {name: piece for piece, specs in of_piece.items() for name in specs}
-        self._shards: dict[str, dict[str, list[Any]]] = {piece: {} for piece in of_piece}
-        self._params: dict[str, Params] = {}
+        self._loader = PieceLoader(programs, self._places)
 
     def take(self, name: str, values: np.ndarray) -> None:
         """Take one tensor."""
-        piece = self._piece_of[name]
-        at, shards = self._place_of(piece), self._shards[piece]
-        shards[name] = self._specs[piece][name].shards(values, self._programs.dtype, at.degree)
-        if len(shards) == len(self._specs[piece]):
-            self._params[piece] = place_piece(self._programs, piece, shards, at)
-            shards.clear()
+        self._loader.take(name, values)
 
     def pieces(self) -> Pieces:
         """The whole model, after all its tensors were taken."""
+        places, params = self._places, self._loader.params
         granules = tuple(
-            Granule(at, len(layers), self._params[f"{i}"], kv_pages)
-            for i, (at, layers, kv_pages) in enumerate(
-                zip(self._places, self._programs.model.granules, self._kv_pages, strict=True)
+            Granule(places[f"{i}"], len(layers), params[f"{i}"], kv_pages)
+            for i, (layers, kv_pages) in enumerate(
+                zip(self._programs.model.granules, self._kv_pages, strict=True)
             )
         )
-        embed, head = (
-            End(self._place_of(piece), self._params[piece]) for piece in ("embed", "head")
-        )
+        embed, head = (End(places[piece], params[piece]) for piece in ("embed", "head"))
         return Pieces(self._plan, self._shapes, embed, granules, head)
-
-    def _place_of(self, piece: str) -> Placement:
-        if piece in ("embed", "head"):
-            return self._shapes[0 if piece == "embed" else -1].placement
-        return self._places[int(piece)]
 
 
 def place_piece(

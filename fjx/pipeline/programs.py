@@ -164,6 +164,28 @@ class Programs:
             return model.head_shards(dtype)
         return model.granule_shards(int(piece), dtype)
 
+    def hidden(self, rows: int) -> Any:
+        """The residual stream of so many rows."""
+        return floats(rows, self.model.config.hidden_size)
+
+    def last_token(self) -> Any:
+        """The last token of each slot."""
+        return ints(self.limits.max_num_seqs + 1)
+
+    def chosen(self, S: int, logprobs: bool) -> tuple[Any, Any, Any]:
+        """What a step of S choosing rows brings: tokens, scores and confidences, see `Choice`."""
+        logits, _, tokens = self._choice(S)
+        scores = None
+        if logprobs:
+            score = partial(top_logprobs, k=MAX_LOGPROBS)
+            scores = jax.eval_shape(score, logits, ints(S))
+        return tokens, scores, floats(S) if self.limits.confidences else None
+
+    def copy_tokens(self, at: Placement) -> ProgramSpec:
+        """Copies the last tokens, whose memory the next step takes."""
+        copy = self._on(at, lambda tokens: tokens + 0, (WHOLE,), WHOLE)
+        return ProgramSpec(("copy tokens", at.key), copy, (at.struct(self.last_token()),))
+
     # One program each.
 
     def _depths(self, stage: StageShape) -> dict[int, int]:
@@ -177,12 +199,6 @@ class Programs:
         return jax.shard_map(
             function, mesh=at.jax_mesh, in_specs=given, out_specs=back, check_vma=False
         )
-
-    def _hidden(self, rows: int) -> Any:
-        return floats(rows, self.model.config.hidden_size)
-
-    def _last_token(self) -> Any:
-        return ints(self.limits.max_num_seqs + 1)
 
     def _step(self, T: int, at: Placement, background: bool = False) -> ProgramSpec:
         """Takes a step's integers to the devices; `jax.device_put` needs five times as long."""
@@ -199,7 +215,7 @@ class Programs:
 
         shards = self.partitions("embed")
         params = at.structs(self.params("embed", at.degree), shards)
-        others = at.struct(self._last_token()), at.struct(ints(layout.size))
+        others = at.struct(self.last_token()), at.struct(ints(layout.size))
         function = self._on(at, embed, (shards, WHOLE, WHOLE), (WHOLE, WHOLE))
         return ProgramSpec(("embed", T, at.key), function, (params, *others))
 
@@ -214,7 +230,7 @@ class Programs:
             params, shards = self.params(f"{index}", at.degree), self.partitions(f"{index}")
             arguments = (
                 at.structs(params, shards),
-                at.struct(self._hidden(T)),
+                at.struct(self.hidden(T)),
                 at.struct(self.kv_struct(depth), KV_PARTITION),
                 at.struct(ints(layout.size)),
             )
@@ -232,7 +248,7 @@ class Programs:
             return x[split.sample_rows], split.sample_slots
 
         function = self._on(at, select, (WHOLE, WHOLE), (WHOLE, WHOLE))
-        arguments = at.struct(self._hidden(T)), at.struct(ints(layout.size))
+        arguments = at.struct(self.hidden(T)), at.struct(ints(layout.size))
         return ProgramSpec(("select", T, at.key), function, arguments)
 
     def _fused(self, T: int, stage: StageShape) -> ProgramSpec:
@@ -262,7 +278,7 @@ class Programs:
         shards = (embed_shards, tuple(map(self.partitions, granules)))
         params = (embed, tuple(self.params(granule, at.degree) for granule in granules))
         depths = tuple(len(self.model.granules[i]) for i in stage.granules)
-        source = self._last_token() if stage.first else self._hidden(T)
+        source = self.last_token() if stage.first else self.hidden(T)
         kv_pages = tuple(at.struct(self.kv_struct(depth), KV_PARTITION) for depth in depths)
         pages = (KV_PARTITION,) * len(depths)
         results = (WHOLE,) * (2 + self.limits.hidden if stage.last else 1)
@@ -286,7 +302,7 @@ class Programs:
 
         shards = self.partitions("head")
         params = at.structs(self.params("head", at.degree), shards)
-        hidden = at.struct(self._hidden(self.limits.sample_buckets[-1]))
+        hidden = at.struct(self.hidden(self.limits.sample_buckets[-1]))
         head = self._on(at, lambda params, x: model.head(params, x[:S]), (shards, WHOLE), WHOLE)
         yield ProgramSpec(("head", S, at.key), head, (params, hidden))
         logits, last_token, slots = self._choice(S)
@@ -331,7 +347,7 @@ class Programs:
 
     def _choice(self, S: int) -> tuple[Any, Any, Any]:
         logits = floats(S, self.model.config.vocab_size)
-        return logits, self._last_token(), ints(self.limits.sample_buckets[-1])
+        return logits, self.last_token(), ints(self.limits.sample_buckets[-1])
 
     def _sampler(
         self,

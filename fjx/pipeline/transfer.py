@@ -40,9 +40,12 @@ def move_params(
             params,
         )
     else:
-        moved = place_piece(
-            programs, piece, _resplit(programs, piece, params, source, target), target
-        )
+        on_device = [
+            jax.tree.map(lambda leaf, i=i: np.asarray(source.parts(leaf)[i]), params)
+            for i in range(source.degree)
+        ]
+        shards = resplit(programs, piece, on_device, target.degree)
+        moved = place_piece(programs, piece, shards, target)
     jax.block_until_ready(moved)  # type: ignore[no-untyped-call]
     return moved, params_crossing(programs, piece, source, target)
 
@@ -76,19 +79,22 @@ def _send(
     return target.assemble(sent, partition)
 
 
-def _resplit(
-    programs: Programs, piece: str, params: Params, source: Placement, target: Placement
+def resplit(
+    programs: Programs, piece: str, on_device: Sequence[Params], degree: int
 ) -> dict[str, list[Any]]:
-    """What each device of ``target`` stores of a piece's tensors, on the host."""
-    on_device = [
-        jax.tree.map(lambda leaf, i=i: np.asarray(source.parts(leaf)[i]), params)
-        for i in range(source.degree)
-    ]
+    """What each device of a mesh of another degree stores of a piece's tensors, on the host.
+
+    Args:
+        programs: says how they are stored.
+        piece: its name.
+        on_device: what each device has of it now, on the host.
+        degree: the other tensor-parallel degree.
+    """
     tensors = [piece_tensors(programs, piece, each) for each in on_device]
 
     def split(name: str, spec: TensorSpec) -> list[Any]:
         whole = spec.whole([each[name] for each in tensors])
-        shards = spec.shards(whole, programs.dtype, target.degree)
+        shards = spec.shards(whole, programs.dtype, degree)
         # A view would keep the old array's memory alive.
         copied: list[Any] = jax.tree.map(aligned_copy, shards)
         return copied

@@ -31,6 +31,10 @@ class Checkpoint(Protocol):
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield name and array: float32, float16 or bfloat16, C order, the caller's own."""
 
+    def read(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, np.ndarray]]:
+        """The same for the tensors that are wanted; what is not is not read from the files, as far
+        as their format allows."""
+
 
 def load_model_config(source: ModelSource) -> ModelConfig:
     """Read the configuration of a model.
@@ -85,37 +89,43 @@ def load_params(
     config: ModelConfig,
     place: Callable[[str, np.ndarray], None],
     progress: bool = True,
+    wanted: Callable[[str], bool] | None = None,
 ) -> None:
-    """Read all tensors of a model and hand each to `place`, with a progress bar on stderr.
+    """Read a model's tensors and hand each to `place`, with a progress bar on stderr.
 
     Args:
         source: the model's files.
         config: its configuration, from `load_model_config`.
         place: called with each canonical name and array; it puts the array on its device.
         progress: show the bar, in bytes of the files.
+        wanted: says which tensors are read, by name; None: all.
 
     Raises:
         ModelError: see `read_tensors`.
     """
     checkpoint = open_checkpoint(source, config)
-    for name, array in with_progress(checkpoint, f"Loading {source.name}", progress):
+    for name, array in with_progress(checkpoint, f"Loading {source.name}", progress, wanted):
         place(name, array)
         del array  # or it would stay alive while the next one is read
 
 
 def with_progress(
-    checkpoint: Checkpoint, title: str, progress: bool
+    checkpoint: Checkpoint,
+    title: str,
+    progress: bool,
+    wanted: Callable[[str], bool] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield a checkpoint's tensors; show the bytes of the files done, on stderr."""
+    """Yield a checkpoint's tensors, or those that are wanted; show the bytes of the files done, on
+    stderr."""
     with tqdm(
         desc=title,
-        total=sum(checkpoint.nbytes.values()),
+        total=sum(n for name, n in checkpoint.nbytes.items() if wanted is None or wanted(name)),
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
         disable=not progress,
     ) as bar:
-        for item in checkpoint:
+        for item in checkpoint if wanted is None else checkpoint.read(wanted):
             yield item
             bar.update(checkpoint.nbytes.get(item[0], 0))
             del item

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,16 +147,25 @@ class OrbaxCheckpoint:
         }
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        return self.read(lambda name: True)
+
+    def read(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the tensors that are wanted; parts of the model with none of them are not read."""
         import orbax.checkpoint as ocp  # see _save_parts
 
         with ocp.PyTreeCheckpointer() as checkpointer:
             for part, names in itertools.groupby(self._shapes, key=lambda name: _split(name)[0]):
+                of_part = list(names)
+                tied = ("head.unembed",) if "embed.tokens" in of_part and self._tied else ()
+                if not any(map(wanted, (*of_part, *tied))):
+                    continue
                 file = self._folder / WEIGHTS_FOLDER / part
                 tree = self._restore(checkpointer, file)
-                for name in list(names):
+                for name in of_part:
                     tensor = self._checked(name, tree.pop(_split(name)[1], None), file)
-                    yield name, tensor
-                    if name == "embed.tokens" and self._tied:
+                    if wanted(name):
+                        yield name, tensor
+                    if name == "embed.tokens" and any(map(wanted, tied)):
                         yield "head.unembed", transposed(tensor)
                     del tensor
 

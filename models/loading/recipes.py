@@ -8,7 +8,7 @@ against the file's header, and `assemble` reads and joins the parts of one canon
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -122,14 +122,20 @@ class RecipeCheckpoint:
         }
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        return self.read(lambda name: True)
+
+    def read(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the tensors that are wanted; of the others, nothing is read."""
         for name, recipe in self._recipes.items():
-            if name == "embed.tokens" and self._tied:
-                tokens = assemble(recipe, self._store)
-                yield name, tokens
-                yield "head.unembed", transposed(tokens)
-                del tokens
-            else:
-                yield name, assemble(recipe, self._store)
+            tied = ("head.unembed",) if name == "embed.tokens" and self._tied else ()
+            if not any(map(wanted, (name, *tied))):
+                continue
+            tensor = assemble(recipe, self._store)
+            if wanted(name):
+                yield name, tensor
+            if any(map(wanted, tied)):
+                yield "head.unembed", transposed(tensor)
+            del tensor
 
 
 def build_recipes(

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpu_checks.timing import seconds_of
 
 from fjx.kernels import mosaic
 from fjx.kernels.rank import DraftedRows, drafted_ranks
 from fjx.kernels.token_rule import SamplingRows, choose_tokens, gumbel
+from gpu_checks.timing import seconds_of
 
 VOCABULARY = 128256
 MODELS = {

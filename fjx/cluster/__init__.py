@@ -1,0 +1,1 @@
+"""One pipeline over several processes and machines, by Ray; see docs/cluster.md."""

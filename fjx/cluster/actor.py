@@ -1,0 +1,176 @@
+"""A worker as a Ray actor, and calls to it with a limit. Only this file and `nodes` know Ray."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fjx.cluster.nodes import Node
+from fjx.cluster.orders import Setup
+from fjx.errors import StageLostError
+
+logger = logging.getLogger(__name__)
+
+_THREADS = {"steps": 1, "work": 1, "beats": 1}
+START_SECONDS = 120.0
+"""Limit for a node to start a process with JAX in it."""
+
+_started = itertools.count(1)
+"""Tells the names of workers apart: Ray gives a name away once."""
+
+
+class _StageActor:
+    """Runs a `Worker`. Three threads: steps in the order of the calls, work beside them, beats."""
+
+    def __init__(self, setup: Setup, host: str, address: str, cpu_devices: int, label: str) -> None:
+        if cpu_devices:
+            update: Callable[[str, Any], None] = jax.config.update
+            update("jax_platforms", "cpu")
+            update("jax_num_cpu_devices", cpu_devices)
+        from fjx.cluster.worker import Worker
+
+        self._worker, self._label = Worker(setup, host, address), label
+
+    def __repr__(self) -> str:
+        return self._label
+
+    @ray.method(concurrency_group="steps")  # type: ignore[untyped-decorator]
+    def steps(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the worker in the order of these calls."""
+        return getattr(self._worker, method)(*arguments)
+
+    @ray.method(concurrency_group="work")  # type: ignore[untyped-decorator]
+    def work(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the worker beside its steps."""
+        return getattr(self._worker, method)(*arguments)
+
+    @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
+    def beat(self) -> dict[int, int]:
+        """See `Worker.beat`."""
+        beat: dict[int, int] = self._worker.beat()
+        return beat
+
+
+class Call:
+    """A call that was sent to a worker."""
+
+    def __init__(self, member: Member, method: str, reference: Any) -> None:
+        self._member, self._method, self._reference = member, method, reference
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        ready, _ = ray.wait([self._reference], timeout=0)
+        return bool(ready)
+
+    def result(self, seconds: float) -> Any:
+        """What it gives.
+
+        Raises:
+            StageLostError: the worker is gone, or does not answer within so many seconds.
+            Exception: what the call raised.
+        """
+        try:
+            return ray.get(self._reference, timeout=seconds)
+        except GetTimeoutError:
+            raise self._member.lost_error(
+                f"did not answer {self._method!r} within {seconds:g} s"
+            ) from None
+        except RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, Exception) else error) from None
+        except RayActorError as error:
+            raise self._member.lost_error(f"is gone: {_first_line(error)}") from None
+        except RayError as error:
+            raise self._member.lost_error(f"failed: {_first_line(error)}") from None
+
+
+class Member:
+    """The driver's handle of a worker."""
+
+    def __init__(self, setup: Setup, node: Node, label: str) -> None:
+        """Begin to start a worker on a node; `wait_started` returns when it is there."""
+        self.node, self.label = node, label
+        self.address = ""
+        """Where others fetch what it offers."""
+        self.started = False
+        self.steps: dict[int, int] = {}
+        """Steps of each run that it had begun by then."""
+        self.lost: str | None = None
+        """Why nothing is to be expected of it any more."""
+        bundle = {"CPU": 1.0} | ({"GPU": float(node.gpus)} if node.gpus else {})
+        self._group = placement_group(
+            [bundle], bundle_label_selector=[{"ray.io/node-id": node.id}], name=label
+        )
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
+        actor: Any = ray.remote(concurrency_groups=_THREADS)(_StageActor)
+        self._actor = actor.options(
+            name=f"{label} ({node.host}, {next(_started)})",
+            num_cpus=1,
+            num_gpus=node.gpus,
+            max_restarts=0,
+            scheduling_strategy=strategy,
+        ).remote(setup, node.host, node.address, 0 if node.gpus else node.cpu_devices, label)
+
+    def wait_started(self, seconds: float = START_SECONDS) -> None:
+        """Return when the worker answers.
+
+        Raises:
+            StageLostError: it does not start.
+        """
+        self.address = self.call("address").result(seconds)
+        self.started = True
+
+    def step(self, method: str, *arguments: Any) -> Call:
+        """Call a method of the worker in order with its steps."""
+        return Call(self, method, self._actor.steps.remote(method, *arguments))
+
+    def call(self, method: str, *arguments: Any) -> Call:
+        """Call a method of the worker beside its steps."""
+        return Call(self, method, self._actor.work.remote(method, *arguments))
+
+    def beat(self) -> Call:
+        """Ask for a sign of life."""
+        return Call(self, "beat", self._actor.beat.remote())
+
+    def lose(self, why: str) -> None:
+        """Expect nothing of it any more; the message says which stage on which node."""
+        if self.lost is None:
+            self.lost = why
+            logger.warning("lost: %s", why)
+
+    def end(self) -> None:
+        """End the process now, and give its place back."""
+        ray.kill(self._actor, no_restart=True)
+        remove_placement_group(self._group)
+
+    def lost_error(self, what: str) -> StageLostError:
+        """An error that says which stage on which node."""
+        return StageLostError(f"{self} {what}")
+
+    def __str__(self) -> str:
+        return f"{self.label} on node {self.node.host}"
+
+
+def results(calls: Sequence[Call], seconds: float) -> list[Any]:
+    """What several calls give; all of them together may take so long.
+
+    Raises:
+        StageLostError: a worker is gone or does not answer.
+        Exception: what a call raised.
+    """
+    deadline = time.monotonic() + seconds
+    return [call.result(max(deadline - time.monotonic(), 0.1)) for call in calls]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,228 @@
+"""The driver's side of a cluster: its workers, and the runs on them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fjx.cluster.actor import START_SECONDS, Member, results
+from fjx.cluster.executor import ClusterExecutor, Driver, run_orders
+from fjx.cluster.nodes import Node, live_nodes
+from fjx.cluster.orders import Remote, Setup
+from fjx.cluster.watch import Watch
+from fjx.cluster.wire import Wire
+from fjx.cluster.worker import Loaded, PieceOffer
+from fjx.errors import MeshError, StageLostError
+from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.programs import Programs
+from fjx.sharding.errors import listed
+from fjx.sharding.plan import Deployment, Mesh, Plan
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the driver waits for what, in seconds."""
+
+    beat: float = 5.0
+    """From one sign of life of a worker to the next."""
+    step: float = 60.0
+    """For a step, compilation on the way included."""
+    load: float = 1800.0
+    """For a stage to compile its programs and load its parameters."""
+    start: float = START_SECONDS
+    """For a node to start a worker."""
+    mend: float = 600.0
+    """For what is lost to be replaced, all attempts together."""
+
+
+class Cluster:
+    """Starts workers, gives them stages, and ends them.
+
+    Not thread-safe, but for `Watch`: one thread at a time changes workers and runs.
+    """
+
+    def __init__(
+        self, setup: Setup, programs: Programs, address: str, patience: Patience, cpu_devices: int
+    ) -> None:
+        """
+        Args:
+            setup: what workers run.
+            programs: the same, for the driver.
+            address: the driver's network address, for transfers.
+            patience: limits of all waits.
+            cpu_devices: of a node without GPUs.
+        """
+        self._setup, self._cpu_devices = setup, cpu_devices
+        self.patience = patience
+        self.members: dict[str, Member] = {}
+        """By the name of their node."""
+        self.driver = Driver(
+            programs, Compiler(cache_dir=None), Wire(address), itertools.count(1), patience.step
+        )
+        self._runs = itertools.count(1)
+        self._watch = Watch(self.members, patience.beat)
+        self.loaded: list[Loaded] = []
+        """What the workers did for the last run."""
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Where workers can run now."""
+        return live_nodes(self._cpu_devices)
+
+    def start(self, deployment: Deployment) -> list[ClusterExecutor]:
+        """An executor for each replica, ready to run steps.
+
+        Raises:
+            StageLostError: a worker does not start, or dies.
+            MeshError: a node of the deployment is not there.
+        """
+        executors = [self.open(replica, plan) for replica, plan in enumerate(deployment.replicas)]
+        self._watch.start()
+        return executors
+
+    def open(
+        self,
+        replica: int,
+        plan: Plan,
+        before: ClusterExecutor | None = None,
+        holders: Sequence[ClusterExecutor] = (),
+    ) -> ClusterExecutor:
+        """Begin a run: start the workers that it needs, let them compile and load.
+
+        Args:
+            replica: which one it is of.
+            plan: its stages.
+            before: the replica's run so far; its parameters stay where they are.
+            holders: runs from which parameters may be copied instead of read.
+
+        Raises:
+            StageLostError: a worker does not start, or dies, or does not answer in time.
+            MeshError: a node is not there.
+            Exception: what a worker could not do.
+        """
+        members = self.members_of(plan, replica)
+        number = next(self._runs)
+        orders = run_orders(
+            plan, members, replica, number, None if before is None else before.number, False
+        )
+        load = self.patience.load
+        results([member.call("compile", order) for member, order in orders.items()], load)
+        offers = self._offers(plan, members, before, holders)
+        self.loaded = results(
+            [member.call("load", order, offers[member]) for member, order in orders.items()], load
+        )
+        results([member.step("open", number) for member in orders], self.patience.step)
+        return ClusterExecutor(self.driver, plan, number, members)
+
+    def members_of(self, plan: Plan, replica: int) -> list[Member]:
+        """The worker of each stage, started where it is not there.
+
+        Raises:
+            StageLostError: one does not start.
+            MeshError: a node is not there, or a stage is on several.
+        """
+        nodes = {node.host: node for node in self.nodes()}
+        hosts = [_host_of(plan, index) for index in range(len(plan.stages))]
+        absent = sorted({host for host in hosts if host not in nodes and host not in self.members})
+        if absent:
+            raise MeshError(
+                f"the plan uses {listed(absent)}, the cluster has {listed(nodes)}; "
+                "make a plan of these"
+            )
+        begun = []
+        for host in dict.fromkeys(hosts):
+            if host not in self.members:
+                held = [index for index, of in enumerate(hosts) if of == host]
+                self.members[host] = Member(self._setup, nodes[host], label(replica, held))
+                begun.append(self.members[host])
+        for member in begun:
+            member.wait_started(self.patience.start)
+        return [self.members[host] for host in hosts]
+
+    def check(self, executor: ClusterExecutor) -> None:
+        """Find out which of a run's workers are gone: those that do not answer now."""
+        asked = {member: member.beat() for member in executor.members if member.lost is None}
+        for member, beat in asked.items():
+            try:
+                beat.result(self.patience.beat)
+            except StageLostError as error:
+                member.lose(str(error))
+
+    def end_lost(self) -> None:
+        """End the workers that are lost, so that nothing waits for them."""
+        for host, member in list(self.members.items()):
+            if member.lost is not None:
+                self.end_member(host)
+
+    def end_member(self, host: str) -> None:
+        """End a worker; those that are left forget it."""
+        member = self.members.pop(host)
+        member.end()
+        self.driver.wire.forget(member.address)
+        for other in self.members.values():
+            other.step("forget", member.address)
+
+    def close(self) -> None:
+        """End all workers."""
+        self._watch.stop()
+        for host in list(self.members):
+            self.members.pop(host).end()
+
+    def _offers(
+        self,
+        plan: Plan,
+        members: Sequence[Member],
+        before: ClusterExecutor | None,
+        holders: Sequence[ClusterExecutor],
+    ) -> dict[Member, Mapping[str, PieceOffer]]:
+        """Where each worker gets the pieces that another one holds."""
+        stays = {} if before is None else dict(holdings(before))
+        offers: dict[Member, dict[str, PieceOffer]] = {member: {} for member in members}
+        for piece, (member, mesh) in holdings_of(plan, members).items():
+            if piece in stays and stays[piece] == (member, mesh):
+                continue
+            for holder in (*([before] if before else []), *holders):
+                source, at = holdings(holder)[piece]
+                if source.lost is None:
+                    number = next(self.driver.numbers)
+                    source.call("offer_params", holder.number, piece, number)
+                    remote = Remote(source.address, number)
+                    offers[member][piece] = PieceOffer(remote, at.tensor)
+                    break
+        return dict(offers)
+
+
+def holdings(executor: ClusterExecutor) -> dict[str, tuple[Member, Mesh]]:
+    """The worker and the mesh of each piece of a run."""
+    return holdings_of(executor.plan, executor.members)
+
+
+def holdings_of(plan: Plan, members: Sequence[Member]) -> dict[str, tuple[Member, Mesh]]:
+    """The same for a plan; ``members``: the worker of each stage."""
+    held = {
+        f"{granule}": (member, stage.mesh)
+        for stage, member in zip(plan.stages, members, strict=True)
+        for granule in stage.granules
+    }
+    first, last = plan.stages[0].mesh, plan.stages[-1].mesh
+    return {"embed": (members[0], first), **held, "head": (members[-1], last)}
+
+
+def label(replica: int, stages: Sequence[int]) -> str:
+    """What a worker is called, in Ray's dashboard, too: the stages that it is started for."""
+    numbers = f"stages {stages[0]}-{stages[-1]}" if len(stages) > 1 else f"stage {stages[0]}"
+    return numbers if replica == 0 else f"{numbers} of replica {replica}"
+
+
+def _host_of(plan: Plan, index: int) -> str:
+    """The node of a stage.
+
+    Raises:
+        MeshError: it is on several.
+    """
+    hosts = sorted({device.host for device in plan.stages[index].mesh.devices})
+    if len(hosts) > 1:
+        raise MeshError(
+            f"stage {index} is on {listed(hosts)}; the devices of a stage must be on one node"
+        )
+    return hosts[0]

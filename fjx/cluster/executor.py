@@ -1,0 +1,253 @@
+"""A replica whose stages are in other processes, as the engine sees it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import jax
+
+from fjx.cluster.actor import Call, Member
+from fjx.cluster.orders import Hop, Remote, RunOrder, StageAt, StepOrder, narrow
+from fjx.cluster.run import on_first
+from fjx.cluster.wire import Wire
+from fjx.errors import StageLostError
+from fjx.models.granules import Model
+from fjx.pipeline.batch import Batch
+from fjx.pipeline.chain import Beside
+from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.executor import Pruner, StepOutput
+from fjx.pipeline.limits import Limits
+from fjx.pipeline.placement import Placement
+from fjx.pipeline.programs import Programs
+from fjx.sharding.plan import Mesh, Plan
+from fjx.sharding.topology import key_of
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.0001
+_CALLS_KEPT = 64
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What the executors of one driver share."""
+
+    programs: Programs
+    compiler: Compiler
+    """Of the driver, which runs no steps: it has no programs."""
+    wire: Wire
+    numbers: Iterator[int]
+    """For offers: each is used once."""
+    step_seconds: float
+    """How long a step may take until one of its stages counts as lost."""
+
+
+class ClusterExecutor:
+    """Sends steps to the workers of a plan's stages, all at once: what a stage needs from the one
+    before comes to it without the driver.
+
+    A call is a small message; arrays go from process to process by the `Wire`.
+    """
+
+    def __init__(self, driver: Driver, plan: Plan, number: int, members: Sequence[Member]) -> None:
+        """
+        Args:
+            driver: who it belongs to.
+            plan: by which steps run.
+            number: of the run, see `RunOrder`.
+            members: the worker of each stage.
+        """
+        self.plan, self.number = plan, number
+        self.members = tuple(members)
+        self._driver = driver
+        self._parts = stages_by_member(plan, members)
+        self._fed: dict[int, Remote] = {}
+        self._calls: list[Call] = []
+        self._failure: str | None = None
+        self._here = _here()
+        self.steps = 0
+
+    @property
+    def programs(self) -> Programs:
+        """What the workers run."""
+        return self._driver.programs
+
+    @property
+    def compiler(self) -> Compiler:
+        """See `Driver`."""
+        return self._driver.compiler
+
+    @property
+    def limits(self) -> Limits:
+        """The sizes that programs are compiled for."""
+        return self.programs.limits
+
+    @property
+    def model(self) -> Model:
+        """What runs."""
+        return self.programs.model
+
+    @property
+    def failure(self) -> str | None:
+        """Why its pages are lost, and with them what its steps would have brought; None: they are
+        not."""
+        lost = (member.lost for member in self.members)
+        return self._failure or next((why for why in lost if why is not None), None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether its pages are lost: another executor must take over."""
+        return self.failure is not None
+
+    def fail(self, why: str) -> None:
+        """Its pages count as lost from now on."""
+        self._failure = self._failure or why
+
+    def retire(self) -> None:
+        """Another executor has taken over."""
+        for member in dict.fromkeys(self.members):
+            if member.lost is None:
+                member.step("drop", self.number)
+
+    def dispatch(
+        self,
+        batch: Batch,
+        part: int = 0,
+        pruner: Pruner | None = None,
+        beside: Beside | None = None,
+    ) -> StepOutput:
+        """Send a microbatch; see `Executor.dispatch`. Nothing prunes it or runs beside it."""
+        del pruner, beside
+        numbers, workers = self._driver.numbers, list(self._parts)
+        links = {
+            index: next(numbers)
+            for index, (one, other) in enumerate(pairwise(self.members))
+            if one is not other
+        }
+        first, last = self.members[0], self.members[-1]
+        chooses = batch.num_samples > 0
+        result = next(numbers) if chooses else None
+        feed = next(numbers) if chooses and first is not last else None
+        fed = self._fed.pop(part, None)
+        narrowed = narrow(batch, self.limits, chooses=True)
+        others = narrow(batch, self.limits, chooses=False)
+        for member in workers:
+            order = StepOrder(
+                self.number,
+                part,
+                narrowed if member is last else others,
+                tuple(self._hop(index, links) for index in self._parts[member]),
+                last_token=fed if member is first else None,
+                feed=feed if member is last else None,
+                result=result if member is last else None,
+            )
+            self._calls.append(member.step("step", order))
+        del self._calls[:-_CALLS_KEPT]
+        self.steps += 1
+        if result is None:
+            return StepOutput(None, 0)
+        if feed is not None:
+            self._fed[part] = Remote(last.address, feed)
+        return self._output(batch, Remote(last.address, result))
+
+    def _hop(self, index: int, links: dict[int, int]) -> Hop:
+        source = None
+        if index - 1 in links:
+            source = Remote(self.members[index - 1].address, links[index - 1])
+        return Hop(source, links.get(index))
+
+    def _output(self, batch: Batch, remote: Remote) -> StepOutput:
+        structs = self.programs.chosen(batch.sample_bucket, batch.logprobs)
+        leaves, tree = jax.tree.flatten(structs)
+        got = self._driver.wire.fetch(remote, [on_first(leaf, self._here) for leaf in leaves])
+        tokens, logprobs, confidences = jax.tree.unflatten(tree, got)
+        return StepOutput(
+            tokens,
+            batch.num_samples,
+            logprobs,
+            confidences,
+            wait=lambda: self._wait(got),
+        )
+
+    def _wait(self, arrays: Sequence[Any]) -> None:
+        """Return when arrays are here.
+
+        Raises:
+            StageLostError: they will not come.
+        """
+        deadline = time.monotonic() + self._driver.step_seconds
+        while not all(array.is_ready() for array in arrays):
+            if self.failure is None and time.monotonic() > deadline:
+                self.fail(self._late())
+            if self.failure is not None:
+                raise StageLostError(self.failure)
+            time.sleep(_POLL_SECONDS)
+        try:
+            jax.block_until_ready(list(arrays))  # type: ignore[no-untyped-call]
+        except jax.errors.JaxRuntimeError as error:
+            self.fail(self._cause(error))
+            raise StageLostError(self.failure) from None
+
+    def _cause(self, error: Exception) -> str:
+        """What is known of an error that came in place of arrays."""
+        for call in self._calls:
+            if call.done:
+                try:
+                    call.result(0.1)
+                except Exception as of_call:
+                    return str(of_call)
+        return f"a step failed: {str(error).strip().splitlines()[0]}"
+
+    def _late(self) -> str:
+        """Names the first stage that is behind, which is why a step is late; its worker counts as
+        lost."""
+        seconds = self._driver.step_seconds
+        member = min(self._parts, key=lambda member: member.steps.get(self.number, 0))
+        reached = member.steps.get(self.number, 0)
+        member.lose(f"{member} was at step {reached} of {self.steps}, {seconds:g} s after the last")
+        return str(member.lost)
+
+
+def stages_by_member(plan: Plan, members: Sequence[Member]) -> dict[Member, list[int]]:
+    """The stages that each worker holds, in order; ``members``: that of each stage."""
+    held: dict[Member, list[int]] = {}
+    for index, member in zip(range(len(plan.stages)), members, strict=True):
+        held.setdefault(member, []).append(index)
+    return held
+
+
+def run_orders(
+    plan: Plan,
+    members: Sequence[Member],
+    replica: int,
+    number: int,
+    before: int | None,
+    keeps_pages: bool,
+) -> dict[Member, RunOrder]:
+    """What each worker is to hold for a run."""
+    last = len(plan.stages) - 1
+    return {
+        member: RunOrder(
+            run=number,
+            replica=replica,
+            microbatches=plan.microbatches,
+            stages=tuple(
+                StageAt(index, plan.stages[index], first=index == 0, last=index == last)
+                for index in held
+            ),
+            before=before,
+            keeps_pages=keeps_pages,
+        )
+        for member, held in stages_by_member(plan, members).items()
+    }
+
+
+def _here() -> Placement:
+    """The driver's own device."""
+    device = jax.local_devices()[0]
+    return Placement(Mesh((key_of(device),)), (device,))

@@ -1,0 +1,156 @@
+"""A cluster as the place where an engine's plans run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fjx.cluster.cluster import Cluster
+from fjx.cluster.executor import ClusterExecutor
+from fjx.cluster.nodes import topology_of
+from fjx.errors import MeshError, StageLostError
+from fjx.pipeline.executor import Pipeline
+from fjx.pipeline.home import Change, Mended, Order
+from fjx.pipeline.plan_target import Planner
+from fjx.sharding.plan import Deployment, Device, Plan
+from fjx.sharding.planner import even_mesh
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 2.0
+
+
+class ClusterHome:
+    """Replaces what is lost, and changes plans across nodes."""
+
+    def __init__(self, cluster: Cluster, patience: float) -> None:
+        """``patience``: seconds within which what is lost must be replaced."""
+        self.cluster = cluster
+        self._patience = patience
+        self._mending: _Mending | None = None
+        self.repairs: list[float] = []
+        """Seconds that each replacement of lost stages took."""
+
+    def change(self, order: Order) -> Change:
+        """See `Home`."""
+        raise MeshError("plans of a cluster do not change yet")
+
+    def mend(
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float
+    ) -> Mended | None:
+        """See `Home`."""
+        if self._mending is None:
+            ours = [each for each in executors if isinstance(each, ClusterExecutor)]
+            self._mending = _Mending(self.cluster, planner, ours, self._patience)
+        mending = self._mending
+        mending.wait(seconds)
+        if mending.error is not None:
+            self._mending = None
+            raise StageLostError(mending.error)
+        if mending.mended is not None:
+            self._mending = None
+            self.repairs.append(mending.seconds)
+        return mending.mended
+
+    def close(self) -> None:
+        """See `Home`: ends all workers."""
+        if self._mending is not None:
+            self._mending.stop()
+        self.cluster.close()
+
+
+class _Mending:
+    """Replaces lost stages, in a thread of its own: the engine goes on with other replicas, and
+    answers."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        planner: Planner,
+        executors: Sequence[ClusterExecutor],
+        patience: float,
+    ) -> None:
+        self._cluster, self._planner = cluster, planner
+        self._executors = list(executors)
+        self._begun = time.monotonic()
+        self._deadline = self._begun + patience
+        self._stopped = threading.Event()
+        self.mended: Mended | None = None
+        self.error: str | None = None
+        self.seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name="fjx-mend", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait a while for its end."""
+        self._thread.join(seconds)
+
+    def stop(self) -> None:
+        """End it."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.mended = self._attempt()
+                self.seconds = time.monotonic() - self._begun
+                logger.info("lost stages are replaced, after %.1f s", self.seconds)
+                return
+            except Exception as error:
+                late = time.monotonic() > self._deadline or self._stopped.is_set()
+                logger.warning("replacing lost stages failed: %s", error, exc_info=late)
+                if late:
+                    self.error = str(error) or repr(error)
+                    return
+            self._stopped.wait(_RETRY_SECONDS)
+
+    def _attempt(self) -> Mended:
+        cluster = self._cluster
+        for executor in self._executors:
+            if executor.lost:
+                cluster.check(executor)
+        cluster.end_lost()
+        planner = replace(self._planner, topology=topology_of(cluster.nodes()))
+        plans = self._plans(planner)
+        serving = list(self._executors)
+        for index, (executor, plan) in enumerate(zip(self._executors, plans, strict=True)):
+            if executor.lost:
+                holders = [each for each in self._executors if not each.lost]
+                serving[index] = cluster.open(index, plan, executor, holders)
+                executor.retire()
+        return Mended(planner, serving)
+
+    def _plans(self, planner: Planner) -> list[Plan]:
+        """The plan of each replica: as it was, where all of its nodes are there; others get a new
+        one on the devices that nobody else uses."""
+        there = {state.device for state in planner.topology.devices}
+        plans = [executor.plan for executor in self._executors]
+        if all(set(plan.devices) <= there for plan in plans):
+            return plans
+        for index, plan in enumerate(plans):
+            if not set(plan.devices) <= there:
+                others = {d for i, each in enumerate(plans) if i != index for d in each.devices}
+                plans[index] = _smaller(planner, plan, others)
+        Deployment(tuple(plans))
+        return plans
+
+
+def _smaller(planner: Planner, plan: Plan, taken: set[Device]) -> Plan:
+    """A plan with as many stages as there are devices for, at most as many as there were.
+
+    Raises:
+        MeshError: there is no device left, or too little memory.
+    """
+    states = tuple(s for s in planner.topology.devices if s.device not in taken)
+    if not states:
+        raise MeshError("no device is left for the stages that are lost; add a node")
+    planner = replace(planner, topology=replace(planner.topology, devices=states))
+    tensor = plan.stages[0].mesh.tensor
+    stages = min(plan.granularity, len(states) // tensor) or 1
+    mesh = replace(even_mesh(stages, tensor=tensor), microbatches=min(plan.microbatches, stages))
+    (smaller,) = planner.plan(mesh, Deployment((plan,))).replicas
+    return smaller

@@ -1,0 +1,78 @@
+"""Moving a piece between processes: its arrays, device by device, as an offer lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fjx.models.granules import WHOLE, Params
+from fjx.pipeline.pieces import place_piece
+from fjx.pipeline.placement import Placement
+from fjx.pipeline.programs import KV_PARTITION, Programs
+from fjx.pipeline.stage import Granule
+from fjx.pipeline.transfer import resplit
+
+Fetch = Callable[[Sequence[Any]], list[Any]]
+"""Gets the arrays of an offer, given their shapes, types and devices."""
+
+
+def params_offered(params: Params, at: Placement) -> list[Any]:
+    """A piece's arrays: all of its first device, then all of the next one, and so on."""
+    leaves = jax.tree.leaves(params)
+    parts = [at.parts(leaf) for leaf in leaves]
+    return [of[i] for i in range(at.degree) for of in parts]
+
+
+def fetch_params(
+    programs: Programs, piece: str, degree: int, at: Placement, fetch: Fetch
+) -> Params:
+    """A piece's parameters on a mesh, from an offer of a mesh of some tensor degree."""
+    shapes, partitions = programs.params(piece, degree), programs.partitions(piece)
+    own = jax.tree.map(lambda s, p: _share(s, p, degree), shapes, partitions)
+    leaves, tree = jax.tree.flatten(own)
+    targets = at.devices if degree == at.degree else (at.devices[0],) * degree
+    got = fetch([_on(leaf, device) for device in targets for leaf in leaves])
+    on_device = [
+        jax.tree.unflatten(tree, got[begin : begin + len(leaves)])
+        for begin in range(0, len(got), len(leaves))
+    ]
+    if degree == at.degree:
+        params: Params = jax.tree.map(
+            lambda p, *parts: at.assemble(parts, p), partitions, *on_device
+        )
+        return params
+    on_host = [jax.tree.map(np.asarray, each) for each in on_device]
+    return place_piece(programs, piece, resplit(programs, piece, on_host, at.degree), at)
+
+
+def fetch_pages(programs: Programs, granule: Granule, count: int, degree: int, fetch: Fetch) -> Any:
+    """So many pages for a granule, on its mesh, from an offer of a mesh of some tensor degree."""
+    at, pages = granule.placement, programs.kv_struct(granule.depth)
+    whole = jax.ShapeDtypeStruct((pages.shape[0], count, *pages.shape[2:]), pages.dtype)  # type: ignore[no-untyped-call]
+    own = _share(whole, KV_PARTITION, degree)
+    targets = at.devices if degree == at.degree else (at.devices[0],) * degree
+    got = fetch([_on(own, device) for device in targets])
+    if degree == at.degree:
+        return at.assemble(got, KV_PARTITION)
+    heads = np.concatenate([np.asarray(part) for part in got], axis=3)
+    split = np.split(heads, at.degree, axis=3)
+    return at.place([np.ascontiguousarray(part) for part in split], KV_PARTITION)
+
+
+def _share(struct: Any, partition: Any, degree: int) -> Any:
+    """What one device of a mesh has of an array."""
+    shape = list(struct.shape)
+    if partition != WHOLE:
+        for axis, name in enumerate(partition):
+            if name is not None:
+                shape[axis] //= degree
+    return jax.ShapeDtypeStruct(tuple(shape), struct.dtype)  # type: ignore[no-untyped-call]
+
+
+def _on(struct: Any, device: jax.Device) -> Any:
+    return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+        struct.shape, struct.dtype, sharding=jax.sharding.SingleDeviceSharding(device)
+    )

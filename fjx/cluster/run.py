@@ -1,0 +1,159 @@
+"""A worker's stages at work: from what the stage before offers to what the next one fetches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fjx.cluster.orders import Hop, RunOrder, StepOrder, widen
+from fjx.cluster.wire import Wire
+from fjx.pipeline.batch import Batch
+from fjx.pipeline.choice import choose_tokens
+from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.placement import Placement
+from fjx.pipeline.programs import Programs, StageShape
+from fjx.pipeline.stage import End, Granule, Stage
+
+_STEPS_BEFORE_FUSING = 100
+
+
+class StageRun:
+    """Runs the steps of a run on this worker. Nothing here waits for a device.
+
+    Where a step fails, whoever waits for what it promised gets the error.
+    """
+
+    def __init__(
+        self,
+        order: RunOrder,
+        shapes: Sequence[StageShape],
+        pieces: dict[str, End | Granule],
+        programs: Programs,
+        compiler: Compiler,
+        wire: Wire,
+    ) -> None:
+        """
+        Args:
+            order: which stages.
+            shapes: the same, on this process's devices.
+            pieces: by name, those of the stages.
+            programs: what runs.
+            compiler: has it.
+            wire: leads to the other workers and the driver.
+        """
+        self.order, self.shapes, self.pieces = order, tuple(shapes), pieces
+        self._programs, self._compiler, self._wire = programs, compiler, wire
+        self.steps = 0
+        self.last_output: Any = None
+        """What is ready when all steps so far are done."""
+        self._stages = [self._stage(shape) for shape in shapes]
+        first, last = self.shapes[0], self.shapes[-1]
+        zeros = np.zeros(programs.limits.max_num_seqs + 1, np.int32)
+        parts = range(order.microbatches)
+        self._chosen = [jax.device_put(zeros, last.placement.whole) for _ in parts]
+        """For the last stage: the last token of each slot."""
+        self._fed = self._chosen
+        """For the first stage: what it knows of that."""
+        if not (first.first and last.last and first.placement == last.placement):
+            self._fed = [jax.device_put(zeros, first.placement.whole) for _ in parts]
+
+    def _stage(self, shape: StageShape) -> Stage:
+        granules: list[Any] = [self.pieces[f"{index}"] for index in shape.granules]
+        embed: Any = self.pieces["embed"] if shape.first else None
+        return Stage(shape, embed, granules, self._compiler)
+
+    @property
+    def granules(self) -> dict[str, Granule]:
+        """By name."""
+        return {name: each for name, each in self.pieces.items() if isinstance(each, Granule)}
+
+    def step(self, order: StepOrder) -> None:
+        """Dispatch this worker's part of a step.
+
+        Raises:
+            Exception: it could not be dispatched; who waits for it is told.
+        """
+        kept: set[int] = set()
+        try:
+            self._step(order, kept)
+        except Exception as error:
+            for number in set(order.promises) - kept:
+                self._wire.offer_error(number, self._promised(order, number), str(error))
+            raise
+
+    def _step(self, order: StepOrder, kept: set[int]) -> None:
+        batch, x = widen(order.batch, self._programs.limits), None
+        slots: Any = None
+        for stage, hop in zip(self._stages, order.hops, strict=True):
+            x, slots, _ = stage.run(
+                batch.num_rows, self._source(stage, hop, x, order), batch.packed
+            )
+            if hop.offer is not None:
+                self._offer(hop.offer, [stage.placement.parts(x)[0]], kept)
+        self.last_output = x
+        if self._stages[-1].shape.last and batch.num_samples:
+            self._choose(batch, x, slots, order, kept)
+        self.steps += 1
+        if self.steps == _STEPS_BEFORE_FUSING:
+            specs = [s for shape in self.shapes for s in self._programs.stage(shape)]
+            self._compiler.compile_background(s for s in specs if s.background)
+
+    def _source(self, stage: Stage, hop: Hop, x: Any, order: StepOrder) -> Any:
+        at, T = stage.placement, order.batch.batch.num_rows
+        if stage.shape.first:
+            if order.last_token is not None:
+                fetched = self._wire.fetch(
+                    order.last_token, [on_first(self._programs.last_token(), at)]
+                )
+                self._fed[order.part] = _on_all(fetched[0], at)
+            return self._fed[order.part]
+        if hop.source is not None:
+            (x,) = self._wire.fetch(hop.source, [on_first(self._programs.hidden(T), at)])
+        return _on_all(x, at)
+
+    def _choose(self, batch: Batch, x: Any, slots: Any, order: StepOrder, kept: set[int]) -> None:
+        head: Any = self.pieces["head"]
+        at, part = head.placement, order.part
+        sure = self._programs.limits.confidences
+        chosen = choose_tokens(self._compiler, head, batch, (x, slots), self._chosen[part], sure)
+        self._chosen[part] = chosen.last_token
+        if self._fed is not self._chosen and self._stages[0].shape.first:
+            self._fed[part] = jax.device_put(chosen.last_token, self._stages[0].placement.whole)
+        if order.feed is not None:
+            # The next step takes the memory of the last tokens: others get a copy.
+            copy = self._compiler.get(("copy tokens", at.key))(chosen.last_token)
+            self._offer(order.feed, [at.parts(copy)[0]], kept)
+        if order.result is not None:
+            brought = jax.tree.leaves((chosen.tokens, chosen.logprobs, chosen.confidences))
+            self._offer(order.result, [at.parts(each)[0] for each in brought], kept)
+        self.last_output = chosen.tokens
+
+    def _offer(self, number: int, arrays: Sequence[Any], kept: set[int]) -> None:
+        self._wire.offer(number, arrays)
+        kept.add(number)
+
+    def _promised(self, order: StepOrder, number: int) -> list[Any]:
+        """Shapes of what was promised by a number."""
+        at, batch = self._stages[-1].placement, order.batch.batch
+        if number == order.feed:
+            structs = [self._programs.last_token()]
+        elif number == order.result:
+            structs = jax.tree.leaves(self._programs.chosen(batch.sample_bucket, batch.logprobs))
+        else:
+            structs = [self._programs.hidden(batch.num_rows)]
+        return [on_first(each, at) for each in structs]
+
+
+def on_first(struct: Any, at: Placement) -> Any:
+    """The same array on the first device of a mesh."""
+    return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+        struct.shape, struct.dtype, sharding=jax.sharding.SingleDeviceSharding(at.devices[0])
+    )
+
+
+def _on_all(array: Any, at: Placement) -> Any:
+    """On every device of a mesh; on one device it is where it should be, and nothing is copied."""
+    return jax.device_put(array, at.whole)

@@ -1,0 +1,66 @@
+"""From a model's sizes and a Ray address to executors on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import ray
+
+from fjx.cluster.cluster import Cluster, Patience
+from fjx.cluster.executor import ClusterExecutor
+from fjx.cluster.home import ClusterHome
+from fjx.cluster.nodes import connect, live_nodes, topology_of
+from fjx.cluster.orders import Setup
+from fjx.models.granules import Model
+from fjx.pipeline.plan_target import Planner, PlanTarget
+from fjx.pipeline.programs import Programs
+from fjx.sharding.topology import Topology
+
+
+class Started(NamedTuple):
+    """A cluster that is ready to serve."""
+
+    home: ClusterHome
+    planner: Planner
+    executors: list[ClusterExecutor]
+    """One for each replica."""
+
+
+def start_cluster(
+    setup: Setup,
+    target: PlanTarget,
+    planner_for: Callable[[Topology], Planner],
+    address: str = "auto",
+    patience: Patience | None = None,
+    cpu_devices: int = 1,
+) -> Started:
+    """Start the workers of a plan and load its stages.
+
+    Args:
+        setup: what runs.
+        target: the plan that is wanted.
+        planner_for: gives a planner for the cluster's devices.
+        address: of Ray's head, or ``auto``.
+        patience: limits of waits.
+        cpu_devices: of a node without GPUs.
+
+    Raises:
+        UserError: there is no such Ray cluster, or the plan does not suit it.
+        StageLostError: a worker did not start or load.
+    """
+    patience = patience or Patience()
+    connect(address)
+    planner = planner_for(topology_of(live_nodes(cpu_devices)))
+    deployment = planner.plan(target)
+    model = Model(setup.config, setup.granule_layers)
+    programs = Programs(model, setup.limits, jnp.dtype(setup.dtype))
+    here = ray.util.get_node_ip_address()
+    cluster = Cluster(setup, programs, here, patience, cpu_devices)
+    try:
+        executors = cluster.start(deployment)
+    except BaseException:
+        cluster.close()
+        raise
+    return Started(ClusterHome(cluster, patience.mend), planner, executors)

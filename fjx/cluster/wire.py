@@ -1,0 +1,88 @@
+"""Arrays from process to process, by `jax.experimental.transfer`.
+
+An array is *offered* by a number and *fetched* by that number, in either order, without waiting for
+it to be computed: what is fetched is an array that becomes ready, or holds an error, later. Facts
+checked with JAX 0.10.2 and 0.12 on CPUs: 36 kB take 0.12 ms and 16 MB 10 ms; when the process of
+the other end dies, what was fetched from it holds an error at once; when it is stopped or
+unreachable, it stays pending for ever, and the time limit that JAX's own call takes is not kept. So
+whoever waits here brings a limit. An offered array must not be given to a program that takes its
+memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import transfer
+
+from fjx.cluster.orders import Remote
+
+_POLL_SECONDS = 0.0001
+
+
+class Wire:
+    """This process's end of all transfers. Thread-safe."""
+
+    def __init__(self, host: str) -> None:
+        """``host``: the address of this machine by which the others reach it."""
+        self._server = transfer.start_transfer_server(
+            jax.local_devices()[0].client, f"{host}:0", [f"{host}:0"]
+        )
+        self._lock = threading.Lock()
+        self._connections: dict[str, Any] = {}
+
+    @property
+    def address(self) -> str:
+        """Where offers of this process are fetched."""
+        address: str = self._server.address()
+        return address
+
+    def offer(self, number: int, arrays: Sequence[Any]) -> None:
+        """Let one other process fetch arrays, each on one device; they need not be ready."""
+        self._server.await_pull(number, list(arrays))
+
+    def offer_error(self, number: int, structs: Sequence[Any], message: str) -> None:
+        """Let whoever fetches this number get an error instead."""
+        make: Any = transfer.make_error_array
+        self.offer(number, [make(each, message) for each in structs])
+
+    def fetch(self, remote: Remote, structs: Sequence[Any]) -> list[Any]:
+        """Arrays that another process offers, or will offer; they become ready later.
+
+        Args:
+            remote: the offer. Its process must be alive: a connection to an address where nobody
+                listens stays pending.
+            structs: shape, type and device of each array.
+        """
+        with self._lock:
+            connection = self._connections.get(remote.address)
+            if connection is None:
+                connection = self._server.connect(remote.address)
+                self._connections[remote.address] = connection
+        arrays: list[Any] = connection.pull(remote.number, list(structs))
+        return arrays
+
+    def forget(self, address: str) -> None:
+        """The process of this address is gone."""
+        with self._lock:
+            self._connections.pop(address, None)
+
+
+def wait_for(arrays: Sequence[Any], seconds: float, what: str) -> None:
+    """Return when arrays are ready.
+
+    Raises:
+        TimeoutError: they are not within so many seconds; the message begins with ``what``.
+        jax.errors.JaxRuntimeError: one holds an error.
+    """
+    deadline = time.monotonic() + seconds
+    for array in arrays:
+        while not array.is_ready():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what} did not arrive within {seconds:g} s")
+            time.sleep(_POLL_SECONDS)
+    jax.block_until_ready(list(arrays))  # type: ignore[no-untyped-call]

@@ -1,0 +1,133 @@
+"""Where plans run: what an engine asks of it, and this process as the usual answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from fjx.outputs import SwitchRecord, SwitchState
+from fjx.pipeline.admission import check_fits
+from fjx.pipeline.executor import Executor, Pipeline
+from fjx.pipeline.placement import live_devices
+from fjx.pipeline.plan_target import Planner
+from fjx.pipeline.regranularize import Regranularization
+from fjx.sharding.plan import Deployment, Device
+
+
+class Change(Protocol):
+    """A change of plan under way; see `Regranularization`, whose methods these are."""
+
+    expected: np.ndarray | None
+    """Logits of the probe, where they are known."""
+
+    @property
+    def state(self) -> SwitchState:
+        """Where it stands."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is done or aborted."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait a while, or until it has ended, for what it does beside the steps."""
+
+    def abort(self, reason: str) -> None:
+        """Ask for an end without a switch."""
+
+    def record(self) -> SwitchRecord:
+        """All that there is to say of it now."""
+
+    def wrote(self, replica: int, pages: Sequence[int]) -> None:
+        """A step that was just sent writes these pages."""
+
+    def advance(self) -> bool:
+        """Do a bounded piece of work; whether `switch` may be called now."""
+
+    def switch(self) -> Sequence[Pipeline] | None:
+        """Finish while no step is in flight; None: it failed."""
+
+
+class Order(NamedTuple):
+    """What a change is to do."""
+
+    number: int
+    """Counts from 1."""
+    reason: str
+    before: Deployment
+    after: Deployment
+    executors: Sequence[Pipeline]
+    """Those that serve."""
+    pages_in_use: Sequence[Callable[[], Sequence[int]]]
+    """For each of them, gives the pages that hold something."""
+    expected: np.ndarray | None
+    """Logits of the probe, where they are known from an earlier change."""
+
+
+class Mended(NamedTuple):
+    """What serves after stages were lost."""
+
+    planner: Planner
+    """Knows the devices that are left."""
+    executors: Sequence[Pipeline]
+    """One for each replica."""
+
+
+class Home(Protocol):
+    """Where plans run: in this process, or on a cluster."""
+
+    def change(self, order: Order) -> Change:
+        """A change of plan, to be started.
+
+        Raises:
+            MeshError: there is not enough memory for both plans, or a device is not there.
+        """
+
+    def mend(
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float
+    ) -> Mended | None:
+        """Work for a while on a replacement for those executors that are lost; None: it is not
+        there yet.
+
+        Raises:
+            StageLostError: there will be none.
+        """
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class ThisProcess:
+    """Plans run on this process's devices."""
+
+    def __init__(self) -> None:
+        self._devices: Mapping[Device, jax.Device] = live_devices()
+
+    def change(self, order: Order) -> Change:
+        """See `Home`."""
+        executors = [each for each in order.executors if isinstance(each, Executor)]
+        check_fits(executors, order.after, self._devices)
+        return Regranularization(
+            order.number,
+            order.reason,
+            order.before,
+            order.after,
+            executors,
+            order.pages_in_use,
+            self._devices,
+            order.expected,
+        )
+
+    def mend(
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float
+    ) -> Mended | None:
+        """See `Home`; nothing is ever lost here."""
+        return Mended(planner, executors)
+
+    def close(self) -> None:
+        """See `Home`; the process ends with its memory."""

@@ -1,0 +1,53 @@
+"""A model over three nodes gives the tokens that it gives in one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
+
+from tests.unit.cluster.cluster_cases import cluster_engine, ray_nodes, spread
+from tests.unit.engine.plan_cases import MIXED, Served, expected
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    with ray_nodes() as cluster:
+        yield cluster
+
+
+@pytest.mark.slow
+def test_tokens_are_those_of_one_process(nodes: Any, tmp_path: Path) -> None:
+    engine, started = cluster_engine(spread(3, 3, 2), tmp_path)
+    try:
+        for answer, ask in zip(Served(engine, MIXED).finish(), MIXED, strict=True):
+            assert answer == expected(ask)
+        engine.check_idle()
+        assert [loaded.read for loaded in started.home.cluster.loaded] == [4, 3, 3]
+    finally:
+        engine.plans.close("the test ends")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_killed_stage_costs_no_request_and_no_token(
+    nodes: Any, tmp_path: Path, stage: int
+) -> None:
+    engine, started = cluster_engine(spread(3, 3, 2), tmp_path)
+    try:
+        served = Served(engine, MIXED)
+        served.step(12)
+        member = started.executors[0].members[stage]
+        os.kill(member.call("pid").result(10), signal.SIGKILL)
+        for answer, ask in zip(served.finish(), MIXED, strict=True):
+            assert answer == expected(ask)
+        engine.check_idle()
+        assert len(started.home.repairs) == 1
+    finally:
+        engine.plans.close("the test ends")
