@@ -270,7 +270,8 @@ class AsyncLLM:
                 else:
                     engine.check_idle()
                     pilot = engine.autopilot
-                    self._wake.wait(None if pilot is None else pilot.interval)
+                    waits = engine.rest(), None if pilot is None else pilot.interval
+                    self._wake.wait(min((s for s in waits if s is not None), default=None))
             if not self._stopping:
                 return True
             late = self._deadline is not None and time.monotonic() >= self._deadline

@@ -82,6 +82,14 @@ class EngineConfig:
     mesh: str = "single"
     """Devices and stages: the name of a ready-made mesh, a mesh file, or auto: as few stages as
     the free memory of the machine's devices allows."""
+    cluster: str | None = None
+    """Address of a Ray cluster whose nodes hold the stages, host:port, or auto: the one that runs
+    on this machine; by default all stages are in this process. See docs/cluster.md."""
+    cluster_patience: float = 5.0
+    """Seconds without a sign of life after which a cluster's worker counts as lost."""
+    idle_timeout: float | None = None
+    """Seconds without a request after which a cluster's devices are given back, until the next one
+    comes; by default they are kept."""
     plan_ladder: tuple[str, ...] = ()
     """Meshes among which the engine chooses by the load, see docs/granularity.md; by default it
     keeps its plan until it is told to change it."""
@@ -167,6 +175,14 @@ class EngineConfig:
         )
         for name in ("ttft_objective", "itl_objective"):
             check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        check(
+            self.cluster_patience > 0,
+            f"cluster_patience must be positive, got {self.cluster_patience}",
+        )
+        check(
+            self.idle_timeout is None or self.cluster is not None,
+            "idle_timeout is for a cluster; name one with cluster",
+        )
         check(
             self.kv_cache_memory > 0,
             f"kv_cache_memory must be positive, got {self.kv_cache_memory}",

@@ -162,11 +162,15 @@ class Cluster:
         for other in self.members.values():
             other.step("forget", member.address)
 
-    def close(self) -> None:
-        """End all workers."""
-        self._watch.stop()
+    def end_all(self) -> None:
+        """End all workers; those that are needed again are started again."""
         for host in list(self.members):
             self.members.pop(host).end()
+
+    def close(self) -> None:
+        """End all workers, for good."""
+        self._watch.stop()
+        self.end_all()
 
     def _offers(
         self,

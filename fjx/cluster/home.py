@@ -26,9 +26,17 @@ _RETRY_SECONDS = 2.0
 class ClusterHome:
     """Replaces what is lost, and changes plans across nodes."""
 
-    def __init__(self, cluster: Cluster, patience: float) -> None:
-        """``patience``: seconds within which what is lost must be replaced."""
+    def __init__(
+        self, cluster: Cluster, patience: float, idle_seconds: float | None = None
+    ) -> None:
+        """
+        Args:
+            cluster: where.
+            patience: seconds within which what is lost must be replaced.
+            idle_seconds: without work after which all workers end; None: they stay.
+        """
         self.cluster = cluster
+        self._idle_seconds = idle_seconds
         self._patience = patience
         self._mending: _Mending | None = None
         self.repairs: list[float] = []
@@ -54,6 +62,20 @@ class ClusterHome:
             self._mending = None
             self.repairs.append(mending.seconds)
         return mending.mended
+
+    def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
+        """See `Home`: in the end all workers end, and their devices are free for others."""
+        if self._idle_seconds is None or all(each.lost for each in executors):
+            return None
+        left = self._idle_seconds - seconds
+        if left > 0:
+            return left
+        logger.info("idle for %.0f s: all workers end until there is work", seconds)
+        for each in executors:
+            if isinstance(each, ClusterExecutor):
+                each.fail("its worker has ended, because there was no work")
+        self.cluster.end_all()
+        return None
 
     def close(self) -> None:
         """See `Home`: ends all workers."""

@@ -34,6 +34,7 @@ def start_cluster(
     planner_for: Callable[[Topology], Planner],
     address: str = "auto",
     patience: Patience | None = None,
+    idle_seconds: float | None = None,
     cpu_devices: int = 1,
 ) -> Started:
     """Start the workers of a plan and load its stages.
@@ -44,6 +45,7 @@ def start_cluster(
         planner_for: gives a planner for the cluster's devices.
         address: of Ray's head, or ``auto``.
         patience: limits of waits.
+        idle_seconds: without a request after which all workers end; None: they stay.
         cpu_devices: of a node without GPUs.
 
     Raises:
@@ -63,4 +65,4 @@ def start_cluster(
     except BaseException:
         cluster.close()
         raise
-    return Started(ClusterHome(cluster, patience.mend), planner, executors)
+    return Started(ClusterHome(cluster, patience.mend, idle_seconds), planner, executors)

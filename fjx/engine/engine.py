@@ -92,6 +92,7 @@ class Engine:
         self._finished: Counter[str] = Counter()
         self._step_seconds = self._wait_seconds = 0.0
         self._last_collected: float | None = None
+        self._idle_since: float | None = None
         self._in_flight: deque[list[Microbatch]] = deque()
         """The steps that were sent and not read yet, the oldest first."""
         self._trace: StepTrace | None = None
@@ -116,8 +117,18 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._in_flight) or any(each.scheduler.has_work for each in self.replicas)
 
+    def rest(self) -> float | None:
+        """There is no work; seconds after which to call again if there is none until then, None: no
+        need to."""
+        now = time.monotonic()
+        self._idle_since = now if self._idle_since is None else self._idle_since
+        return self.plans.idle(
+            [replica.executor for replica in self.replicas], now - self._idle_since
+        )
+
     def step(self) -> list[Progress]:
         """Run one step; the host reads the step before while the device runs this one."""
+        self._idle_since = None
         if self._trace is None:
             return self._step()
         with self._trace.step():

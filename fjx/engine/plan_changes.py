@@ -125,6 +125,10 @@ class PlanChanges:
         self.deployment = Deployment(tuple(each.plan for each in mended.executors))
         return mended.executors
 
+    def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
+        """Nothing has been asked for so many seconds; see `Home.idle`."""
+        return self._home.idle(executors, seconds)
+
     def advance(self) -> bool:
         """Do a bounded piece of work between two steps; whether `switch` may be called now."""
         if self._running is None:

@@ -10,6 +10,7 @@ from fjx.config import EngineConfig
 from fjx.engine.autopilot import start_autopilot
 from fjx.engine.engine import Engine
 from fjx.engine.loading import load_executors, make_planner, make_programs
+from fjx.engine.start_cluster import start_on_cluster
 from fjx.engine.start_speculator import find_head, find_lens, start_speculator
 from fjx.models.loading.load import load_model_config
 from fjx.models.loading.source import resolve, resolve_tokenizer
@@ -25,7 +26,10 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
 
     Raises:
         UserError: the model cannot be had, or the configuration or the profile does not fit it.
+        StageLostError: a worker of the cluster was lost at the start.
     """
+    if config.cluster is not None:
+        return start_on_cluster(config, config.cluster)
     make_cpu_devices(config.mesh, *config.plan_ladder)
     source = resolve(config.model, config.revision, config.cache_dir)
     model_config = load_model_config(source)

@@ -240,6 +240,16 @@ def start_speculator(
     )
 
 
+def lookup_speculator(config: EngineConfig, limits: Limits, stages: int) -> Speculator:
+    """Prompt lookup alone: what drafts for a target in other processes."""
+    return Speculator(
+        PromptLookup(config.max_draft_length),
+        policy_by_name(config.draft_policy),
+        limits.row_buckets,
+        FrontierDepth(config.max_frontiers, stages),
+    )
+
+
 def _start_draft_model(
     config: EngineConfig, limits: Limits, tokenizer: Tokenizer, progress: bool
 ) -> DraftModel:

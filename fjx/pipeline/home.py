@@ -98,6 +98,14 @@ class Home(Protocol):
             StageLostError: there will be none.
         """
 
+    def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
+        """Nothing has been asked for so many seconds. Pipelines may be given up: they count as lost
+        then, and `mend` brings others when there is work.
+
+        Returns:
+            Seconds until it wants to be told again; None: never.
+        """
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -128,6 +136,10 @@ class ThisProcess:
     ) -> Mended | None:
         """See `Home`; nothing is ever lost here."""
         return Mended(planner, executors)
+
+    def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
+        """See `Home`; this process keeps its devices."""
+        return None
 
     def close(self) -> None:
         """See `Home`; the process ends with its memory."""

@@ -81,7 +81,10 @@ def spread(*counts: int, nodes: tuple[str, ...] = NODES, microbatches: int = 1) 
 
 
 def cluster_engine(
-    plan: Plan, cache_dir: Path, patience: Patience | None = None
+    plan: Plan,
+    cache_dir: Path,
+    patience: Patience | None = None,
+    idle_seconds: float | None = None,
 ) -> tuple[Engine, Started]:
     """The model of `deep_engine` on a cluster."""
     limits = deep_engine().executor.limits
@@ -100,7 +103,9 @@ def cluster_engine(
         workload = Workload(rows=limits.max_num_seqs, kv_tokens=16 * limits.num_pages)
         return Planner(graph, topology, workload)
 
-    started = start_cluster(setup, Deployment((plan,)), planner_for, patience=patience)
+    started = start_cluster(
+        setup, Deployment((plan,)), planner_for, patience=patience, idle_seconds=idle_seconds
+    )
     engine_config = EngineConfig(
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
+from fjx.cluster.cluster import Patience
 from tests.unit.cluster.cluster_cases import cluster_engine, ray_nodes, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 
@@ -48,6 +50,40 @@ def test_a_killed_stage_costs_no_request_and_no_token(
         for answer, ask in zip(served.finish(), MIXED, strict=True):
             assert answer == expected(ask)
         engine.check_idle()
+        assert len(started.home.repairs) == 1
+    finally:
+        engine.plans.close("the test ends")
+
+
+@pytest.mark.slow
+def test_an_idle_cluster_holds_no_worker_and_wakes_on_a_request(nodes: Any, tmp_path: Path) -> None:
+    engine, started = cluster_engine(spread(8), tmp_path, idle_seconds=0.2)
+    cluster = started.home.cluster
+    try:
+        ask = MIXED[1]
+        assert Served(engine, [ask], "first").finish() == [expected(ask)]
+        wait = engine.rest()
+        assert wait is not None
+        assert len(cluster.members) == 1
+        time.sleep(wait + 0.01)
+        assert engine.rest() is None
+        assert not cluster.members
+        assert Served(engine, [ask], "second").finish() == [expected(ask)]
+        engine.check_idle()
+        assert len(cluster.members) == 1
+    finally:
+        engine.plans.close("the test ends")
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_is_replaced(nodes: Any, tmp_path: Path) -> None:
+    engine, started = cluster_engine(spread(4, 4), tmp_path, Patience(beat=3.0))
+    try:
+        served = Served(engine, MIXED[:3])
+        served.step(8)
+        pid = started.executors[0].members[1].call("pid").result(10)
+        os.kill(pid, signal.SIGSTOP)  # it neither works nor ends, like a node that is cut off
+        assert served.finish() == [expected(ask) for ask in MIXED[:3]]
         assert len(started.home.repairs) == 1
     finally:
         engine.plans.close("the test ends")

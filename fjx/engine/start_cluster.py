@@ -1,0 +1,102 @@
+"""From a configuration to an engine whose stages run on a Ray cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from fjx.config import EngineConfig
+from fjx.engine.autopilot import start_autopilot
+from fjx.engine.engine import Engine
+from fjx.engine.loading import make_planner, make_programs
+from fjx.engine.speculator import Speculator
+from fjx.engine.start_speculator import lookup_speculator
+from fjx.errors import UserError
+from fjx.models.loading.load import load_model_config
+from fjx.models.loading.source import cache_root, resolve, resolve_tokenizer
+from fjx.models.tokenizer import load_tokenizer
+from fjx.pipeline.plan_target import Planner
+from fjx.sharding.topology import Topology
+
+
+def start_on_cluster(config: EngineConfig, address: str) -> Engine:
+    """Start the workers of the plan that the configuration asks for, and load the model there.
+
+    Raises:
+        UserError: Ray is not installed or has no cluster there, the model cannot be had, or the
+            configuration asks for what a cluster cannot do.
+        StageLostError: a worker did not start, or could not load its stages.
+    """
+    try:
+        from fjx.cluster.cluster import Patience
+        from fjx.cluster.nodes import connect, live_nodes
+        from fjx.cluster.orders import Setup, Weights
+        from fjx.cluster.start import start_cluster
+    except ImportError as error:
+        raise UserError(
+            f"--cluster needs Ray, which is not installed ({error}); pip install 'fjx[cluster]'"
+        ) from error
+    _check(config)
+    # This process schedules; a device that it held would be missing to a worker of its node.
+    update: Callable[[str, Any], None] = jax.config.update
+    update("jax_platforms", "cpu")
+    connect(address)
+    if config.dtype == "auto" and any(node.gpus for node in live_nodes()):
+        config = replace(config, dtype="bfloat16")
+    source = resolve(config.model, config.revision, config.cache_dir)
+    model_config = load_model_config(source)
+    tokenizer = load_tokenizer(
+        source
+        if config.tokenizer is None
+        else resolve_tokenizer(config.tokenizer, None, config.cache_dir)
+    )
+    programs = make_programs(config, model_config)
+
+    def planner_for(topology: Topology) -> Planner:
+        return replace(make_planner(config, programs), topology=topology)
+
+    setup = Setup(
+        config=model_config,
+        granule_layers=config.granule_layers,
+        limits=programs.limits,
+        dtype=programs.dtype.name,
+        weights=Weights(None if config.load_random_weights else source),
+        cache_dir=cache_root(config.cache_dir) / "programs",
+        warmup=config.warmup,
+    )
+    patience = Patience(beat=config.cluster_patience)
+    started = start_cluster(setup, config.mesh, planner_for, address, patience, config.idle_timeout)
+    config = replace(config, max_model_len=programs.limits.max_model_len)
+    stages = len(started.executors[0].plan.stages)
+    speculator: Speculator | None = None
+    if programs.limits.max_draft_rows:
+        speculator = lookup_speculator(config, programs.limits, stages)
+    autopilot = start_autopilot(config, started.planner, time.monotonic())
+    return Engine(
+        config,
+        started.executors,
+        tokenizer,
+        started.planner,
+        autopilot,
+        speculator,
+        started.home,
+    )
+
+
+def _check(config: EngineConfig) -> None:
+    """Refuse what only works in one process.
+
+    Raises:
+        UserError: the configuration asks for it.
+    """
+    if config.drafter not in ("auto", "ngram", "off"):
+        raise UserError(
+            f"on a cluster the drafter is ngram or off, got {config.drafter!r}: a head or a draft "
+            "model must be in the target's process"
+        )
+    if config.pruning != "off":
+        raise UserError(f"on a cluster pruning must be off, got {config.pruning!r}")
