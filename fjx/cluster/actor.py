@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -20,6 +20,8 @@ from fjx.errors import StageLostError
 
 logger = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 0.5
+"""How often a call that waits looks whether its worker is lost."""
 _THREADS = {"steps": 1, "work": 1, "beats": 1}
 START_SECONDS = 120.0
 """Limit for a node to start a process with JAX in it."""
@@ -69,7 +71,11 @@ class Call:
     @property
     def done(self) -> bool:
         """Whether it has ended, in whatever way."""
-        ready, _ = ray.wait([self._reference], timeout=0)
+        return self.done_within(0)
+
+    def done_within(self, seconds: float) -> bool:
+        """Whether it has ended, at the latest after so many seconds."""
+        ready, _ = ray.wait([self._reference], timeout=seconds)
         return bool(ready)
 
     def result(self, seconds: float) -> Any:
@@ -79,12 +85,16 @@ class Call:
             StageLostError: the worker is gone, or does not answer within so many seconds.
             Exception: what the call raised.
         """
+        deadline = time.monotonic() + seconds
+        while not self.done_within(min(_LOOK_SECONDS, max(deadline - time.monotonic(), 0.0))):
+            if self._member.lost is not None:
+                raise StageLostError(self._member.lost)
+            if time.monotonic() >= deadline:
+                raise self._member.lost_error(
+                    f"did not answer {self._method!r} within {seconds:g} s"
+                )
         try:
-            return ray.get(self._reference, timeout=seconds)
-        except GetTimeoutError:
-            raise self._member.lost_error(
-                f"did not answer {self._method!r} within {seconds:g} s"
-            ) from None
+            return ray.get(self._reference)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else error) from None
@@ -107,27 +117,32 @@ class Member:
         """Steps of each run that it had begun by then."""
         self.lost: str | None = None
         """Why nothing is to be expected of it any more."""
+        name = f"{label} ({node.host}, {next(_started)})"
         bundle = {"CPU": 1.0} | ({"GPU": float(node.gpus)} if node.gpus else {})
         self._group = placement_group(
-            [bundle], bundle_label_selector=[{"ray.io/node-id": node.id}], name=label
+            [bundle], bundle_label_selector=[{"ray.io/node-id": node.id}], name=name
         )
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
         actor: Any = ray.remote(concurrency_groups=_THREADS)(_StageActor)
         self._actor = actor.options(
-            name=f"{label} ({node.host}, {next(_started)})",
+            name=name,
             num_cpus=1,
             num_gpus=node.gpus,
             max_restarts=0,
             scheduling_strategy=strategy,
         ).remote(setup, node.host, node.address, 0 if node.gpus else node.cpu_devices, label)
 
-    def wait_started(self, seconds: float = START_SECONDS) -> None:
-        """Return when the worker answers.
+    def wait_started(self, seconds: float, is_there: Callable[[Node], bool]) -> None:
+        """Return when the worker answers; ``is_there``: whether a node is.
 
         Raises:
             StageLostError: it does not start.
         """
-        self.address = self.call("address").result(seconds)
+        answer, deadline = self.call("address"), time.monotonic() + seconds
+        while not answer.done_within(_LOOK_SECONDS) and time.monotonic() < deadline:
+            if not is_there(self.node):
+                raise self.lost_error("cannot start: the node is gone")
+        self.address = answer.result(0)
         self.started = True
 
     def step(self, method: str, *arguments: Any) -> Call:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from fjx.cluster.actor import START_SECONDS, Member, results
 from fjx.cluster.executor import ClusterExecutor, Driver, run_orders
 from fjx.cluster.nodes import Node, live_nodes
-from fjx.cluster.orders import Remote, Setup
+from fjx.cluster.orders import PieceOffer, Remote, RunOrder, Setup
 from fjx.cluster.watch import Watch
 from fjx.cluster.wire import Wire
-from fjx.cluster.worker import Loaded, PieceOffer
+from fjx.cluster.worker import Loaded
 from fjx.errors import MeshError, StageLostError
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.programs import Programs
@@ -86,6 +86,8 @@ class Cluster:
         plan: Plan,
         before: ClusterExecutor | None = None,
         holders: Sequence[ClusterExecutor] = (),
+        *,
+        keeps_pages: bool = False,
     ) -> ClusterExecutor:
         """Begin a run: start the workers that it needs, let them compile and load.
 
@@ -94,6 +96,8 @@ class Cluster:
             plan: its stages.
             before: the replica's run so far; its parameters stay where they are.
             holders: runs from which parameters may be copied instead of read.
+            keeps_pages: ``before`` serves on, and the pages of granules that stay are those of both
+                runs. Otherwise the pages of ``before`` are let go.
 
         Raises:
             StageLostError: a worker does not start, or dies, or does not answer in time.
@@ -102,17 +106,40 @@ class Cluster:
         """
         members = self.members_of(plan, replica)
         number = next(self._runs)
-        orders = run_orders(
-            plan, members, replica, number, None if before is None else before.number, False
-        )
-        load = self.patience.load
-        results([member.call("compile", order) for member, order in orders.items()], load)
-        offers = self._offers(plan, members, before, holders)
+        old = None if before is None else before.number
+        orders = run_orders(plan, members, replica, number, old, keeps_pages)
+        executor = ClusterExecutor(self.driver, plan, number, members)
+        try:
+            self._fill(executor, orders, before, holders)
+        except BaseException:
+            executor.retire()
+            raise
+        return executor
+
+    def _fill(
+        self,
+        executor: ClusterExecutor,
+        orders: Mapping[Member, RunOrder],
+        before: ClusterExecutor | None,
+        holders: Sequence[ClusterExecutor],
+    ) -> None:
+        """Let workers compile a run's programs and load its pieces."""
+        limit, moves = self.patience.load, any(order.keeps_pages for order in orders.values())
+        compiling = [
+            member.call("compile", order, moves, "background" if moves else "warmup")
+            for member, order in orders.items()
+        ]
+        if moves and before is not None:
+            compiling += [
+                member.call("compile_pages", before.number) for member in set(before.members)
+            ]
+        results(compiling, limit)
+        offers = self._offers(executor.plan, executor.members, before, holders)
         self.loaded = results(
-            [member.call("load", order, offers[member]) for member, order in orders.items()], load
+            [member.call("load", order, offers[member]) for member, order in orders.items()], limit
         )
-        results([member.step("open", number) for member in orders], self.patience.step)
-        return ClusterExecutor(self.driver, plan, number, members)
+        opening = [member.step("open", executor.number) for member in orders]
+        results(opening, self.patience.step)
 
     def members_of(self, plan: Plan, replica: int) -> list[Member]:
         """The worker of each stage, started where it is not there.
@@ -135,8 +162,13 @@ class Cluster:
                 held = [index for index, of in enumerate(hosts) if of == host]
                 self.members[host] = Member(self._setup, nodes[host], label(replica, held))
                 begun.append(self.members[host])
-        for member in begun:
-            member.wait_started(self.patience.start)
+        try:
+            for member in begun:
+                member.wait_started(self.patience.start, lambda node: node in self.nodes())
+        except BaseException:
+            for member in begun:
+                self.end_member(member.node.host)
+            raise
         return [self.members[host] for host in hosts]
 
     def check(self, executor: ClusterExecutor) -> None:
@@ -152,6 +184,13 @@ class Cluster:
         """End the workers that are lost, so that nothing waits for them."""
         for host, member in list(self.members.items()):
             if member.lost is not None:
+                self.end_member(host)
+
+    def end_unused(self, executors: Sequence[ClusterExecutor]) -> None:
+        """End the workers that hold no stage of these, so that their nodes are free for others."""
+        used = {member for executor in executors for member in executor.members}
+        for host, member in list(self.members.items()):
+            if member not in used:
                 self.end_member(host)
 
     def end_member(self, host: str) -> None:

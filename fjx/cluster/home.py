@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fjx.cluster.change import ClusterChange
 from fjx.cluster.cluster import Cluster
 from fjx.cluster.executor import ClusterExecutor
 from fjx.cluster.nodes import topology_of
-from fjx.errors import MeshError, StageLostError
+from fjx.errors import MeshError, RegranularizationBusyError, StageLostError
 from fjx.pipeline.executor import Pipeline
 from fjx.pipeline.home import Change, Mended, Order
 from fjx.pipeline.plan_target import Planner
@@ -44,7 +45,13 @@ class ClusterHome:
 
     def change(self, order: Order) -> Change:
         """See `Home`."""
-        raise MeshError("plans of a cluster do not change yet")
+        if any(each.lost for each in order.executors):
+            raise RegranularizationBusyError("lost stages are being replaced; try again later")
+        return ClusterChange(order, self.cluster)
+
+    def refresh(self, planner: Planner) -> Planner:
+        """See `Home`: nodes come and go."""
+        return replace(planner, topology=topology_of(self.cluster.nodes()))
 
     def mend(
         self, planner: Planner, executors: Sequence[Pipeline], seconds: float

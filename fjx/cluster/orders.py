@@ -57,6 +57,15 @@ class Remote:
 
 
 @dataclass(frozen=True)
+class PieceOffer:
+    """A piece's parameters or pages, held by another process."""
+
+    remote: Remote
+    degree: int
+    """Tensor-parallel degree of their mesh there."""
+
+
+@dataclass(frozen=True)
 class StageAt:
     """A stage of a plan, as the worker that holds it sees it."""
 

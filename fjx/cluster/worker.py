@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.cluster.movement import fetch_pages, fetch_params, params_offered
-from fjx.cluster.orders import Remote, RunOrder, Setup, StepOrder
+from fjx.cluster.orders import PieceOffer, Remote, RunOrder, Setup, StepOrder
 from fjx.cluster.run import StageRun
 from fjx.cluster.wire import Wire, wait_for
 from fjx.models.granules import Model
@@ -36,15 +36,6 @@ FETCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class PieceOffer:
-    """A piece's parameters or pages, held by another process."""
-
-    remote: Remote
-    degree: int
-    """Tensor-parallel degree of their mesh there."""
-
-
-@dataclass(frozen=True)
 class Loaded:
     """What a worker has done to get its pieces."""
 
@@ -54,6 +45,8 @@ class Loaded:
     """Pieces that came from another process."""
     read: int = 0
     """Pieces that were read from files, or drawn."""
+    fetched_bytes: int = 0
+    """Of the parameters that came from another process."""
 
 
 class Worker:
@@ -99,6 +92,17 @@ class Worker:
         keep_heap()
         return len(specs)
 
+    def compile_pages(self, run: int) -> None:
+        """Compile what it takes to move pages from a run that serves."""
+        specs = [
+            spec
+            for shape in self._runs[run].shapes
+            for spec in self._programs.pages(shape, target=False)
+        ]
+        with background_work():
+            self._compiler.register(specs)
+            self._compiler.compile_all("background", progress=False)
+
     def load(self, order: RunOrder, offers: Mapping[str, PieceOffer]) -> Loaded:
         """Get the pieces of a run: those that stay, those that others offer, the rest from files.
 
@@ -143,7 +147,10 @@ class Worker:
                 pieces[name] = Granule(at, depth, held, new_kv_pages(self._programs, depth, at))
         self._prepared[order.run] = order, pieces
         give_back_memory()
-        return Loaded(len(stay), len(missing) - len(left), len(left))
+        fetched = [leaf for name in missing.keys() - left for leaf in jax.tree.leaves(params[name])]
+        return Loaded(
+            len(stay), len(missing) - len(left), len(left), sum(leaf.nbytes for leaf in fetched)
+        )
 
     def open(self, run: int) -> None:
         """Be ready for the steps of a run whose pieces are loaded."""
@@ -224,7 +231,6 @@ class Worker:
             if shape.last:
                 yield self._programs.copy_tokens(shape.placement)
             if pages:
-                yield from self._programs.pages(shape, target=False)
                 yield from self._programs.pages(shape, target=True)
 
     def _shapes(self, order: RunOrder) -> list[StageShape]:

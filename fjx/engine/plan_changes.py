@@ -69,6 +69,7 @@ class PlanChanges:
             raise RegranularizationBusyError(
                 f"change of plan {self._number} is {self._running.state}; wait for it or abort it"
             )
+        self.planner = self._home.refresh(self.planner)
         after = self.planner.plan(target, self.deployment)
         order = Order(
             self._number + 1,

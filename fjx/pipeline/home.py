@@ -88,6 +88,9 @@ class Home(Protocol):
             MeshError: there is not enough memory for both plans, or a device is not there.
         """
 
+    def refresh(self, planner: Planner) -> Planner:
+        """The planner for the devices that are there now."""
+
     def mend(
         self, planner: Planner, executors: Sequence[Pipeline], seconds: float
     ) -> Mended | None:
@@ -130,6 +133,10 @@ class ThisProcess:
             self._devices,
             order.expected,
         )
+
+    def refresh(self, planner: Planner) -> Planner:
+        """See `Home`; they are always the same."""
+        return planner
 
     def mend(
         self, planner: Planner, executors: Sequence[Pipeline], seconds: float

@@ -33,7 +33,7 @@ def run_probe(
     """
     limits = programs.limits
     layout = limits.layout(limits.row_buckets[0])
-    T, packed = layout.rows, _two_tokens(layout)
+    T, packed = layout.rows, two_tokens(layout)
     x: Any = np.zeros(limits.max_num_seqs + 1, np.int32)  # what the embedding takes: no last tokens
     step: Any = None
     for shape in pieces.shapes:
@@ -76,7 +76,8 @@ def compare_logits(number: int, expected: np.ndarray, got: np.ndarray) -> None:
         )
 
 
-def _two_tokens(layout: StepLayout) -> np.ndarray:
+def two_tokens(layout: StepLayout) -> np.ndarray:
+    """The integers of a step with two tokens of no request, which write page 0."""
     packed = np.zeros(layout.size, np.int32)
     step = layout.split(packed)
     step.tokens[:2] = 0, 1

@@ -44,25 +44,30 @@ def ray_nodes() -> Iterator[Any]:
         import ray
         from ray.cluster_utils import Cluster
 
-        def node(name: str) -> dict[str, Any]:
-            return {
-                "num_cpus": 1,
-                "object_store_memory": _MEMORY,
-                "node_ip_address": "127.0.0.1",
-                "node_name": name,
-                "include_dashboard": False,
-            }
-
-        cluster = Cluster(initialize_head=True, head_node_args=node(NODES[0]))
-        cluster.node_arguments = node
+        cluster = Cluster(initialize_head=True, head_node_args=_node(NODES[0]))
         try:
             for name in NODES[1:]:
-                cluster.add_node(**node(name))
+                add_node(cluster, name)
             ray.init(cluster.address, namespace="fjx", log_to_driver=False, logging_level="error")
             yield cluster
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+def add_node(cluster: Any, name: str) -> Any:
+    """Another node on this machine."""
+    return cluster.add_node(**_node(name))
+
+
+def _node(name: str) -> dict[str, Any]:
+    return {
+        "num_cpus": 1,
+        "object_store_memory": _MEMORY,
+        "node_ip_address": "127.0.0.1",
+        "node_name": name,
+        "include_dashboard": False,
+    }
 
 
 def _python_path() -> list[str]:

@@ -1,0 +1,82 @@
+"""Plans change across nodes with requests in flight, and no token changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
+
+from tests.unit.cluster.cluster_cases import add_node, cluster_engine, ray_nodes, spread
+from tests.unit.engine.plan_cases import MIXED, PATIENCE, Served, expected, serve_through
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    with ray_nodes() as cluster:
+        yield cluster
+
+
+@pytest.mark.slow
+def test_nodes_are_drained_and_added_while_requests_are_served(nodes: Any, tmp_path: Path) -> None:
+    engine, started = cluster_engine(spread(3, 3, 2), tmp_path)
+    members = started.home.cluster.members
+    try:
+        drained = spread(3, 5)
+        targets = [drained, spread(8, nodes=("n2",)), spread(2, 6, nodes=("n2", "n1"))]
+        answers, records = serve_through(engine, MIXED, targets)
+        assert answers == [expected(ask) for ask in MIXED]
+        engine.check_idle()
+        assert sorted(members) == ["n1", "n2"]
+        # The last two granules went from n2 to n1, with the head; the first three stayed.
+        assert records[0].parameter_bytes > 0
+        assert all(record.kv_bytes > 0 for record in records)
+        add_node(nodes, "n3")
+        target = spread(4, 4, nodes=("n3", "n1"))
+        answers, _ = serve_through(engine, MIXED[:4], [target])
+        assert answers == [expected(ask) for ask in MIXED[:4]]
+        assert sorted(members) == ["n1", "n3"]
+    finally:
+        engine.plans.close("the test ends")
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_lost_in_a_change_aborts_it_and_costs_no_token(
+    nodes: Any, tmp_path: Path
+) -> None:
+    engine, started = cluster_engine(spread(4, 4), tmp_path)
+    try:
+        served = Served(engine, MIXED)
+        served.step(3)
+        engine.regranularize(spread(2, 6, nodes=("n2", "n1")))
+        engine.plans.wait(PATIENCE)
+        served.step(1)
+        os.kill(started.executors[0].members[0].call("pid").result(10), signal.SIGKILL)
+        assert served.finish() == [expected(ask) for ask in MIXED]
+        last = engine.plans.status().last
+        assert last is not None
+        assert last.state == "aborted"
+        assert engine.plans.deployment.replicas == (spread(4, 4),)
+    finally:
+        engine.plans.close("the test ends")
+
+
+@pytest.mark.slow
+def test_a_lost_node_leaves_its_stages_to_the_others(nodes: Any, tmp_path: Path) -> None:
+    node = add_node(nodes, "n4")
+    engine, _ = cluster_engine(spread(3, 3, 2, nodes=("n0", "n4", "n1")), tmp_path)
+    try:
+        served = Served(engine, MIXED)
+        served.step(8)
+        nodes.remove_node(node, allow_graceful=False)
+        assert served.finish() == [expected(ask) for ask in MIXED]
+        (plan,) = engine.plans.deployment.replicas
+        assert plan.granularity == 3
+        assert "n4" not in {device.host for device in plan.devices}
+    finally:
+        engine.plans.close("the test ends")
