@@ -36,7 +36,7 @@ class PlanChanges:
         self.deployment = deployment
         self.planner = planner
         self._compiler = compiler
-        self._home = home or ThisProcess()
+        self.home = home or ThisProcess()
         self._running: Change | None = None
         self._last: SwitchRecord | None = None
         self._number = 0
@@ -69,7 +69,7 @@ class PlanChanges:
             raise RegranularizationBusyError(
                 f"change of plan {self._number} is {self._running.state}; wait for it or abort it"
             )
-        self.planner = self._home.refresh(self.planner)
+        self.planner = self.home.refresh(self.planner)
         after = self.planner.plan(target, self.deployment)
         order = Order(
             self._number + 1,
@@ -80,7 +80,7 @@ class PlanChanges:
             pages_in_use,
             self._expected,
         )
-        change = self._home.change(order)
+        change = self.home.change(order)
         self._number = order.number
         self._compiler.hold_background(True)
         change.start()
@@ -98,7 +98,7 @@ class PlanChanges:
     def close(self, reason: str) -> None:
         """End the change that is under way, wait for its thread, and let go of its memory."""
         self._end_change(reason)
-        self._home.close()
+        self.home.close()
 
     def _end_change(self, reason: str) -> None:
         if self._running is None:
@@ -119,7 +119,7 @@ class PlanChanges:
             StageLostError: there will be none.
         """
         self._end_change("a stage was lost")
-        mended = self._home.mend(self.planner, executors, _MEND_SECONDS)
+        mended = self.home.mend(self.planner, executors, _MEND_SECONDS)
         if mended is None:
             return None
         self.planner = mended.planner
@@ -128,7 +128,7 @@ class PlanChanges:
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
         """Nothing has been asked for so many seconds; see `Home.idle`."""
-        return self._home.idle(executors, seconds)
+        return self.home.idle(executors, seconds)
 
     def advance(self) -> bool:
         """Do a bounded piece of work between two steps; whether `switch` may be called now."""

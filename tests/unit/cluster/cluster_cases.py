@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,54 +24,18 @@ from tests.unit.engine.tiny import HF_CONFIG, LetterTokenizer
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
 from fjx.cluster.cluster import Patience
+from fjx.cluster.local import local_nodes
 from fjx.cluster.orders import Setup, Weights
 from fjx.cluster.start import Started, start_cluster
 
 NODES = ("n0", "n1", "n2")
-_MEMORY = 80 << 20  # bytes of a node's object store, which fjx does not use
 
 
 @contextmanager
 def ray_nodes() -> Iterator[Any]:
-    """Three nodes with one processor each, on loopback alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Otherwise Ray replaces 127.0.0.1 by an address that others reach.
-        patch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *_python_path()]))
-        import ray
-        from ray.cluster_utils import Cluster
-
-        cluster = Cluster(initialize_head=True, head_node_args=_node(NODES[0]))
-        try:
-            for name in NODES[1:]:
-                add_node(cluster, name)
-            ray.init(cluster.address, namespace="fjx", log_to_driver=False, logging_level="error")
-            yield cluster
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-
-
-def add_node(cluster: Any, name: str) -> Any:
-    """Another node on this machine."""
-    return cluster.add_node(**_node(name))
-
-
-def _node(name: str) -> dict[str, Any]:
-    return {
-        "num_cpus": 1,
-        "object_store_memory": _MEMORY,
-        "node_ip_address": "127.0.0.1",
-        "node_name": name,
-        "include_dashboard": False,
-    }
-
-
-def _python_path() -> list[str]:
-    given = os.environ.get("PYTHONPATH")
-    return [given] if given else []
+    """Three nodes, whose workers find this folder."""
+    with local_nodes(NODES, str(Path.cwd())) as cluster:
+        yield cluster
 
 
 def spread(*counts: int, nodes: tuple[str, ...] = NODES, microbatches: int = 1) -> Plan:

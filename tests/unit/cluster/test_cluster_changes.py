@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
-from tests.unit.cluster.cluster_cases import add_node, cluster_engine, ray_nodes, spread
+from fjx.cluster.local import add_node
+from tests.unit.cluster.cluster_cases import cluster_engine, ray_nodes, spread
 from tests.unit.engine.plan_cases import MIXED, PATIENCE, Served, expected, serve_through
 
 
@@ -69,11 +70,13 @@ def test_a_stage_that_is_lost_in_a_change_aborts_it_and_costs_no_token(
 @pytest.mark.slow
 def test_a_lost_node_leaves_its_stages_to_the_others(nodes: Any, tmp_path: Path) -> None:
     node = add_node(nodes, "n4")
-    engine, _ = cluster_engine(spread(3, 3, 2, nodes=("n0", "n4", "n1")), tmp_path)
+    engine, started = cluster_engine(spread(3, 3, 2, nodes=("n0", "n4", "n1")), tmp_path)
     try:
         served = Served(engine, MIXED)
         served.step(8)
+        pid = started.executors[0].members[1].call("pid").result(10)
         nodes.remove_node(node, allow_graceful=False)
+        os.kill(pid, signal.SIGKILL)  # a worker outlives its node's Ray for a while
         assert served.finish() == [expected(ask) for ask in MIXED]
         (plan,) = engine.plans.deployment.replicas
         assert plan.granularity == 3
