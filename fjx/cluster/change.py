@@ -168,6 +168,7 @@ class ClusterChange:
         for old in self._old:
             old.retire()
         self._cluster.end_unused(executors)
+        self._cluster.copy_to_hosts(executors)
         self._pause = time.perf_counter() - begun
         self._enter("done")
         self._moving, self._old = [], []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fjx.cluster.actor import START_SECONDS, Member, results
+from fjx.cluster.actor import START_SECONDS, Call, Member, results
 from fjx.cluster.executor import ClusterExecutor, Driver, run_orders
 from fjx.cluster.nodes import Node, live_nodes
 from fjx.cluster.orders import PieceOffer, Remote, RunOrder, Setup
@@ -18,6 +20,8 @@ from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.programs import Programs
 from fjx.sharding.errors import listed
 from fjx.sharding.plan import Deployment, Mesh, Plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Cluster:
         )
         self._runs = itertools.count(1)
         self._watch = Watch(self.members, patience.beat)
+        self._copies: dict[str, _Copy] = {}
+        """Of pieces, in other workers' host memory."""
         self.loaded: list[Loaded] = []
         """What the workers did for the last run."""
 
@@ -77,6 +83,7 @@ class Cluster:
             MeshError: a node of the deployment is not there.
         """
         executors = [self.open(replica, plan) for replica, plan in enumerate(deployment.replicas)]
+        self.copy_to_hosts(executors)
         self._watch.start()
         return executors
 
@@ -227,12 +234,63 @@ class Cluster:
             for holder in (*([before] if before else []), *holders):
                 source, at = holdings(holder)[piece]
                 if source.lost is None:
-                    number = next(self.driver.numbers)
-                    source.call("offer_params", holder.number, piece, number)
-                    remote = Remote(source.address, number)
-                    offers[member][piece] = PieceOffer(remote, at.tensor)
+                    offers[member][piece] = self._offer(
+                        source, at.tensor, "offer_params", holder.number, piece
+                    )
                     break
+            else:
+                copy = self._copies.get(piece)
+                if copy is not None and copy.is_there:
+                    offers[member][piece] = self._offer(
+                        copy.keeper, copy.degree, "offer_kept", piece
+                    )
         return dict(offers)
+
+    def _offer(self, source: Member, degree: int, method: str, *arguments: Any) -> PieceOffer:
+        """Have a worker offer a piece."""
+        number = next(self.driver.numbers)
+        source.call(method, *arguments, number)
+        return PieceOffer(Remote(source.address, number), degree)
+
+    def copy_to_hosts(self, executors: Sequence[ClusterExecutor]) -> None:
+        """Have each worker keep the parameters of the next one in its host memory, beside its
+        steps: if that one is lost, they need not be read from files."""
+        held: dict[Member, dict[str, tuple[ClusterExecutor, int]]] = {}
+        for executor in executors:
+            for piece, (member, mesh) in holdings(executor).items():
+                held.setdefault(member, {}).setdefault(piece, (executor, mesh.tensor))
+        members, self._copies = list(held), {}
+        for keeper, source in zip(members, [*members[1:], *members[:1]], strict=True):
+            if keeper is source:
+                return
+            offers = {
+                piece: self._offer(source, degree, "offer_params", executor.number, piece)
+                for piece, (executor, degree) in held[source].items()
+            }
+            keeping = keeper.call("keep", offers)
+            for piece, offer in offers.items():
+                self._copies.setdefault(piece, _Copy(keeper, offer.degree, keeping))
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A piece's parameters in the host memory of a worker that does not run it."""
+
+    keeper: Member
+    degree: int
+    keeping: Call
+    """Gives the bytes that are kept."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be fetched."""
+        if self.keeper.lost is not None or not self.keeping.done:
+            return False
+        try:
+            return bool(self.keeping.result(0))
+        except Exception as error:
+            logger.warning("%s keeps no copies: %s", self.keeper, error)
+            return False
 
 
 def holdings(executor: ClusterExecutor) -> dict[str, tuple[Member, Mesh]]:

@@ -151,6 +151,7 @@ class _Mending:
                 holders = [each for each in self._executors if not each.lost]
                 serving[index] = cluster.open(index, plan, executor, holders)
                 executor.retire()
+        cluster.copy_to_hosts(serving)
         return Mended(planner, serving)
 
     def _plans(self, planner: Planner) -> list[Plan]:

@@ -30,22 +30,38 @@ def fetch_params(
     programs: Programs, piece: str, degree: int, at: Placement, fetch: Fetch
 ) -> Params:
     """A piece's parameters on a mesh, from an offer of a mesh of some tensor degree."""
-    shapes, partitions = programs.params(piece, degree), programs.partitions(piece)
-    own = jax.tree.map(lambda s, p: _share(s, p, degree), shapes, partitions)
-    leaves, tree = jax.tree.flatten(own)
-    targets = at.devices if degree == at.degree else (at.devices[0],) * degree
-    got = fetch([_on(leaf, device) for device in targets for leaf in leaves])
-    on_device = [
-        jax.tree.unflatten(tree, got[begin : begin + len(leaves)])
-        for begin in range(0, len(got), len(leaves))
-    ]
-    if degree == at.degree:
+    same, partitions = degree == at.degree, programs.partitions(piece)
+    targets = at.devices if same else (at.devices[0],) * degree
+    on_device = fetch_parts(programs, piece, targets, fetch)
+    if same:
         params: Params = jax.tree.map(
             lambda p, *parts: at.assemble(parts, p), partitions, *on_device
         )
         return params
     on_host = [jax.tree.map(np.asarray, each) for each in on_device]
     return place_piece(programs, piece, resplit(programs, piece, on_host, at.degree), at)
+
+
+def fetch_parts(
+    programs: Programs, piece: str, targets: Sequence[jax.Device], fetch: Fetch
+) -> list[Params]:
+    """What each device of a mesh has of a piece's parameters, from an offer of that mesh.
+
+    Args:
+        programs: says how they are stored.
+        piece: its name.
+        targets: for each device of the mesh, the one of this process that gets its part.
+        fetch: gets the arrays.
+    """
+    degree = len(targets)
+    shapes, partitions = programs.params(piece, degree), programs.partitions(piece)
+    own = jax.tree.map(lambda s, p: _share(s, p, degree), shapes, partitions)
+    leaves, tree = jax.tree.flatten(own)
+    got = fetch([_on(leaf, device) for device in targets for leaf in leaves])
+    return [
+        jax.tree.unflatten(tree, got[begin : begin + len(leaves)])
+        for begin in range(0, len(got), len(leaves))
+    ]
 
 
 def fetch_pages(programs: Programs, granule: Granule, count: int, degree: int, fetch: Fetch) -> Any:

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fjx.cluster.movement import fetch_pages, fetch_params, params_offered
+from fjx.cluster.movement import fetch_pages, fetch_params, fetch_parts, params_offered
 from fjx.cluster.orders import PieceOffer, Remote, RunOrder, Setup, StepOrder
 from fjx.cluster.run import StageRun
 from fjx.cluster.wire import Wire, wait_for
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_params
 from fjx.models.tensors import random_tensors
+from fjx.pipeline.admission import free_host_bytes
 from fjx.pipeline.background import background_work, give_back_memory, keep_heap
 from fjx.pipeline.compiler import Compiler, Place, ProgramSpec
 from fjx.pipeline.pieces import PieceLoader, new_kv_pages
@@ -65,6 +66,7 @@ class Worker:
         model = Model(setup.config, setup.granule_layers)
         self._programs = Programs(model, setup.limits, jnp.dtype(setup.dtype))
         self._compiler = Compiler(setup.cache_dir)
+        self._kept: dict[str, list[np.ndarray]] = {}
         self._runs: dict[int, StageRun] = {}
         self._prepared: dict[int, tuple[RunOrder, dict[str, End | Granule]]] = {}
 
@@ -192,6 +194,34 @@ class Worker:
         """Offer a piece's parameters."""
         held = self._run_pieces(run)[piece]
         self._wire.offer(number, params_offered(held.params, held.placement))
+
+    def keep(self, offers: Mapping[str, PieceOffer]) -> int:
+        """Keep copies of other workers' parameters in host memory, in place of those kept so far.
+
+        Returns:
+            Their bytes; 0: they would take more than half of the memory that is free.
+        """
+        self._kept = {}
+        sizes = [
+            leaf.size * leaf.dtype.itemsize
+            for piece, offer in offers.items()
+            for leaf in jax.tree.leaves(self._programs.params(piece, offer.degree))
+        ]
+        free = free_host_bytes()
+        if free is not None and sum(sizes) > free // 2:
+            return 0
+        with background_work():
+            for piece, offer in offers.items():
+                targets = (jax.local_devices()[0],) * offer.degree
+                fetch = partial(self._fetch, offer.remote, f"piece {piece}")
+                parts = fetch_parts(self._programs, piece, targets, fetch)
+                self._kept[piece] = [np.asarray(leaf) for leaf in jax.tree.leaves(parts)]
+        return sum(sizes)
+
+    def offer_kept(self, piece: str, number: int) -> None:
+        """Offer a copy that is kept, as `offer_params` does of its own."""
+        device = jax.local_devices()[0]
+        self._wire.offer(number, [jax.device_put(leaf, device) for leaf in self._kept[piece]])
 
     def put_pages(
         self, run: int, granules: Sequence[str], pages: Sequence[int], first: PieceOffer

@@ -147,9 +147,10 @@ class Engine:
         if switches:
             self._adopt(self.plans.switch())
         if drafting is not None:
-            while self._is_far_ahead:
+            while self._is_far_ahead and self._in_flight:
                 progress += self._collect_until(len(self._in_flight) - 1)
-            drafting.draft(self.replicas)
+            if not self._lost:
+                drafting.draft(self.replicas)
         sent = self._dispatch(drafting)
         if speculator is not None:
             speculator.sent(sent)
@@ -161,13 +162,17 @@ class Engine:
         )
         return progress
 
+    @property
+    def _lost(self) -> list[Replica]:
+        """Those whose pages are lost."""
+        return [replica for replica in self.replicas if replica.executor.lost]
+
     def _mend(self) -> list[Progress]:
         """Have replicas that lost their pages replaced, and compute their requests again."""
-        lost = [replica for replica in self.replicas if replica.executor.lost]
-        if not lost:
+        if not self._lost:
             return []
         progress = self._collect_until(0)
-        for replica in lost:
+        for replica in self._lost:
             replica.scheduler.lose_pages()
         self._adopt(self.plans.mend([replica.executor for replica in self.replicas]))
         return progress
@@ -378,8 +383,7 @@ class Engine:
             microbatches = self._in_flight.popleft()
             brought = [each for microbatch in microbatches for each in self._collect(microbatch)]
             progress += brought
-            lost = any(replica.executor.lost for replica in self.replicas)
-            if self.speculator is not None and not lost:
+            if self.speculator is not None and not self._lost:
                 counts = [len(each.token_ids) for each in brought]
                 self.speculator.observe_step(microbatches, time.perf_counter(), counts)
         return progress

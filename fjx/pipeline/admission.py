@@ -40,7 +40,7 @@ def check_fits(
                 for device in at.devices:
                     needed[device] += size
     shared = [device for device in needed if device.platform == "cpu"]
-    total, free = sum(needed[device] for device in shared), _free_host_bytes()
+    total, free = sum(needed[device] for device in shared), free_host_bytes()
     if shared and free is not None and total > free:
         raise _error(f"the {len(shared)} CPU devices together", total, free)
     for device, size in needed.items():
@@ -56,7 +56,7 @@ def _error(where: str, needed: int, free: int) -> MemoryFitError:
     )
 
 
-def _free_host_bytes() -> int | None:
+def free_host_bytes() -> int | None:
     """Memory that the host can give without swapping; None: it does not say."""
     try:
         lines = _MEMINFO.read_text().splitlines()

@@ -51,6 +51,11 @@ def test_a_killed_stage_costs_no_request_and_no_token(
             assert answer == expected(ask)
         engine.check_idle()
         assert len(started.home.repairs) == 1
+        # The neighbour of the lost worker had its parameters in host memory.
+        pieces = {0: 4, 1: 3, 2: 3}
+        loaded = started.home.cluster.loaded
+        assert loaded[stage].fetched == pieces.pop(stage)
+        assert [loaded[i].stayed for i in pieces] == list(pieces.values())
     finally:
         engine.plans.close("the test ends")
 
