@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    precondition,
+    rule,
+)
 
 from fjx.cache.page_pool import OutOfPagesError, PagePool, prefix_digests
 
@@ -153,6 +160,13 @@ class Pool(RuleBasedStateMachine):
         self.released += [
             page for page in reversed(pages) if page in self.contents and page not in still_held
         ]
+
+    @precondition(lambda self: not self.held)
+    @rule()
+    def forget(self) -> None:
+        self.pool.forget_cached()
+        self.contents, self.released = {}, []
+        assert self.pool.pages_in_use() == []
 
     @invariant()
     def no_page_is_lost(self) -> None:

@@ -24,9 +24,15 @@ def nodes() -> Iterator[Any]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs, which the first test leaves to the others."""
+    return tmp_path_factory.mktemp("programs")
+
+
 @pytest.mark.slow
-def test_tokens_are_those_of_one_process(nodes: Any, tmp_path: Path) -> None:
-    engine, started = cluster_engine(spread(3, 3, 2), tmp_path)
+def test_tokens_are_those_of_one_process(nodes: Any, cache: Path) -> None:
+    engine, started = cluster_engine(spread(3, 3, 2), cache)
     try:
         for answer, ask in zip(Served(engine, MIXED).finish(), MIXED, strict=True):
             assert answer == expected(ask)
@@ -38,10 +44,8 @@ def test_tokens_are_those_of_one_process(nodes: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_killed_stage_costs_no_request_and_no_token(
-    nodes: Any, tmp_path: Path, stage: int
-) -> None:
-    engine, started = cluster_engine(spread(3, 3, 2), tmp_path)
+def test_a_killed_stage_costs_no_request_and_no_token(nodes: Any, cache: Path, stage: int) -> None:
+    engine, started = cluster_engine(spread(3, 3, 2), cache)
     try:
         served = Served(engine, MIXED)
         served.step(12)
@@ -61,8 +65,8 @@ def test_a_killed_stage_costs_no_request_and_no_token(
 
 
 @pytest.mark.slow
-def test_an_idle_cluster_holds_no_worker_and_wakes_on_a_request(nodes: Any, tmp_path: Path) -> None:
-    engine, started = cluster_engine(spread(8), tmp_path, idle_seconds=0.2)
+def test_an_idle_cluster_holds_no_worker_and_wakes_on_a_request(nodes: Any, cache: Path) -> None:
+    engine, started = cluster_engine(spread(8), cache, idle_seconds=0.2)
     cluster = started.home.cluster
     try:
         ask = MIXED[1]
@@ -81,8 +85,8 @@ def test_an_idle_cluster_holds_no_worker_and_wakes_on_a_request(nodes: Any, tmp_
 
 
 @pytest.mark.slow
-def test_a_stopped_worker_is_replaced(nodes: Any, tmp_path: Path) -> None:
-    engine, started = cluster_engine(spread(4, 4), tmp_path, Patience(beat=3.0))
+def test_a_stopped_worker_is_replaced(nodes: Any, cache: Path) -> None:
+    engine, started = cluster_engine(spread(4, 4), cache, Patience(beat=3.0))
     try:
         served = Served(engine, MIXED[:3])
         served.step(8)

@@ -23,9 +23,15 @@ def nodes() -> Iterator[Any]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs, which the first test leaves to the others."""
+    return tmp_path_factory.mktemp("programs")
+
+
 @pytest.mark.slow
-def test_nodes_are_drained_and_added_while_requests_are_served(nodes: Any, tmp_path: Path) -> None:
-    engine, started = cluster_engine(spread(3, 3, 2), tmp_path)
+def test_nodes_are_drained_and_added_while_requests_are_served(nodes: Any, cache: Path) -> None:
+    engine, started = cluster_engine(spread(3, 3, 2), cache)
     members = started.home.cluster.members
     try:
         drained = spread(3, 5)
@@ -48,9 +54,9 @@ def test_nodes_are_drained_and_added_while_requests_are_served(nodes: Any, tmp_p
 
 @pytest.mark.slow
 def test_a_stage_that_is_lost_in_a_change_aborts_it_and_costs_no_token(
-    nodes: Any, tmp_path: Path
+    nodes: Any, cache: Path
 ) -> None:
-    engine, started = cluster_engine(spread(4, 4), tmp_path)
+    engine, started = cluster_engine(spread(4, 4), cache)
     try:
         served = Served(engine, MIXED)
         served.step(3)
@@ -68,9 +74,9 @@ def test_a_stage_that_is_lost_in_a_change_aborts_it_and_costs_no_token(
 
 
 @pytest.mark.slow
-def test_a_lost_node_leaves_its_stages_to_the_others(nodes: Any, tmp_path: Path) -> None:
+def test_a_lost_node_leaves_its_stages_to_the_others(nodes: Any, cache: Path) -> None:
     node = add_node(nodes, "n4")
-    engine, started = cluster_engine(spread(3, 3, 2, nodes=("n0", "n4", "n1")), tmp_path)
+    engine, started = cluster_engine(spread(3, 3, 2, nodes=("n0", "n4", "n1")), cache)
     try:
         served = Served(engine, MIXED)
         served.step(8)

@@ -44,6 +44,15 @@ def test_every_format_gives_the_same_tensors_in_order_of_the_data_flow(
     assert layers == [name for name in canonical_shapes(config) if name.startswith("layers.")]
 
 
+def test_only_what_is_wanted_is_read(llama, write, assert_same):
+    source = write(llama)
+    config = load_model_config(source)
+    wanted = {"head.unembed", "layers.1.qkv", "head.norm"}
+    placed = {}
+    load_params(source, config, placed.__setitem__, progress=False, wanted=wanted.__contains__)
+    assert_same(placed, {name: llama.tensors[name] for name in wanted})
+
+
 def test_the_progress_bar_counts_bytes_on_stderr(llama, write, capsys):
     source = write(llama)
     config = load_model_config(source)
