@@ -5,8 +5,9 @@
 Serves a model in stages on Ray nodes of this machine (loopback alone), with a fixed number of
 requests in flight, half of them greedy and half sampled with a seed. At random moments a random
 worker gets a SIGKILL. Every request's tokens are compared with those that it gets alone in one
-process without Ray. Prints JSON: requests lost, tokens that are wrong, and the seconds from a kill
-to the next token that any request gets.
+process without Ray. Prints JSON: requests lost, tokens that are wrong, the seconds from a kill to
+the next token that any request gets, and, from before the first kill, the milliseconds of a step
+without drafts in one process, on one node, and on all of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import signal
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.sampling_params import SamplingParams
 
+STEPS = 80
+"""Whose time is taken."""
 PATIENCE_SECONDS = 300.0
 """Without a token after which the run counts as hanging."""
 
@@ -92,12 +96,16 @@ def main() -> None:
         "max_model_len": 256,
         "seed": 0,
     }
-    prompts, expected = alone(shape, options)
+    prompts, expected, step = alone(shape, options)
     names = [f"node-{number}" for number in range(options.nodes)]
     with local_nodes(names):
         engine = start_engine(EngineConfig(**shape, cluster="auto", cluster_patience=10.0))
         try:
+            steps = {"one process": step, "one node": step_milliseconds(engine, prompts, options)}
+            spread(engine, options.nodes)
+            steps[f"{options.nodes} nodes"] = step_milliseconds(engine, prompts, options)
             result = measure(engine, prompts, expected, options, draw)
+            result["step_milliseconds"] = steps
         finally:
             engine.plans.close("the benchmark ends")
     result |= about_this_run()
@@ -107,8 +115,8 @@ def main() -> None:
 
 def alone(
     shape: dict[str, Any], options: argparse.Namespace
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts, and what each gets alone in this process."""
+) -> tuple[list[list[int]], list[list[int]], dict[str, float]]:
+    """Prompts, what each gets alone in this process, and how long its steps take."""
     engine = start_engine(EngineConfig(**shape))
     words = "The history of %s in ten short sentences:", "def %s(values):", "Explain %s to a child."
     topics = "bread", "sorting", "rivers", "prime numbers", "glass", "wind", "maps", "clocks"
@@ -119,10 +127,36 @@ def alone(
         while engine.has_work:
             engine.step()
         expected.append(request.tokens[request.prompt_len :])
+    step = step_milliseconds(engine, prompts, options)
     engine.plans.close("the reference is there")
     del engine, request
     gc.collect()
-    return prompts, expected
+    return prompts, expected, step
+
+
+def step_milliseconds(
+    engine: Engine, prompts: Sequence[list[int]], options: argparse.Namespace
+) -> dict[str, float]:
+    """Time from step to step while so many requests decode greedily without drafts."""
+    params = SamplingParams(
+        temperature=0, max_tokens=2 * STEPS, max_draft_tokens=0, ignore_eos=True
+    )
+    for number in range(options.requests):
+        engine.add(f"step {number}", prompts[number % len(prompts)], params)
+    times = []
+    while engine.has_work:
+        engine.step()
+        times.append(time.perf_counter())
+    gaps = [1e3 * (b - a) for a, b in pairwise(times[-STEPS:])]
+    return {"median": statistics.median(gaps), "most": max(gaps)}
+
+
+def spread(engine: Engine, stages: int) -> None:
+    """Change to so many stages."""
+    engine.regranularize(stages)
+    while engine.plans.active:
+        engine.step()
+        engine.plans.wait(0.01)
 
 
 def params_of(kind: int, tokens: int) -> SamplingParams:
@@ -141,10 +175,6 @@ def measure(
     draw: random.Random,
 ) -> dict[str, Any]:
     """Serve, kill, compare."""
-    engine.regranularize(options.nodes)
-    while engine.plans.active:
-        engine.step()
-        engine.plans.wait(0.01)
     home = engine.plans.home
     assert isinstance(home, ClusterHome)
     load, seconds, killed = Load(engine, prompts, options.tokens), [], []
