@@ -16,7 +16,8 @@ import numpy as np
 from fjx.kernels import mosaic
 from fjx.kernels.rank import DraftedRows, drafted_ranks
 from fjx.kernels.token_rule import SamplingRows, choose_tokens, gumbel
-from gpu_checks.timing import seconds_of
+
+from .timing import seconds_of
 
 VOCABULARY = 128256
 MODELS = {
