@@ -203,7 +203,7 @@ def gpu() -> str:
     return kind
 
 
-def about_this_run() -> dict[str, Any]:
+def about_this_run(script: Path = Path(__file__)) -> dict[str, Any]:
     """Machine, versions, commit, and the command."""
     from fjx.bench.report import environment
 
@@ -218,7 +218,7 @@ def about_this_run() -> dict[str, Any]:
     ]
     told = subprocess.run(git, capture_output=True, text=True, check=False)
     return environment([]) | {
-        "command": shlex.join(["python", "scripts/gpu_check.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"scripts/{script.name}", *sys.argv[1:]]),
         "commit": told.stdout.strip() or None,
     }
 
