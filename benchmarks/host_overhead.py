@@ -1,11 +1,14 @@
 """Processor time of the host in each step of steady decoding.
 
     python benchmarks/host_overhead.py
+    python benchmarks/host_overhead.py --layers 32
 
 Decodes with many requests at once, text included, greedily and at temperature 0.8, and takes the
 processor time of the engine's thread inside `Engine.step` without what reading tokens took: that
-one waits for the device. What XLA runs on the calling thread counts as the host's. Prints JSON:
-milliseconds of each phase, and what was run.
+one waits for the device. What XLA runs on the calling thread counts as the host's. With
+``--layers`` the model is a Llama of so many layers, so narrow that its weights, random ones, fit
+anywhere: what the host does depends on how many arrays a model has, not on how large they are.
+Prints JSON: milliseconds of each phase, and what was run.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,11 +31,25 @@ from fjx.bench.metrics import distribution
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
+from fjx.models.loading.source import resolve_tokenizer
+from fjx.models.tokenizer import load_tokenizer
 from fjx.pipeline.executor import StepOutput
 from fjx.sampling_params import SamplingParams
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 0.8}
 PERCENTILES = (10.0, 90.0, 99.0)
+NARROW = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+}
 
 
 class PhaseClock:
@@ -63,6 +81,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--layers", type=int, help="of a narrow model in place of --model's")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=32)
@@ -71,19 +90,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=TEMPERATURES, default=list(TEMPERATURES))
     parser.add_argument("--output", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    context = options.prompt_tokens + 2 * options.warm_steps + options.steps + 32
-    engine = start_engine(
-        EngineConfig(
-            model=options.model,
-            dtype=options.dtype,
-            max_num_seqs=options.requests,
-            max_model_len=context,
-            max_num_batched_tokens=max(256, options.requests),
-            kv_cache_tokens=options.requests * (context + 16),
-            drafter="off",
-            warmup=False,  # the warm steps compile the few programs that are needed
-        )
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        engine = start(options, Path(folder))
     clock = PhaseClock()
     for owner, method, phase in (
         (engine, "step", "step"),
@@ -96,8 +104,8 @@ def main() -> None:
         clock.watch(owner, method, phase)
     result = {
         "about": about_this_run(),
-        "model": options.model,
-        "dtype": str(engine.executor._dtype),
+        "model": f"{options.layers} narrow layers" if options.layers else options.model,
+        "dtype": str(engine.executor.programs.dtype),
         "requests": options.requests,
         "prompt_tokens": options.prompt_tokens,
         "steps": options.steps,
@@ -105,6 +113,31 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     write(options.output, result)
+
+
+def start(options: argparse.Namespace, folder: Path) -> Engine:
+    """An engine of the model, or of a narrow one that is written into the folder."""
+    model = options.model
+    if options.layers:
+        vocabulary = load_tokenizer(resolve_tokenizer(model, None, None)).vocab_size
+        config = NARROW | {"num_hidden_layers": options.layers, "vocab_size": vocabulary}
+        (folder / "config.json").write_text(json.dumps(config))
+        model = str(folder)
+    context = options.prompt_tokens + 2 * options.warm_steps + options.steps + 32
+    return start_engine(
+        EngineConfig(
+            model=model,
+            tokenizer=options.model,
+            load_random_weights=bool(options.layers),
+            dtype=options.dtype,
+            max_num_seqs=options.requests,
+            max_model_len=context,
+            max_num_batched_tokens=max(256, options.requests),
+            kv_cache_tokens=options.requests * (context + 16),
+            drafter="off",
+            warmup=False,  # the warm steps compile the few programs that are needed
+        )
+    )
 
 
 def measure(

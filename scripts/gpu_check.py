@@ -1,6 +1,7 @@
 """What only a GPU can show of fjx, in one run of less than ten minutes.
 
     python scripts/gpu_check.py --output FILE.json     on a Hopper GPU
+    python scripts/gpu_check.py --tune                 there: find and keep the kernels' parameters
     python scripts/gpu_check.py --lower-only           anywhere: whether all compiles for CUDA
 
 The checks are the modules of `gpu_checks`. Each module runs in a process of its own, so that it has
@@ -48,6 +49,8 @@ def main() -> None:
     failed = []
     for name, module in modules.items():
         checks = [check for check in module.checks() if wanted(options.only, name, check)]
+        if options.tune:
+            checks = ["tune"] if hasattr(module, "tune") else []
         taken = result["checks"][name] = {}
 
         def take(check: str, value: Any, name: str = name, taken: dict[str, Any] = taken) -> None:
@@ -226,6 +229,7 @@ def about_this_run(script: Path = Path(__file__)) -> dict[str, Any]:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lower-only", action="store_true", help="needs no GPU")
+    parser.add_argument("--tune", action="store_true", help="measure parameters, and keep them")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="modules, or module/check"
     )

@@ -14,6 +14,7 @@ import numpy as np
 from fjx.config import EngineConfig
 from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.errors import UserError
+from fjx.kernels import tuning
 from fjx.kernels.matmul import can_multiply_quantized, multiplies_bfloat16
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
@@ -64,7 +65,9 @@ def load_executors(
         UserError: the weights cannot be had.
     """
     devices, model_config = live_devices(), programs.model.config
-    compiler = Compiler(cache_root(config.cache_dir) / "programs")
+    cache = cache_root(config.cache_dir)
+    tuning.use(cache)
+    compiler = Compiler(cache / "programs")
     compiler.register(step_programs(programs, deployment, devices))
     compiler.register(more_programs)
     loaders = [Loader(programs, plan, devices) for plan in deployment.replicas]

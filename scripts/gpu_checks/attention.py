@@ -12,13 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fjx.kernels import mosaic
+from fjx.kernels import mosaic, tuning
 from fjx.kernels.attention import append_and_attend, kv_pages_shape
-from fjx.kernels.attention.mosaic import attend
+from fjx.kernels.attention.mosaic import attend, tuned_shape
 from fjx.kernels.ragged import RaggedRows
+from fjx.kernels.tuning import Tuned
+from fjx.models.loading.source import cache_root
 
 from .models import DECODING, MODELS, PAGE_SIZE, PREFILL, VERIFICATION, Load, Sizes
 from .timing import compiled, seconds_of
+
+# Two blocks of two stages fit on a multiprocessor.
+_CANDIDATES = (
+    {"blocks": 132, "stages": 5},
+    {"blocks": 132, "stages": 3},
+    {"blocks": 132, "stages": 2},
+    {"blocks": 264, "stages": 2},
+)
 
 
 def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -28,6 +38,10 @@ def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
             load = Load(min(rows, 64), -(-rows // min(rows, 64)), 8192)
             given = shapes(model, load)
             yield f"{name}, {rows} rows", partial(mosaic.lowers, attention(model), *given)
+    model = MODELS["Llama 3.1 8B"]
+    given = jax.eval_shape(partial(paged_arguments, model, Load(64, 1, 1024)))
+    for each in _CANDIDATES:
+        yield f"with {each}", partial(mosaic.lowers, partial(paged, model, **each), *given)
 
 
 def checks() -> dict[str, Callable[[], Any]]:
@@ -133,6 +147,7 @@ def exactly(model: Sizes, load: Load, given: tuple[Any, ...], pages: np.ndarray)
 
 def times(loads: tuple[Load, ...]) -> Iterator[dict[str, Any]]:
     """How long the kernel takes, and what that is in bytes of keys and values, and operations."""
+    tuning.use(cache_root(None))
     model = MODELS["Llama 3.1 8B"]
     calls = [call for load in loads for call in _calls(model, load)]
     programs = compiled([(run, jax.eval_shape(make)) for _, run, make in calls])
@@ -159,15 +174,45 @@ def _calls(model: Sizes, load: Load) -> tuple[tuple[str, Any, Callable[[], tuple
     )
 
 
+def tune() -> Iterator[dict[str, Any]]:
+    """The fastest blocks and stages for each number of rows, by the sum over its loads."""
+    folder, model = cache_root(None), MODELS["Llama 3.1 8B"]
+    loads: dict[str, list[Load]] = {}
+    for load in (*DECODING, *VERIFICATION, *PREFILL):
+        rows = load.requests * load.rows
+        sizes = (model.heads, model.kv_heads, model.head_dim)
+        loads.setdefault(tuned_shape(rows, *sizes, PAGE_SIZE), []).append(load)
+    for shape, alike in loads.items():
+        given = [paged_arguments(model, load) for load in alike]
+        runs = [partial(paged, model, **each) for each in _CANDIDATES]
+        programs = compiled([(run, arguments) for run in runs for arguments in given])
+        seconds = [sum(seconds_of(programs.pop(0), arguments) for arguments in given) for _ in runs]
+        fastest = _CANDIDATES[seconds.index(min(seconds))]
+        device = jax.devices()[0].device_kind
+        tuning.keep(folder, [Tuned("attention", shape, device, jax.__version__, fastest)])
+        microseconds = [
+            each | {"microseconds": 1e6 * of} for each, of in zip(_CANDIDATES, seconds, strict=True)
+        ]
+        yield {"shape": shape, "fastest": fastest, "measured": microseconds}
+
+
 def paged_arguments(model: Sizes, load: Load) -> tuple[Any, ...]:
     """Of `paged`."""
     q, _, _, kv_pages, rows = arguments(model, load)
     return q, kv_pages, rows
 
 
-def paged(model: Sizes, q: Any, kv_pages: Any, rows: RaggedRows, blocks: int = 132) -> Any:
+def paged(
+    model: Sizes,
+    q: Any,
+    kv_pages: Any,
+    rows: RaggedRows,
+    blocks: int | None = None,
+    stages: int | None = None,
+) -> Any:
     """The kernel, over keys and values that are in their pages."""
-    return attend(q, kv_pages, 0, rows, scale=model.head_dim**-0.5, blocks=blocks)
+    scale = model.head_dim**-0.5
+    return attend(q, kv_pages, 0, rows, scale=scale, blocks=blocks, stages=stages)
 
 
 def dense(model: Sizes, load: Load, q: Any, keys: Any, values: Any) -> Any:

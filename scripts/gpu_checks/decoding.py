@@ -27,10 +27,11 @@ import jax.numpy as jnp
 
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
-from fjx.kernels import mosaic
+from fjx.kernels import mosaic, tuning
 from fjx.kernels.attention import api
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model
+from fjx.models.loading.source import cache_root
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
@@ -131,6 +132,7 @@ class Decoder:
             context: tokens of each, before the first step.
             options: XLA's, for all programs.
         """
+        tuning.use(cache_root(None))
         programs = _programs(hf_config, max(requests), context)
         plan = _plan(programs)
         self._compiler = compiler = Compiler(cache_dir=None)

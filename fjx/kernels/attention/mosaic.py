@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from fjx.kernels import tuning
 from fjx.kernels.attention.mosaic_append import append
 from fjx.kernels.attention.mosaic_kernels import Items, Kernels, Tiles
 from fjx.kernels.attention.mosaic_tile import BLOCK, TILE
@@ -25,6 +26,8 @@ from fjx.kernels.ragged import RaggedRows
 
 _CHUNK = 2048
 """Positions of a work item, at most."""
+_BLOCKS = 132
+"""Of the grid, where nothing else was measured: a Hopper's multiprocessors."""
 _FEW_ROWS = 256
 """Steps of more rows have tiles enough for a GPU: a tile's chunks are one item, and where registers
 allow two tiles are."""
@@ -44,21 +47,23 @@ def append_and_attend(
     scale: float,
     window: Int32[Array, ""] | None,
     soft_cap: float | None,
-    blocks: int = 132,
+    blocks: int | None = None,
     chunk: int = _CHUNK,
 ) -> tuple[Float[Array, "T H D"], Array]:
     """See `fjx.kernels.attention.api.append_and_attend`.
 
     Args:
         blocks: of the grid; fewer than the GPU has multiprocessors leave the others to whatever
-            runs beside it.
-        chunk: positions of a work item, a multiple of 64.
+            runs beside it. None: as measured, see `fjx.kernels.tuning`.
+        chunk: positions of a work item, a multiple of 64. It sets the order of a row's sums, and so
+            is the same for all batches.
     """
     H, group = q.shape[1], _group(q.shape[1], k.shape[1])
     queries, kv_pages = append(
-        q, k, v, kv_pages, layer, rows, rotation, group=group, slack=TILE // group, blocks=blocks
-    )
-    out = _attend(queries, H, kv_pages, layer, rows, scale, window, soft_cap, blocks, chunk)
+        q, k, v, kv_pages, layer, rows, rotation,
+        group=group, slack=TILE // group, blocks=blocks or _BLOCKS,
+    )  # fmt: skip
+    out = _attend(queries, H, kv_pages, layer, rows, scale, window, soft_cap, blocks, None, chunk)
     return jnp.where(rows.request_of[:, None, None] >= 0, out, 0.0), kv_pages
 
 
@@ -74,6 +79,12 @@ def fits(kv_pages_shape: tuple[int, ...], dtype: Any) -> bool:
     )
 
 
+def tuned_shape(T: int, H: int, K: int, D: int, page_size: int) -> str:
+    """What the kernel's speed depends on, in the table of `fjx.kernels.tuning`."""
+    rows = 1 << (T - 1).bit_length()
+    return f"up to {rows} rows, {H} heads of {D} on {K}, pages of {page_size}"
+
+
 def attend(
     q: Float[Array, "T H D"],
     kv_pages: Array,
@@ -83,18 +94,22 @@ def attend(
     scale: float,
     window: Int32[Array, ""] | None = None,
     soft_cap: float | None = None,
-    blocks: int = 132,
+    blocks: int | None = None,
+    stages: int | None = None,
     chunk: int = _CHUNK,
 ) -> Float[Array, "T H D"]:
     """Attend to keys and values that are in their pages, with queries after RoPE; see
-    `append_and_attend`. What padded rows get is not defined."""
+    `append_and_attend`. What padded rows get is not defined. ``stages``: places of the ring in
+    shared memory; None: as measured."""
     T, H, D = q.shape
     K = kv_pages.shape[3]
     group = _group(H, K)
     q = q.astype(kv_pages.dtype).reshape(T, K, H // K, D)
     q = jnp.pad(q, ((0, TILE // group), (0, 0), (0, group - H // K), (0, 0)))
     queries = jnp.moveaxis(q, 1, 0).reshape(K, -1, D)
-    return _attend(queries, H, kv_pages, layer, rows, scale, window, soft_cap, blocks, chunk)
+    return _attend(
+        queries, H, kv_pages, layer, rows, scale, window, soft_cap, blocks, stages, chunk
+    )
 
 
 def _group(heads: int, kv_heads: int) -> int:
@@ -111,12 +126,14 @@ def _attend(
     scale: float,
     window: Array | None,
     soft_cap: float | None,
-    blocks: int,
+    blocks: int | None,
+    stages: int | None,
     chunk: int,
 ) -> Array:
     """With queries [K, (T + tokens of a tile) * group, D] of H heads."""
     T = len(rows.positions)
     layers, pages, two, K, page_size, D = kv_pages.shape
+    tuned = tuning.parameters("attention", tuned_shape(T, H, K, D, page_size))
     group = _group(H, K)
     few = T <= _FEW_ROWS
     pairs = not few and D <= _LARGEST_OF_PAIRS
@@ -136,8 +153,9 @@ def _attend(
         chunks=-(-table_width * page_size // chunk) if few else 1,
         scale=scale,
         soft_cap=soft_cap,
-        blocks=blocks,
+        blocks=blocks or tuned.get("blocks", _BLOCKS),
         tiles=1 + pairs,
+        stages=stages or tuned.get("stages"),
     )
     flat = kv_pages.reshape(layers * pages * two * K, page_size, D)
     tiles, num_tiles, of_tile = _tiles(rows, tokens, window)

@@ -107,6 +107,8 @@ class Kernels:
     blocks: int
     tiles: int = 1
     """Of an item, one for each warpgroup that multiplies; 2 read keys and values half as often."""
+    stages: int | None = None
+    """Places of the ring; None: as many as fit."""
 
     @property
     def _width(self) -> int:
@@ -121,7 +123,8 @@ class Kernels:
     @property
     def _stages(self) -> int:
         """Places of the ring."""
-        return max(2, min(5, _RING_BYTES[self.tiles] // (2 * BLOCK * self.head_dim * 2)))
+        place = 2 * BLOCK * self.head_dim * 2
+        return self.stages or max(2, min(5, _RING_BYTES[self.tiles] // place))
 
     def attend(self, items: int) -> Callable[..., Any]:
         """The kernel over so many items.

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fjx.kernels import mosaic
+from fjx.kernels import mosaic, tuning
 from fjx.kernels.attention import kv_pages_shape
 from fjx.kernels.attention import mosaic as attention
 from fjx.kernels.attention.mosaic import _split, _tiles, append_and_attend, fits
 from fjx.kernels.ragged import RaggedRows
+from fjx.kernels.tuning import Tuned
 from scripts.gpu_checks.models import MODELS
 from tests.unit.kernels.test_attention import LAYER, R, Shape, Step, Work, works
 
@@ -39,7 +40,7 @@ SHAPES = {
 }
 
 
-def attend(shape: Shape, blocks: int = 3) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def attend(shape: Shape, blocks: int | None = 3) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """What runs in an interpreter."""
     return jax.jit(
         partial(
@@ -193,6 +194,18 @@ def test_a_row_has_the_same_bits_in_large_steps(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(at_once, apart)
 
 
+@interpreted
+@pytest.mark.usefixtures("like_a_gpu")
+def test_a_row_has_the_same_bits_with_other_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that may be tuned."""
+    step = Step(SHAPES["llama"], [(5, 85), (1, 70), (30, 3)], seed=2)
+    untuned, _ = run(step, blocks=3)
+    parameters = {"blocks": 5, "stages": 2}
+    assert set(parameters) == tuning.TUNABLE["attention"]
+    monkeypatch.setattr(tuning, "parameters", lambda kernel, shape: parameters)
+    np.testing.assert_array_equal(run(step, blocks=None)[0], untuned)
+
+
 @pytest.mark.parametrize("rows", [1, 64, 2048])
 @pytest.mark.parametrize("model", MODELS)
 def test_it_compiles_for_cuda(model: str, rows: int) -> None:
@@ -230,6 +243,25 @@ def test_it_compiles_for_cuda(model: str, rows: int) -> None:
     kv_pages = shape(*pages, dtype=jnp.bfloat16)
     text = mosaic.lowers(program, q, k, v, kv_pages, shape(), shape(), at, (angle, angle))
     assert "mosaic_gpu" in text
+
+
+def test_tuned_parameters_are_those_that_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(**options: Any) -> str:
+        pages, shape = kv_pages_shape(1, 100, 16, 2, 64), jax.ShapeDtypeStruct
+        ints = partial(shape, dtype=jnp.int32)
+        rows = RaggedRows(ints((8,)), ints((8,)), ints((9,)), ints((8,)), ints((8, 64)))
+        q, kv_pages = shape((8, 4, 64), jnp.float32), shape(pages, jnp.bfloat16)
+        run = partial(attention.attend, layer=0, scale=0.1, **options)
+        return mosaic.lowers(lambda q, kv, rows: run(q, kv, rows=rows), q, kv_pages, rows)
+
+    untuned = compiled()
+    assert untuned == compiled(blocks=132)
+    shape = attention.tuned_shape(8, 4, 2, 64, 16)
+    tuned = Tuned("attention", shape, "cpu", jax.__version__, {"blocks": 7, "stages": 2})
+    monkeypatch.setattr(tuning, "_tables", [{tuned.key: tuned}])
+    assert compiled() == compiled(blocks=7, stages=2)
+    assert compiled() != untuned
+    assert compiled(blocks=132, stages=5) == untuned
 
 
 @pytest.mark.parametrize(

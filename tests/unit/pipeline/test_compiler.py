@@ -98,23 +98,37 @@ def test_donated_memory_is_reused() -> None:
     assert x.is_deleted()
 
 
-def test_a_persistent_cache_is_filled(tmp_path: Path) -> None:
+@pytest.fixture
+def _cache_as_before() -> Iterator[None]:
     names = (
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
+        "jax_persistent_cache_enable_xla_caches",
     )
     before = {name: getattr(jax.config, name) for name in names}
-    try:
-        compiler = Compiler(tmp_path / "new" / "programs")
-        jax.experimental.compilation_cache.compilation_cache.reset_cache()
-        compiler.register([spec("cached", 41.0)])
-        compiler.compile_all(progress=False)
-        assert list((tmp_path / "new" / "programs").iterdir())
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("_cache_as_before")
+def test_a_persistent_cache_is_filled(tmp_path: Path) -> None:
+    compiler = Compiler(tmp_path / "new" / "programs")
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    compiler.register([spec("cached", 41.0)])
+    compiler.compile_all(progress=False)
+    assert list((tmp_path / "new" / "programs").iterdir())
+
+
+@pytest.mark.usefixtures("_cache_as_before")
+def test_what_xla_finds_fastest_is_kept_beside_the_programs(tmp_path: Path) -> None:
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    Compiler(tmp_path)
+    options = jax._src.compiler.get_compile_options(num_replicas=1, num_partitions=1)
+    kept = options.executable_build_options.debug_options.xla_gpu_per_fusion_autotune_cache_dir
+    assert Path(kept).parent == tmp_path
 
 
 @pytest.fixture
