@@ -16,6 +16,7 @@ from typing import Any
 
 import llvmlite.binding
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -97,6 +98,27 @@ def register_task(symbol: str, function: Callable[[int], None]) -> None:
 
 
 _TASKS: dict[str, Any] = {}
+
+
+class TaskTable:
+    """Tasks by number, for a kernel that learns only when it is called which one it needs; so only
+    those in use are compiled."""
+
+    def __init__(self, symbol: str, count: int) -> None:
+        self._addresses = np.zeros(count, np.int64)
+        llvmlite.binding.add_symbol(symbol, self._addresses.ctypes.data)
+
+    def register(self, number: int, symbol: str, function: Callable[[int], None]) -> None:
+        """See `register_task`."""
+        register_task(symbol, function)
+        self._addresses[number] = _TASKS[symbol].address
+
+
+@numba.njit(inline="always")
+def do_share(task: int, block: int) -> None:
+    """Run a task in the calling thread."""
+    _add(block + 8 * _HOLDERS, 1)
+    _call(task, block)
 
 
 @numba.njit(inline="always")

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fjx.kernels.matmul.microkernel import COLUMNS, block_product
-from fjx.kernels.matmul.quantized import Quantization
+from fjx.kernels.matmul.quantized import Quantization, Quantized, quantization_of
 from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS, HAS_BYTE_TABLES, MOST_ROWS
 from fjx.kernels.xla_ffi import (
     argument,
@@ -24,14 +24,16 @@ from fjx.kernels.xla_ffi import (
     only_asks_version,
     register,
     result,
+    words,
 )
 from fjx.kernels.xla_threads import (
+    TaskTable,
     block_arguments,
     claim,
+    do_share,
     finish,
     invite,
     new_block,
-    register_task,
     release,
     symbol_address,
     wait,
@@ -39,7 +41,7 @@ from fjx.kernels.xla_threads import (
 
 PACKED_RANK = 4
 
-_S8, _F32, _BF16, _F8E4M3FN = 2, 11, 16, 20
+_S8, _BF16, _F8E4M3FN = 2, 16, 20
 """Types of a call's arguments, from ``xla/ffi/api/c_api.h``."""
 
 
@@ -93,7 +95,10 @@ def packed_matmul(
     """``x @ w`` in float32, for the packed ``w`` of so many output columns; ``scale``: of the
     columns, by panel, where its entries are of eight bits."""
     panels, terms, columns, values = packed.shape
-    register_task("fjx_matmul_task", _task)
+    of_rows = "bf16" if values == 2 else "f32"
+    of_weights = of_rows if scale is None else quantization_of(Quantized(packed, scale))
+    number, task = _TASKS[of_rows, of_weights]
+    _TABLE.register(number, f"fjx_matmul_{of_rows}_{of_weights}", task)
     register("fjx_matmul", _kernel)
     rows = jnp.pad(
         x.astype(jnp.bfloat16 if values == 2 else jnp.float32),
@@ -161,26 +166,8 @@ _bf16_int8, _bf16_fp8 = (
 
 
 # A block's arguments: addresses of x, of the packed matrix, of its scales and of the result; rows,
-# terms, panels; types of x and of the matrix.
-_ARGUMENTS = 9
-
-
-@numba.njit(inline="always")
-def _work(block):
-    given = block_arguments(block, _ARGUMENTS)
-    if given[7] == _BF16:
-        if given[8] == _S8:
-            _share(block, _bf16_int8, 2)
-        elif given[8] == _F8E4M3FN:
-            _share(block, _bf16_fp8, 2)
-        else:
-            _share(block, _bf16, 4)
-    elif given[8] == _S8:
-        _share(block, _f32_int8, 1)
-    elif given[8] == _F8E4M3FN:
-        _share(block, _f32_fp8, 1)
-    else:
-        _share(block, _f32, 4)
+# terms, panels.
+_ARGUMENTS = 7
 
 
 @numba.njit(inline="always")
@@ -201,9 +188,58 @@ def _share(block, multiply, weight_bytes):
         panel = claim(block)
 
 
-def _task(block: int) -> None:
-    _work(block)
+def _bf16_task(block: int) -> None:
+    _share(block, _bf16, 4)
     release(block)
+
+
+def _bf16_int8_task(block: int) -> None:
+    _share(block, _bf16_int8, 2)
+    release(block)
+
+
+def _bf16_fp8_task(block: int) -> None:
+    _share(block, _bf16_fp8, 2)
+    release(block)
+
+
+def _f32_task(block: int) -> None:
+    _share(block, _f32, 4)
+    release(block)
+
+
+def _f32_int8_task(block: int) -> None:
+    _share(block, _f32_int8, 1)
+    release(block)
+
+
+def _f32_fp8_task(block: int) -> None:
+    _share(block, _f32_fp8, 1)
+    release(block)
+
+
+_TASKS = {
+    ("bf16", "bf16"): (0, _bf16_task),
+    ("bf16", "int8"): (1, _bf16_int8_task),
+    ("bf16", "fp8"): (2, _bf16_fp8_task),
+    ("f32", "f32"): (3, _f32_task),
+    ("f32", "int8"): (4, _f32_int8_task),
+    ("f32", "fp8"): (5, _f32_fp8_task),
+}
+"""By the types of x and of the matrix."""
+_TABLE = TaskTable("fjx_matmul_tasks", len(_TASKS))
+_table_address = symbol_address("fjx_matmul_tasks")
+
+
+@numba.njit(inline="always")
+def _task_of(frame):
+    """The address of the task for a call's types."""
+    number = 0 if element_type(frame, 0) == _BF16 else 3
+    if element_type(frame, 1) == _S8:
+        number += 1
+    elif element_type(frame, 1) == _F8E4M3FN:
+        number += 2
+    return words(_table_address(), 6)[number]
 
 
 @numba.njit(inline="always")
@@ -217,17 +253,13 @@ def _block_of(frame):
     given[2] = argument(frame, 2, np.uint8).ctypes.data if arguments(frame) == 3 else 0
     given[3] = result(frame, 0, np.float32).ctypes.data
     given[4], given[5], given[6] = dims(frame, 0)[0], packed[1], packed[0]
-    given[7], given[8] = element_type(frame, 0), element_type(frame, 1)
     return block
-
-
-_task_address = symbol_address("fjx_matmul_task")
 
 
 def _kernel(frame: int) -> int:
     if not only_asks_version(frame):
-        block = _block_of(frame)
-        invite(frame, _task_address(), block)
-        _work(block)
+        block, task = _block_of(frame), _task_of(frame)
+        invite(frame, task, block)
+        do_share(task, block)
         wait(block)
     return 0

@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import huggingface_hub
+import jax
 import numpy as np
 import pytest
 
 from fjx.cli.main import main
+from fjx.kernels.matmul import Quantization
 from fjx.models.config import ModelConfig
 from fjx.models.loading.orbax import save_checkpoint
 from fjx.models.tensors import canonical_tensors, random_tensors
@@ -60,18 +63,21 @@ def test_the_table_has_a_line_for_each_stage(plan: Plan) -> None:
     assert summary.startswith("slowest stage ")
 
 
+@pytest.mark.parametrize("quantization", [None, "int8", "fp8"])
 def test_a_real_model_is_planned_by_its_own_bytes_without_its_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], quantization: Quantization | None
 ) -> None:
-    config = ModelConfig.from_hf(HF_CONFIG)
+    config = replace(ModelConfig.from_hf(HF_CONFIG), quantization=quantization)
     folder = tmp_path / "model"
     save_checkpoint(folder, config, random_tensors(config, seed=0))
     words = ["--model", str(folder), "--dtype", "float32", "--kv-tokens", "1024"]
+    words += [] if quantization is None else ["--quantization", quantization]
     assert main(["plan", *words, "--granule-layers", "1"]) == 0
     title, _, stage, _ = capsys.readouterr().out.splitlines()
     assert title == f"{folder}, 1 stage"
     structs = [spec.struct(np.dtype("float32")) for spec in canonical_tensors(config).values()]
-    parameters = format_bytes(4 * sum(math.prod(struct.shape) for struct in structs))
+    sizes = (math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(structs))
+    parameters = format_bytes(sum(sizes))
     pages = format_bytes(1024 * 4 * 2 * 2 * 16 * 4)  # 4 layers, keys and values of 2 heads of 16
     assert stage.split()[2:10] == [
         "embed,",

@@ -1,0 +1,132 @@
+"""Products with matrices of eight bits an entry: numbers, bits, and time beside their bytes'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gpu_checks.timing import copy_bandwidth, seconds_of
+from tqdm import tqdm
+
+from fjx.kernels import mosaic
+from fjx.kernels.matmul import Quantization, Quantized, dequantized, matmul, quantize
+from fjx.kernels.matmul.mosaic import matmul as mosaic_matmul
+from fjx.kernels.matmul.quantized import STORED_TYPES
+
+MODELS = {
+    "Llama 3.1 8B": ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)),
+    "Llama 3.1 70B": ((8192, 10240), (8192, 8192), (8192, 57344), (28672, 8192)),
+    "Qwen3 32B": ((5120, 10240), (8192, 5120), (5120, 51200), (25600, 5120)),
+    "Gemma 3 27B": ((5376, 8192), (4096, 5376), (5376, 43008), (21504, 5376)),
+    "SmolLM2 135M": ((576, 960), (576, 576), (576, 3072), (1536, 576)),
+}
+"""The (in, out) matrices of a layer: queries, keys and values; output; gate and up; down."""
+ROWS = (1, 8, 16, 64)
+KINDS: tuple[Quantization, ...] = ("int8", "fp8")
+LEAST_BYTES = 400 * 2**20
+"""Of the layers that are multiplied one after the other, so that none is still in the cache."""
+
+
+def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What compiles for CUDA without a GPU."""
+    for model, matrices in MODELS.items():
+        for kind in KINDS:
+            for rows in (*ROWS, 512):
+                name = f"{model}, {kind}, {rows} rows"
+                yield name, partial(_lower_all, matrices, kind, rows)
+
+
+def checks() -> dict[str, Callable[[], Any]]:
+    """What a GPU is to say."""
+    return {"numbers": numbers, "times": times}
+
+
+def numbers() -> dict[str, Any]:
+    """The largest error against float64, as a share of the sum of absolute terms; and whether a row
+    has the same bits beside any number of rows and in any grid."""
+    found: dict[str, Any] = {}
+    draw = np.random.default_rng(0)
+    for kind in KINDS:
+        for inputs, outputs in MODELS["SmolLM2 135M"]:
+            matrix = quantize(draw.standard_normal((inputs, outputs), np.float32), kind)
+            x = draw.standard_normal((200, inputs), np.float32)
+            wide = np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64), dequantized(matrix)
+            weights = jax.tree.map(jnp.asarray, matrix)
+            run = jax.jit(mosaic_matmul, static_argnames=("outputs", "blocks"))
+            product = np.asarray(run(x, weights, outputs=outputs))
+            error = np.abs(product - wide[0] @ wide[1]) / (np.abs(wide[0]) @ np.abs(wide[1]))
+            same = all(
+                np.array_equal(run(x[begin:], weights, outputs, blocks=blocks), product[begin:])
+                for begin in (0, 100, 137, 150, 190, 199)
+                for blocks in (132, 66, 7)
+            )
+            found[f"{kind}, {inputs} x {outputs}"] = {
+                "largest_error": float(error.max()),
+                "same_bits": same,
+            }
+            if error.max() > 1e-6 or not same:
+                raise AssertionError(found)
+    return found
+
+
+def times() -> list[dict[str, Any]]:
+    """Microseconds of each matrix of an 8B model beside the least that its bytes need at the
+    bandwidth of a copy: bfloat16 by XLA, and eight bits by XLA and by the kernel."""
+    bandwidth = 1e12 * copy_bandwidth()["terabytes_per_second"]
+    return [
+        _of_matrix(*shape, rows, bandwidth)
+        for shape in tqdm(MODELS["Llama 3.1 8B"], unit="matrix")
+        for rows in (*ROWS, 512)
+    ]
+
+
+def _of_matrix(inputs: int, outputs: int, rows: int, bandwidth: float) -> dict[str, Any]:
+    layers = -(-LEAST_BYTES // (inputs * outputs))
+    x = jnp.ones((rows, inputs), jnp.float32)
+    found: dict[str, Any] = {"in": inputs, "out": outputs, "rows": rows}
+    ways: list[tuple[str, Any, Any]] = [("bfloat16, XLA", jnp.bfloat16, None)]
+    for kind in KINDS:
+        ways += [
+            (f"{kind}, {name}", STORED_TYPES[kind], implementation)
+            for name, implementation in (("XLA", "reference"), ("kernel", "mosaic"))
+        ]
+    for name, dtype, implementation in ways:
+        values = _drawn((layers, inputs, outputs), dtype)
+        scale = jnp.ones((layers, outputs), jnp.float32) if implementation else None
+        run = jax.jit(partial(_all_layers, implementation=implementation))
+        seconds = seconds_of(run, (x, values, scale)) / layers
+        least = inputs * outputs * values.itemsize / bandwidth
+        found[name] = {
+            "microseconds": 1e6 * seconds,
+            "least_microseconds": 1e6 * least,
+            "share_of_the_limit": least / seconds,
+        }
+    return found
+
+
+def _drawn(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    small = jax.random.randint(jax.random.key(0), shape, -100, 100, jnp.int8)
+    return small.astype(dtype)
+
+
+def _all_layers(x: Any, values: Any, scale: Any, implementation: Any) -> Any:
+    """The products with all layers, in a scan as in a granule, each waiting for the one before."""
+
+    def one(x: Any, layer: Any) -> tuple[Any, None]:
+        weights = values[layer] if scale is None else Quantized(values, scale, layer)
+        y = matmul(x, weights, values.shape[2], implementation=implementation)
+        return x + 1e-30 * y[:, :1], None
+
+    return jax.lax.scan(one, x, jnp.arange(len(values)))[0]
+
+
+def _lower_all(matrices: Any, kind: Quantization, rows: int) -> None:
+    for inputs, outputs in matrices:
+        run = partial(_all_layers, implementation="mosaic")
+        values = jax.ShapeDtypeStruct((4, inputs, outputs), STORED_TYPES[kind])
+        scale = jax.ShapeDtypeStruct((4, outputs), jnp.float32)
+        mosaic.lowers(run, jax.ShapeDtypeStruct((rows, inputs), jnp.float32), values, scale)
