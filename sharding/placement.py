@@ -24,7 +24,7 @@ from fjx.sharding.fields import format_bytes
 from fjx.sharding.fleet import Fleet, Integers
 from fjx.sharding.needs import PlanNeed
 from fjx.sharding.placement_scorers import FragmentScorer, Scorer, cold_bytes, demands_of
-from fjx.sharding.placement_search import NEVER, Found, Rows, cheapest, fastest
+from fjx.sharding.placement_search import NEVER, Rows, cheapest, fastest
 from fjx.sharding.plan import Mesh, Plan
 from fjx.sharding.topology import INSTANT, UNKNOWN_MEMORY, Link
 
@@ -141,21 +141,30 @@ def place(
     scorer = scorer or FragmentScorer(demands_of(candidates))
     parts = fleet.divided(stages_per_device)
     rows = [Rows.of(parts, need) for need in candidates]
-    limits, proven = _limits(rows, tolerance, effort)
-    best: tuple[float, int, Found] | None = None
-    for index, (each, limit) in enumerate(zip(rows, limits, strict=True)):
-        if limit is None:
+    bounds, proven = _bounds(rows, tolerance, effort)
+    best: tuple[float, int, Integers] | None = None
+    for index, (each, bound) in enumerate(zip(rows, bounds, strict=True)):
+        if bound is None:
             continue
         price = scorer.price(parts, candidates[index])[list(each.stages)].astype(np.float64)
-        found = cheapest(each, limit, price, effort)
+        found = cheapest(each, bound.limit, price, effort)
         proven &= found.proven
-        if found.devices is not None and (best is None or found.value < best[0]):
-            best = found.value, index, found
-    if best is None or best[2].devices is None:
-        raise fit_error(fleet, candidates)
-    _, index, found = best
-    devices = best[2].devices // stages_per_device
-    return placement_on(fleet, candidates[index], devices, parts=stages_per_device, proven=proven)
+        devices = bound.fastest if found.devices is None else found.devices
+        if devices is None:
+            continue
+        value = float(price[np.arange(len(devices)), devices].sum())
+        if best is None or value < best[0]:
+            best = value, index, devices
+    if best is None:
+        raise fit_error(fleet, candidates, proven=proven)
+    _, index, devices = best
+    return placement_on(
+        fleet,
+        candidates[index],
+        devices // stages_per_device,
+        parts=stages_per_device,
+        proven=proven,
+    )
 
 
 def place_all(
@@ -218,8 +227,15 @@ def placement_on(
     return Placement(need=need, stages=tuple(stages), indices=indices, proven=proven)
 
 
-def fit_error(fleet: Fleet, candidates: Sequence[PlanNeed]) -> MemoryFitError:
-    """The error for plans that fit nowhere, with the numbers."""
+def fit_error(
+    fleet: Fleet, candidates: Sequence[PlanNeed], *, proven: bool = True
+) -> MemoryFitError:
+    """The error for plans that fit nowhere, with the numbers; or that found no place in time."""
+    if not proven:
+        return MemoryFitError(
+            f"no place for {candidates[0].model} was found before the search was cut short; raise "
+            "its effort, or use fewer stages"
+        )
     wants = [
         f"{counted(len(need.stages), 'stage')} with up to "
         f"{format_bytes(max(stage.needed_bytes for stage in need.stages))} on each of "
@@ -236,25 +252,38 @@ def fit_error(fleet: Fleet, candidates: Sequence[PlanNeed]) -> MemoryFitError:
     )
 
 
-def _limits(rows: Sequence[Rows], tolerance: float, effort: int) -> tuple[list[int | None], bool]:
-    """The picoseconds that the slowest row of each candidate may take (None: it fits nowhere), and
-    whether they are proven."""
+@dataclass(frozen=True)
+class _Bound:
+    """How long a candidate's slowest row may take."""
+
+    limit: int
+    """Picoseconds."""
+    fastest: Integers | None = None
+    """Devices that keep to it, where they are known."""
+
+
+def _bounds(
+    rows: Sequence[Rows], tolerance: float, effort: int
+) -> tuple[list[_Bound | None], bool]:
+    """The bound of each candidate (None: it fits nowhere, or is too slow), and whether they are
+    proven."""
     if tolerance == float("inf"):
-        return [NEVER - 1] * len(rows), True
+        return [_Bound(NEVER - 1)] * len(rows), True
     founds = [fastest(each, effort) for each in rows]
+    counts = [len(each.stages) for each in rows]
     paces = [
-        len(each.stages) * found.value
-        for each, found in zip(rows, founds, strict=True)
+        count * found.value
+        for count, found in zip(counts, founds, strict=True)
         if found.devices is not None
     ]
-    limit = min(paces, default=0.0) * (1 + tolerance)
-    limits = [
-        int(limit / len(each.stages))
-        if found.devices is not None and len(each.stages) * found.value <= limit
+    most = min(paces, default=0.0) * (1 + tolerance)
+    bounds = [
+        _Bound(int(most / count), found.devices)
+        if found.devices is not None and count * found.value <= most
         else None
-        for each, found in zip(rows, founds, strict=True)
+        for count, found in zip(counts, founds, strict=True)
     ]
-    return limits, all(found.proven for found in founds)
+    return bounds, all(found.proven for found in founds)
 
 
 def _check(candidates: Sequence[PlanNeed], tolerance: float, stages_per_device: int) -> None:

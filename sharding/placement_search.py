@@ -218,13 +218,14 @@ class _Search:
         if broken is None:
             self.best, self.value = devices, value
             return
+        row = self.rows.hops[broken].source
         children: list[tuple[float, int, Booleans, Integers]] = []
-        for child in self._children(masks, self.rows.hops[broken].source):
-            if not self._propagate(child, self.rows.hops[broken].source):
+        for child in self._children(masks, row, int(devices[row])):
+            if not self._propagate(child, row):
                 continue
             relaxed = self._assign(child)
-            if relaxed is not None and self.first:
-                self._settle(child, *relaxed)
+            if relaxed is not None and self.best is None:
+                self._settle(child, *relaxed)  # straight down, for a placement to compare with
             elif relaxed is not None:
                 children.append((relaxed[1], len(children), child, relaxed[0]))
             if self._done():
@@ -263,16 +264,18 @@ class _Search:
                     return index
         return None
 
-    def _children(self, masks: Booleans, row: int) -> Iterator[Booleans]:
-        """The same with the row in each rack that it may be in, or on each node of its rack."""
+    def _children(self, masks: Booleans, row: int, device: int) -> Iterator[Booleans]:
+        """The same with the row in each rack that it may be in, or on each node of its rack: first
+        where it is now."""
         places, run = self.racks, self.rack_run
-        choices = np.unique(places[masks[row]])
-        if len(choices) == 1:
+        if len(np.unique(places[masks[row]])) == 1:
             places, run = self.fleet.node, self.node_run
-            choices = np.unique(places[masks[row]])
-        along = (run == run[row])[:, None]
-        for choice in choices:
-            yield masks & (~along | (places == choice))
+        along = run == run[row]
+        # Where there are too few devices for all that must go along, nobody need look.
+        rooms = np.bincount(places[masks[along].any(axis=0)], minlength=int(places.max()) + 1)
+        choices = [c for c in np.unique(places[masks[row]]) if rooms[c] >= along.sum()]
+        for choice in sorted(choices, key=lambda choice: choice != places[device]):
+            yield masks & (~along[:, None] | (places == choice))
 
     def _propagate(self, masks: Booleans, row: int) -> bool:
         """Take away what no hop can reach from the devices left to a row; False: a row has none."""

@@ -252,6 +252,16 @@ def test_a_search_that_is_cut_short_still_places_and_says_so() -> None:
     assert len(set(keys(placement))) == 6
 
 
+def test_shards_find_their_nodes_in_a_large_fleet() -> None:
+    free = {f"n{i}": [8] * (1 + i % 4) for i in range(400)}
+    topology = cluster(free, racks={name: f"r{i // 8}" for i, name in enumerate(free)})
+    plan = need(*[6] * 16, tensor=4)
+    for tolerance in (0.0, float("inf")):
+        placement = place(Fleet.of(topology), [plan], tolerance=tolerance)
+        assert len(set(hosts(placement))) == 16
+        assert all(len({d.host for d in s.mesh.devices}) == 1 for s in placement.stages)
+
+
 def test_a_plan_that_fits_nowhere_is_refused_with_the_numbers() -> None:
     with pytest.raises(
         MemoryFitError,
