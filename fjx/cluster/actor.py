@@ -66,7 +66,7 @@ class Call:
     """A call that was sent to a worker."""
 
     def __init__(self, member: Member, method: str, reference: Any) -> None:
-        self._member, self._method, self._reference = member, method, reference
+        self.member, self._method, self._reference = member, method, reference
 
     @property
     def done(self) -> bool:
@@ -78,8 +78,8 @@ class Call:
         ready, _ = ray.wait([self._reference], timeout=seconds)
         return bool(ready)
 
-    def result(self, seconds: float) -> Any:
-        """What it gives.
+    def result(self, seconds: float, check: Callable[[], None] | None = None) -> Any:
+        """What it gives; ``check`` is called while it is waited for, and may raise.
 
         Raises:
             StageLostError: the worker is gone, or does not answer within so many seconds.
@@ -87,10 +87,12 @@ class Call:
         """
         deadline = time.monotonic() + seconds
         while not self.done_within(min(_LOOK_SECONDS, max(deadline - time.monotonic(), 0.0))):
-            if self._member.lost is not None:
-                raise StageLostError(self._member.lost)
+            if check is not None:
+                check()
+            if self.member.lost is not None:
+                raise StageLostError(self.member.lost)
             if time.monotonic() >= deadline:
-                raise self._member.lost_error(
+                raise self.member.lost_error(
                     f"did not answer {self._method!r} within {seconds:g} s"
                 )
         try:
@@ -99,9 +101,9 @@ class Call:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else error) from None
         except RayActorError as error:
-            raise self._member.lost_error(f"is gone: {_first_line(error)}") from None
+            raise self.member.lost_error(f"is gone: {_first_line(error)}") from None
         except RayError as error:
-            raise self._member.lost_error(f"failed: {_first_line(error)}") from None
+            raise self.member.lost_error(f"failed: {_first_line(error)}") from None
 
 
 class Member:
@@ -176,15 +178,18 @@ class Member:
         return f"{self.label} on node {self.node.host}"
 
 
-def results(calls: Sequence[Call], seconds: float) -> list[Any]:
-    """What several calls give; all of them together may take so long.
+def results(
+    calls: Sequence[Call], seconds: float, check: Callable[[], None] | None = None
+) -> list[Any]:
+    """What several calls give; all of them together may take so long. ``check``: see
+    `Call.result`.
 
     Raises:
         StageLostError: a worker is gone or does not answer.
         Exception: what a call raised.
     """
     deadline = time.monotonic() + seconds
-    return [call.result(max(deadline - time.monotonic(), 0.1)) for call in calls]
+    return [call.result(max(deadline - time.monotonic(), 0.1), check) for call in calls]
 
 
 def _first_line(error: Exception) -> str:

@@ -272,7 +272,9 @@ class ClusterChange:
         plan, old = self._order.after.replicas[index], None
         if index < len(self._old):
             old = self._old[index]
-        new = self._cluster.open(index, plan, old, self._old, keeps_pages=True)
+        new = self._cluster.open(
+            index, plan, old, self._old, keeps_pages=True, check=self._check_wanted
+        )
         self._bytes["parameters"] += sum(each.fetched_bytes for each in self._cluster.loaded)
         if old is None:
             return _Moving(None, new)

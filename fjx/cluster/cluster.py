@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,7 @@ class Cluster:
         holders: Sequence[ClusterExecutor] = (),
         *,
         keeps_pages: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> ClusterExecutor:
         """Begin a run: start the workers that it needs, let them compile and load.
 
@@ -105,6 +106,7 @@ class Cluster:
             holders: runs from which parameters may be copied instead of read.
             keeps_pages: ``before`` serves on, and the pages of granules that stay are those of both
                 runs. Otherwise the pages of ``before`` are let go.
+            check: called while workers are waited for; raises to give up.
 
         Raises:
             StageLostError: a worker does not start, or dies, or does not answer in time.
@@ -117,7 +119,7 @@ class Cluster:
         orders = run_orders(plan, members, replica, number, old, keeps_pages)
         executor = ClusterExecutor(self.driver, plan, number, members)
         try:
-            self._fill(executor, orders, before, holders)
+            self._fill(executor, orders, before, holders, check)
         except BaseException:
             executor.retire()
             raise
@@ -129,6 +131,7 @@ class Cluster:
         orders: Mapping[Member, RunOrder],
         before: ClusterExecutor | None,
         holders: Sequence[ClusterExecutor],
+        check: Callable[[], None] | None,
     ) -> None:
         """Let workers compile a run's programs and load its pieces."""
         limit, moves = self.patience.load, any(order.keeps_pages for order in orders.values())
@@ -140,10 +143,12 @@ class Cluster:
             compiling += [
                 member.call("compile_pages", before.number) for member in set(before.members)
             ]
-        results(compiling, limit)
+        results(compiling, limit, check)
         offers = self._offers(executor.plan, executor.members, before, holders)
         self.loaded = results(
-            [member.call("load", order, offers[member]) for member, order in orders.items()], limit
+            [member.call("load", order, offers[member]) for member, order in orders.items()],
+            limit,
+            check,
         )
         opening = [member.step("open", executor.number) for member in orders]
         results(opening, self.patience.step)

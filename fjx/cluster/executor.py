@@ -30,6 +30,8 @@ from fjx.sharding.topology import key_of
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.0001
+_LOOK_SECONDS = 0.25
+"""How often a wait for a step looks whether its calls have failed."""
 _CALLS_KEPT = 64
 
 
@@ -71,6 +73,8 @@ class ClusterExecutor:
         self._failure: str | None = None
         self._here = _here()
         self.steps = 0
+        self.brought = False
+        """Whether any of its steps has brought tokens."""
 
     @property
     def programs(self) -> Programs:
@@ -180,28 +184,43 @@ class ClusterExecutor:
         Raises:
             StageLostError: they will not come.
         """
-        deadline = time.monotonic() + self._driver.step_seconds
+        now = time.monotonic()
+        deadline, look = now + self._driver.step_seconds, now + _LOOK_SECONDS
         while not all(array.is_ready() for array in arrays):
-            if self.failure is None and time.monotonic() > deadline:
-                self.fail(self._late())
             if self.failure is not None:
                 raise StageLostError(self.failure)
+            now = time.monotonic()
+            if now > deadline:
+                self.fail(self._late())
+            elif now > look:
+                look = now + _LOOK_SECONDS
+                error = self._call_error()
+                if error is not None:
+                    self.fail(error)
             time.sleep(_POLL_SECONDS)
         try:
             jax.block_until_ready(list(arrays))  # type: ignore[no-untyped-call]
         except jax.errors.JaxRuntimeError as error:
             self.fail(self._cause(error))
             raise StageLostError(self.failure) from None
+        self.brought = True
 
     def _cause(self, error: Exception) -> str:
         """What is known of an error that came in place of arrays."""
+        what = str(error).strip().splitlines()[0]
+        return self._call_error() or f"a step of run {self.number} failed: {what}"
+
+    def _call_error(self) -> str | None:
+        """What a worker could not do of what it was sent."""
         for call in self._calls:
             if call.done:
                 try:
-                    call.result(0.1)
-                except Exception as of_call:
-                    return str(of_call)
-        return f"a step failed: {str(error).strip().splitlines()[0]}"
+                    call.result(_LOOK_SECONDS)
+                except StageLostError as error:
+                    return str(error)
+                except Exception as error:
+                    return f"{call.member} could not run a step: {error!r}"
+        return None
 
     def _late(self) -> str:
         """Names the first stage that is behind, which is why a step is late; its worker counts as

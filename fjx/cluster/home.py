@@ -22,6 +22,7 @@ from fjx.sharding.planner import even_mesh
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 2.0
+_MOST_FRUITLESS = 3
 
 
 class ClusterHome:
@@ -40,6 +41,7 @@ class ClusterHome:
         self._idle_seconds = idle_seconds
         self._patience = patience
         self._mending: _Mending | None = None
+        self._fruitless = 0
         self.repairs: list[float] = []
         """Seconds that each replacement of lost stages took."""
 
@@ -58,6 +60,7 @@ class ClusterHome:
     ) -> Mended | None:
         """See `Home`."""
         if self._mending is None:
+            self._count_fruitless(executors)
             ours = [each for each in executors if isinstance(each, ClusterExecutor)]
             self._mending = _Mending(self.cluster, planner, ours, self._patience)
         mending = self._mending
@@ -69,6 +72,21 @@ class ClusterHome:
             self._mending = None
             self.repairs.append(mending.seconds)
         return mending.mended
+
+    def _count_fruitless(self, executors: Sequence[Pipeline]) -> None:
+        """Give up where what replaces lost stages is lost, too, before it has brought anything.
+
+        Raises:
+            StageLostError: it was so several times in a row.
+        """
+        lost = [each for each in executors if isinstance(each, ClusterExecutor) and each.lost]
+        fruitless = all(each.steps and not each.brought for each in lost)
+        self._fruitless = self._fruitless + 1 if fruitless else 0
+        if self._fruitless > _MOST_FRUITLESS:
+            raise StageLostError(
+                f"stages were replaced {_MOST_FRUITLESS} times, and no step has succeeded since; "
+                f"at last: {lost[0].failure}"
+            )
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
         """See `Home`: in the end all workers end, and their devices are free for others."""
@@ -137,6 +155,10 @@ class _Mending:
                     return
             self._stopped.wait(_RETRY_SECONDS)
 
+    def _check_wanted(self) -> None:
+        if self._stopped.is_set():
+            raise StageLostError("the engine ends")
+
     def _attempt(self) -> Mended:
         cluster = self._cluster
         for executor in self._executors:
@@ -149,7 +171,9 @@ class _Mending:
         for index, (executor, plan) in enumerate(zip(self._executors, plans, strict=True)):
             if executor.lost:
                 holders = [each for each in self._executors if not each.lost]
-                serving[index] = cluster.open(index, plan, executor, holders)
+                serving[index] = cluster.open(
+                    index, plan, executor, holders, check=self._check_wanted
+                )
                 executor.retire()
         cluster.copy_to_hosts(serving)
         return Mended(planner, serving)
