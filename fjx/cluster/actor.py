@@ -167,6 +167,7 @@ class Member:
 
     def end(self) -> None:
         """End the process now, and give its place back."""
+        self.lost = self.lost or f"{self} was ended"
         ray.kill(self._actor, no_restart=True)
         remove_placement_group(self._group)
 
