@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpu_checks.timing import copy_bandwidth, seconds_of
 from tqdm import tqdm
 
 from fjx.kernels import mosaic
@@ -17,14 +16,9 @@ from fjx.kernels.matmul import Quantization, Quantized, dequantized, matmul, qua
 from fjx.kernels.matmul.mosaic import matmul as mosaic_matmul
 from fjx.kernels.matmul.quantized import STORED_TYPES
 
-MODELS = {
-    "Llama 3.1 8B": ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)),
-    "Llama 3.1 70B": ((8192, 10240), (8192, 8192), (8192, 57344), (28672, 8192)),
-    "Qwen3 32B": ((5120, 10240), (8192, 5120), (5120, 51200), (25600, 5120)),
-    "Gemma 3 27B": ((5376, 8192), (4096, 5376), (5376, 43008), (21504, 5376)),
-    "SmolLM2 135M": ((576, 960), (576, 576), (576, 3072), (1536, 576)),
-}
-"""The (in, out) matrices of a layer: queries, keys and values; output; gate and up; down."""
+from .models import MODELS
+from .timing import copy_bandwidth, seconds_of
+
 ROWS = (1, 8, 16, 64)
 KINDS: tuple[Quantization, ...] = ("int8", "fp8")
 LEAST_BYTES = 400 * 2**20
@@ -33,11 +27,11 @@ LEAST_BYTES = 400 * 2**20
 
 def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
     """What compiles for CUDA without a GPU."""
-    for model, matrices in MODELS.items():
+    for model, sizes in MODELS.items():
         for kind in KINDS:
             for rows in (*ROWS, 512):
                 name = f"{model}, {kind}, {rows} rows"
-                yield name, partial(_lower_all, matrices, kind, rows)
+                yield name, partial(_lower_all, sizes.matrices, kind, rows)
 
 
 def checks() -> dict[str, Callable[[], Any]]:
@@ -51,7 +45,7 @@ def numbers() -> dict[str, Any]:
     found: dict[str, Any] = {}
     draw = np.random.default_rng(0)
     for kind in KINDS:
-        for inputs, outputs in MODELS["SmolLM2 135M"]:
+        for inputs, outputs in MODELS["SmolLM2 135M"].matrices:
             matrix = quantize(draw.standard_normal((inputs, outputs), np.float32), kind)
             x = draw.standard_normal((200, inputs), np.float32)
             wide = np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64), dequantized(matrix)
@@ -79,7 +73,7 @@ def times() -> list[dict[str, Any]]:
     bandwidth = 1e12 * copy_bandwidth()["terabytes_per_second"]
     return [
         _of_matrix(*shape, rows, bandwidth)
-        for shape in tqdm(MODELS["Llama 3.1 8B"], unit="matrix")
+        for shape in tqdm(MODELS["Llama 3.1 8B"].matrices, unit="matrix")
         for rows in (*ROWS, 512)
     ]
 
@@ -95,11 +89,13 @@ def _of_matrix(inputs: int, outputs: int, rows: int, bandwidth: float) -> dict[s
             for name, implementation in (("XLA", "reference"), ("kernel", "mosaic"))
         ]
     for name, dtype, implementation in ways:
-        values = _drawn((layers, inputs, outputs), dtype)
-        scale = jnp.ones((layers, outputs), jnp.float32) if implementation else None
-        run = jax.jit(partial(_all_layers, implementation=implementation))
-        seconds = seconds_of(run, (x, values, scale)) / layers
-        least = inputs * outputs * values.itemsize / bandwidth
+        weights = [_drawn((inputs, outputs), dtype, i) for i in range(layers)]
+        if implementation is not None:
+            scale = jnp.ones(outputs, jnp.float32)
+            weights = [Quantized(values, scale) for values in weights]
+        run = jax.jit(partial(_all_layers, outputs=outputs, implementation=implementation))
+        seconds = seconds_of(run, (x, weights)) / layers
+        least = inputs * outputs * jnp.dtype(dtype).itemsize / bandwidth
         found[name] = {
             "microseconds": 1e6 * seconds,
             "least_microseconds": 1e6 * least,
@@ -108,25 +104,23 @@ def _of_matrix(inputs: int, outputs: int, rows: int, bandwidth: float) -> dict[s
     return found
 
 
-def _drawn(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    small = jax.random.randint(jax.random.key(0), shape, -100, 100, jnp.int8)
+def _drawn(shape: tuple[int, ...], dtype: Any, seed: int) -> Any:
+    small = jax.random.randint(jax.random.key(seed), shape, -100, 100, jnp.int8)
     return small.astype(dtype)
 
 
-def _all_layers(x: Any, values: Any, scale: Any, implementation: Any) -> Any:
-    """The products with all layers, in a scan as in a granule, each waiting for the one before."""
-
-    def one(x: Any, layer: Any) -> tuple[Any, None]:
-        weights = values[layer] if scale is None else Quantized(values, scale, layer)
-        y = matmul(x, weights, values.shape[2], implementation=implementation)
-        return x + 1e-30 * y[:, :1], None
-
-    return jax.lax.scan(one, x, jnp.arange(len(values)))[0]
+def _all_layers(x: Any, weights: list[Any], outputs: int, implementation: Any) -> Any:
+    """The products with all layers, each waiting for the one before."""
+    for each in weights:
+        y = matmul(x, each, outputs, implementation=implementation)
+        x = x + 1e-30 * y[:, :1]
+    return x
 
 
 def _lower_all(matrices: Any, kind: Quantization, rows: int) -> None:
     for inputs, outputs in matrices:
-        run = partial(_all_layers, implementation="mosaic")
-        values = jax.ShapeDtypeStruct((4, inputs, outputs), STORED_TYPES[kind])
-        scale = jax.ShapeDtypeStruct((4, outputs), jnp.float32)
-        mosaic.lowers(run, jax.ShapeDtypeStruct((rows, inputs), jnp.float32), values, scale)
+        run = partial(matmul, outputs=outputs, implementation="mosaic")
+        values = jax.ShapeDtypeStruct((inputs, outputs), STORED_TYPES[kind])
+        scale = jax.ShapeDtypeStruct((outputs,), jnp.float32)
+        x = jax.ShapeDtypeStruct((rows, inputs), jnp.float32)
+        mosaic.lowers(run, x, Quantized(values, scale))
