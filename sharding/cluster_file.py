@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import pathlib
 from typing import Any
 
@@ -17,6 +18,9 @@ from fjx.sharding.topology import (
     Link,
     Topology,
 )
+
+_MOST_NAMED = 12
+"""Nodes that a message names."""
 
 
 def read_cluster(path: pathlib.Path) -> Topology:
@@ -98,10 +102,16 @@ def _pair(fields: Fields, names: set[str]) -> tuple[frozenset[str], Link]:
     fields.only(["nodes", "bandwidth", "latency"])
     nodes: Any = fields.get("nodes")
     if not (isinstance(nodes, list) and len(nodes) == 2 and set(nodes) <= names):
-        raise fields.error(
-            "nodes", f"nodes must name two of {listed(sorted(names))}, got {nodes!r}"
-        )
+        raise fields.error("nodes", f"nodes must name two of {_known(names, nodes)}, got {nodes!r}")
     return frozenset(nodes), _link(fields)
+
+
+def _known(names: set[str], given: object) -> str:
+    """The nodes that there are, or of many the one that may be meant."""
+    if len(names) <= _MOST_NAMED:
+        return listed(sorted(names))
+    near = difflib.get_close_matches(str(given), sorted(names), n=1)
+    return f"the file's {len(names)} nodes" + (f" (such as {near[0]})" if near else "")
 
 
 def _node(fields: Fields) -> list[DeviceState]:
@@ -140,7 +150,7 @@ def _copy(fields: Fields, names: set[str]) -> HostCopy:
     fields.only(["node", "model", "granules", "age"])
     node = fields.text("node")
     if node not in names:
-        raise fields.error("node", f"node must be one of {listed(sorted(names))}, got {node!r}")
+        raise fields.error("node", f"node must be one of {_known(names, node)}, got {node!r}")
     granules = fields.get("granules", None)
     if granules is not None and not (
         isinstance(granules, list) and all(is_integer(each) and each >= 0 for each in granules)

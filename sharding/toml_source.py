@@ -1,7 +1,7 @@
 """A TOML file that knows on which line each of its keys stands.
 
-`tomllib` gives no positions, so a line is found with the parser itself: the lines of the file are
-parsed as growing prefixes, and a key stands where it first appears. Whatever way of writing TOML
+`tomllib` gives no positions, so a line is found with the parser itself: prefixes of the file are
+parsed, and a key stands at the end of the shortest one that has it. Whatever way of writing TOML
 has (dotted keys, inline tables, arrays over several lines, comments), parser and locator agree.
 """
 
@@ -67,18 +67,28 @@ class TomlSource:
 
 def _line_of(text: str, path: Path) -> int | None:
     lines = text.replace("\r\n", "\n").split("\n")
-    start: int | None = None
-    """First line of the statement that is not complete yet."""
-    for number, line in enumerate(lines, start=1):
-        if start is None and line.strip() and not line.lstrip().startswith("#"):
-            start = number
-        content = _parse_prefix("\n".join(lines[:number]))
-        if content is None:
-            continue
-        if start is not None and _holds(content, path):
-            return start
-        start = None
-    return None
+    content: dict[str, Any] | None
+
+    # What a prefix holds, a longer one holds, so that the first one that does is found by halves.
+    low, high = 1, len(lines) + 1
+    while low < high:
+        end = middle = (low + high) // 2
+        while (content := _parse_prefix("\n".join(lines[:end]))) is None and end < len(lines):
+            end += 1
+        if content is not None and _holds(content, path):
+            high = middle
+        else:
+            low = end + 1
+    if low > len(lines):
+        return None
+    before = low - 1
+    while before and _parse_prefix("\n".join(lines[:before])) is None:
+        before -= 1
+    return next(
+        number
+        for number, line in enumerate(lines[before:], start=before + 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    )
 
 
 def _parse_prefix(prefix: str) -> dict[str, Any] | None:

@@ -155,6 +155,14 @@ def test_a_rack_without_links_of_its_own_is_as_any_two_nodes() -> None:
     assert topology.link(on(("a", 0)), on(("b", 0))) == Link(10e9)
 
 
+def test_an_error_in_a_file_of_thousands_of_nodes_is_short_and_soon_found() -> None:
+    nodes = [f'[[node]]\nname = "node-{i}"\ndevices = 8\n' for i in range(2000)]
+    text = "\n".join([*nodes, '[[copy]]\nnode = "node-20000"\nmodel = "m"\n'])
+    expected = r"line 8002: node must be one of the file's 2000 nodes \(such as node-\d+\), got"
+    with pytest.raises(MeshError, match=expected):
+        parse_cluster(text)
+
+
 def test_a_live_machine_is_told_of_its_racks() -> None:
     topology = live_topology(
         [FakeDevice(0), FakeDevice(1, process_index=1), FakeDevice(2, process_index=2)],
