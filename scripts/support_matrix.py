@@ -54,9 +54,12 @@ FEATURES = (
     ("Draining on SIGTERM", r"::test_sigterm"),
     ("GPU", r"^tests/gpu/.*::test_engine"),
     (
-        "Hopper attention kernel: interpreted, and compiled for CUDA, not run on a GPU yet",
+        "Hopper kernels: interpreted, and compiled for CUDA, not run on a GPU yet",
         r"test_attention_mosaic\.py::test_it_compiles",
     ),
+    ("Weights of eight bits (int8, fp8)", r"engine/test_quantization\.py::test_"),
+    ("Placement on the fragments of a cluster (`fjx place`)", r"test_cli_place\.py::test_"),
+    ("Stages on several machines (Ray): nodes on one machine tested", r"unit/cluster/.*::test_"),
     ("Tensor parallelism", r"::test_tensor_parallel"),
     ("Pipeline stages, regranularization", r"::test_regranularization"),
     ("Speculation: prompt lookup", r"engine/test_speculation\.py::test_prompt_lookup"),
