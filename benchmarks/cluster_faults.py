@@ -7,7 +7,7 @@ requests in flight, half of them greedy and half sampled with a seed. At random 
 worker gets a SIGKILL. Every request's tokens are compared with those that it gets alone in one
 process without Ray. Prints JSON: requests lost, tokens that are wrong, the seconds from a kill to
 the next token that any request gets, and, from before the first kill, the milliseconds of a step
-without drafts in one process, on one node, and on all of them.
+without drafts in one process, on one node, and on all of them, and those of a call to a worker.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.sampling_params import SamplingParams
 
+CALLS = 300
 STEPS = 80
 """Whose time is taken."""
 PATIENCE_SECONDS = 300.0
@@ -106,6 +107,7 @@ def main() -> None:
             steps[f"{options.nodes} nodes"] = step_milliseconds(engine, prompts, options)
             result = measure(engine, prompts, expected, options, draw)
             result["step_milliseconds"] = steps
+            result["call_milliseconds"] = call_milliseconds(engine)
         finally:
             engine.plans.close("the benchmark ends")
     result |= about_this_run()
@@ -149,6 +151,24 @@ def step_milliseconds(
         times.append(time.perf_counter())
     gaps = [1e3 * (b - a) for a, b in pairwise(times[-STEPS:])]
     return {"median": statistics.median(gaps), "most": max(gaps)}
+
+
+def call_milliseconds(engine: Engine) -> dict[str, float]:
+    """Time to send a call to an idle worker, and until it is answered."""
+    home = engine.plans.home
+    assert isinstance(home, ClusterHome)
+    member, sent, answered = next(iter(home.cluster.members.values())), [], []
+    for _ in range(CALLS):
+        begin = time.perf_counter()
+        call = member.beat()
+        sent.append(1e3 * (time.perf_counter() - begin))
+        call.result(10)
+        answered.append(1e3 * (time.perf_counter() - begin))
+    return {
+        "send_median": statistics.median(sent),
+        "answer_median": statistics.median(answered),
+        "answer_99th_percentile": statistics.quantiles(answered, n=100)[-1],
+    }
 
 
 def spread(engine: Engine, stages: int) -> None:

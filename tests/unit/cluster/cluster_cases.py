@@ -48,11 +48,24 @@ def spread(*counts: int, nodes: tuple[str, ...] = NODES, microbatches: int = 1) 
     return Plan(tuple(stages), microbatches, shared_devices=len(counts) > len(nodes))
 
 
+def placed(*stages: tuple[int, str, tuple[int, ...]], microbatches: int = 1) -> Plan:
+    """Stages of so many granules, each on devices of a node, split over them; stages may share
+    devices."""
+    begin, made = 0, []
+    for count, host, indices in stages:
+        devices = tuple(Device(host, "cpu", index) for index in indices)
+        mesh = Mesh(devices, (("tensor", len(devices)),))
+        made.append(Stage(range(begin, begin + count), mesh))
+        begin += count
+    return Plan(tuple(made), microbatches, shared_devices=True)
+
+
 def cluster_engine(
-    plan: Plan,
+    plan: Plan | Deployment,
     cache_dir: Path,
     patience: Patience | None = None,
     idle_seconds: float | None = None,
+    cpu_devices: int = 1,
 ) -> tuple[Engine, Started]:
     """The model of `deep_engine` on a cluster."""
     limits = deep_engine().executor.limits
@@ -72,7 +85,12 @@ def cluster_engine(
         return Planner(graph, topology, workload)
 
     started = start_cluster(
-        setup, Deployment((plan,)), planner_for, patience=patience, idle_seconds=idle_seconds
+        setup,
+        plan,
+        planner_for,
+        patience=patience,
+        idle_seconds=idle_seconds,
+        cpu_devices=cpu_devices,
     )
     engine_config = EngineConfig(
         max_num_seqs=limits.max_num_seqs,

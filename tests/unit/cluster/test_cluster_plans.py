@@ -1,0 +1,75 @@
+"""Plans of every kind on a cluster: replicas, microbatches, stages that come back to a node, tensor
+parallelism."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
+
+from fjx.sharding.plan import Deployment
+from tests.unit.cluster.cluster_cases import cluster_engine, placed, ray_nodes
+from tests.unit.engine.plan_cases import MIXED, Served, expected, is_near_tie, serve_through
+
+pytestmark = pytest.mark.slow
+
+THERE_AND_BACK = placed((3, "n0", (0,)), (3, "n1", (0,)), (2, "n0", (1,)), microbatches=2)
+REPLICAS = Deployment(
+    (
+        placed((3, "n1", (0,)), (3, "n0", (0,)), (2, "n0", (1,))),
+        placed((8, "n2", (1,))),
+    )
+)
+TENSOR = placed((4, "n0", (0, 1)), (4, "n2", (0,)))
+OTHER_WAY = placed((2, "n2", (1,)), (6, "n1", (1, 0)))
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    with ray_nodes() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs, which the first test leaves to the others."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def test_replicas_and_stages_that_come_back_to_a_node(nodes: Any, cache: Path) -> None:
+    engine, started = cluster_engine(THERE_AND_BACK, cache, cpu_devices=2)
+    try:
+        answers, _ = serve_through(engine, MIXED, [REPLICAS])
+        assert answers == [expected(ask) for ask in MIXED]
+        served = Served(engine, MIXED, "again")
+        served.step(6)
+        member = started.home.cluster.members["n2"]
+        os.kill(member.call("pid").result(10), signal.SIGKILL)
+        assert served.finish() == [expected(ask) for ask in MIXED]
+        # The replica that was left had all parameters, and served on.
+        (loaded,) = started.home.cluster.loaded
+        assert (loaded.fetched, loaded.read) == (10, 0)
+        engine.check_idle()
+    finally:
+        engine.plans.close("the test ends")
+
+
+def test_tensor_parallelism_and_changes_of_its_degree(nodes: Any, cache: Path) -> None:
+    engine, _ = cluster_engine(TENSOR, cache, cpu_devices=2)
+    try:
+        asks = [ask._replace(params=replace(ask.params, logprobs=2)) for ask in MIXED]
+        answers, records = serve_through(engine, asks, [OTHER_WAY])
+        assert records[0].kv_bytes > 0
+        for ask, answer in zip(asks, answers, strict=True):
+            if answer.tokens != expected(ask).tokens:
+                assert is_near_tie(ask, answer.tokens)
+        engine.check_idle()
+    finally:
+        engine.plans.close("the test ends")

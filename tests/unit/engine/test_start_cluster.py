@@ -1,0 +1,45 @@
+"""What a configuration with a cluster may ask for, and what it is told otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from fjx.config import EngineConfig
+from fjx.engine.start import start_engine
+from fjx.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drafter": "head"}, "on a cluster the drafter is ngram or off, got 'head'"),
+        ({"drafter": "some/model"}, "on a cluster the drafter is ngram or off"),
+        ({"pruning": "auto"}, "on a cluster pruning must be off, got 'auto'"),
+    ],
+)
+def test_what_needs_the_target_in_its_process_is_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
+    with pytest.raises(UserError, match=message):
+        start_engine(EngineConfig(cluster="auto", **options))
+
+
+def test_without_ray_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fjx.cluster.cluster", None)
+    with pytest.raises(UserError, match=r"pip install 'fjx\[cluster\]'"):
+        start_engine(EngineConfig(cluster="auto"))
+
+
+def test_an_idle_timeout_without_a_cluster_is_a_mistake() -> None:
+    with pytest.raises(UserError, match="idle_timeout is for a cluster"):
+        EngineConfig(idle_timeout=60.0)
+
+
+def test_one_process_does_not_import_ray() -> None:
+    code = "import sys, fjx.engine.start, fjx.serving.run; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
