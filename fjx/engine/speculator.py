@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from fjx.engine.draft_ahead import Ahead, DraftAhead, draft_ahead
@@ -50,6 +50,7 @@ class Speculator:
         lens: Lens | None = None,
         prune_always: bool = False,
         ahead: Ahead = "off",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """
         Args:
@@ -60,9 +61,11 @@ class Speculator:
             lens: looks into steps to prune them; None: nobody does.
             prune_always: see `Pruning`.
             ahead: whether to draft while steps verify, where the drafter can.
+            clock: seconds; what `observe_step` gets is of the same clock.
         """
         self.drafter = drafter
         self.policy = policy
+        self._clock = clock
         self.frontiers = frontiers or FrontierDepth(1)
         self._acceptance = AcceptanceModel()
         self._target_cost = CostModel(buckets, padded=True)
@@ -126,12 +129,12 @@ class Speculator:
             if most:
                 self._count_empty(True)
             return
-        begun, waiting = time.perf_counter(), list(most)
+        begun, waiting = self._clock(), list(most)
         lengths = self.policy.draft_lengths(view)
         drafts = self._propose(waiting, lengths, partial(self.policy.goes_on, view))
         kept = self.policy.verify_lengths(view, [draft.confidences for draft in drafts])
         if self.round_log is not None:
-            self.round_log.drafted(begun, time.perf_counter(), waiting, drafts, kept)
+            self.round_log.drafted(begun, self._clock(), waiting, drafts, kept)
         for request, draft, length in zip(waiting, drafts, kept, strict=True):
             self._give(request, draft, length)
         self._count_empty(not self._drafted)
@@ -140,11 +143,11 @@ class Speculator:
         self, waiting: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
     ) -> list[Draft]:
         """Draft, and learn what a round of it costs."""
-        begun = time.perf_counter()
+        begun = self._clock()
         drafts = self.drafter.propose(waiting, lengths, goes_on)
         for request, draft in zip(waiting, drafts, strict=True):
             self._acceptance.propose(request, draft.confidences)
-        spent = time.perf_counter() - begun
+        spent = self._clock() - begun
         count, seconds = self.drafter.rounds
         context = sum(r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k)
         if self.ahead is not None:

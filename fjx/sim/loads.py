@@ -1,0 +1,112 @@
+"""How long it takes until parameters and KV pages are where a plan wants them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fjx.sharding.difference import Difference
+from fjx.sharding.plan import Device
+from fjx.sharding.topology import Link
+from fjx.sim.cluster import Cluster
+from fjx.sim.hardware import NETWORK, WITHIN_HOST, Storage
+
+Tier = Literal["host", "disk", "remote"]
+"""Where parameters are read from: the host's memory, its disks, or networked storage."""
+
+
+def load_seconds(
+    needs: Sequence[int], chosen: Sequence[int], cluster: Cluster, tier: Tier, storage: Storage
+) -> float:
+    """Start a replica: every device reads its parameters at once; disks and network are shared by
+    the devices of a host.
+
+    Args:
+        needs: Parameter bytes of each device.
+        chosen: The devices.
+        cluster: They are of.
+        tier: What is read.
+        storage: How fast that is.
+    """
+    by_host: Counter[str] = Counter()
+    for need, index in zip(needs, chosen, strict=True):
+        by_host[cluster.slots[index].host] += need
+    if tier == "host":
+        reading = max(needs) / storage.host_rate
+    else:
+        rate = storage.disk_rate if tier == "disk" else storage.remote_rate
+        reading = max(max(by_host.values()) / rate, max(needs) / storage.host_rate)
+    return storage.start_seconds + reading
+
+
+@dataclass(frozen=True)
+class CopySeconds:
+    """Of a change of plan."""
+
+    parameters: float
+    kv: float
+
+
+def copy_seconds(
+    moved: Difference,
+    devices: Mapping[Device, int],
+    cluster: Cluster,
+    storage: Storage,
+    *,
+    from_host_memory: bool,
+    network: Link = NETWORK,
+    within: Link = WITHIN_HOST,
+) -> CopySeconds:
+    """Copy what a change of plan moves: all at once, as fast as the busiest link allows.
+
+    Args:
+        moved: The engine's own account of the change.
+        devices: Which of the cluster's devices those of the plans are.
+        cluster: They are of.
+        storage: Rates of host memory.
+        from_host_memory: Whether each host has the parameters in its memory; otherwise they come
+            from the devices that hold them.
+        network: Of each host, in and out.
+        within: Into and out of each device.
+    """
+    parameters, kv = _Traffic(), _Traffic()
+    loading: Counter[int] = Counter()
+    for move in moved.moves:
+        sources = [devices[device] for device in move.source.devices]
+        for each in move.received:
+            target = devices[each.device]
+            kv.add(sources, target, each.kv_bytes, cluster)
+            if from_host_memory:
+                loading[target] += each.parameter_bytes
+            else:
+                parameters.add(sources, target, each.parameter_bytes, cluster)
+    from_memory = max(loading.values(), default=0) / storage.host_rate
+    return CopySeconds(
+        max(from_memory, parameters.seconds(network, within)), kv.seconds(network, within)
+    )
+
+
+class _Traffic:
+    """Bytes over each link."""
+
+    def __init__(self) -> None:
+        self._hosts: Counter[tuple[str, str]] = Counter()
+        self._devices: Counter[tuple[int, str]] = Counter()
+
+    def add(self, sources: Sequence[int], target: int, size: int, cluster: Cluster) -> None:
+        """So many bytes go to a device, in equal parts from others."""
+        to = cluster.slots[target].host
+        self._devices[target, "in"] += size
+        for source in sources:
+            part, host = size // len(sources), cluster.slots[source].host
+            self._devices[source, "out"] += part
+            if host != to:
+                self._hosts[host, "out"] += part
+                self._hosts[to, "in"] += part
+
+    def seconds(self, network: Link, within: Link) -> float:
+        """Of the busiest link."""
+        between = max(self._hosts.values(), default=0) / network.bytes_per_second
+        return max(between, max(self._devices.values(), default=0) / within.bytes_per_second)

@@ -1,0 +1,79 @@
+"""One run: a system serves a workload on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from fjx.sim.cluster import Cluster
+from fjx.sim.metrics import Metrics, Outcomes, measure
+from fjx.sim.service import Service, Trace
+from fjx.sim.setup import Setup
+from fjx.sim.speculation import Drafting
+from fjx.sim.systems import System
+from fjx.sim.workload import Workload
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of a run."""
+
+    name: str
+    metrics: Metrics
+    outcomes: Outcomes
+    trace: Trace
+
+
+def simulate(
+    system: System,
+    setup: Setup,
+    cluster: Cluster,
+    workload: Workload,
+    *,
+    objective: float = 5.0,
+    alone: np.ndarray | None = None,
+    drafting: Drafting | None = None,
+    exact: bool = False,
+    seed: int = 0,
+) -> Result:
+    """Serve a workload to its last request.
+
+    Args:
+        system: Decides.
+        setup: The model and its devices.
+        cluster: Fresh: it counts what is held.
+        workload: Who comes when.
+        objective: A request is served well if it takes at most this many times its time alone.
+        alone: Those times; by default on the smallest deployment that the setup can plan.
+        drafting: Speculation; None: none.
+        exact: Make every step by itself (see `fjx.sim.replica`): slow, for checks.
+        seed: Of what is drawn.
+    """
+    env = simpy.Environment(0.0)
+    service = Service(
+        env,
+        setup,
+        cluster,
+        workload,
+        exact=exact,
+        drafting=drafting,
+        seed=seed,
+        watcher=system.watcher(),
+    )
+    if alone is None:
+        alone = setup.alone_seconds(setup.smallest().replicas[0], workload)
+    env.process(system.run(service))
+    service.begin()
+    env.run(until=service.done)
+    cluster.end(env.now)
+    held = [sample.devices for sample in service.trace.samples if sample.devices > 0]
+    metrics = measure(
+        service.outcomes(alone),
+        objective=objective,
+        device_seconds=cluster.held_seconds,
+        devices=(min(held, default=0.0), cluster.most_held),
+        changes=service.changes,
+    )
+    return Result(system.name, metrics, service.outcomes(alone), service.trace)

@@ -1,0 +1,281 @@
+"""A model that is served on a cluster: requests find a replica, replicas start, stop and change.
+
+What a system decides it tells the service, which carries it out and takes the time that it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import simpy
+
+from fjx.engine.request import Request
+from fjx.sampling_params import SamplingParams
+from fjx.sharding.plan import Device, Plan
+from fjx.sim.cluster import Cluster
+from fjx.sim.costs import StageCosts
+from fjx.sim.metrics import Outcomes
+from fjx.sim.replica import Process, SimReplica
+from fjx.sim.setup import Setup
+from fjx.sim.speculation import Drafting, SimSpeculation
+from fjx.sim.steps import ReplicaLimits
+from fjx.sim.workload import SimRequest, Workload
+
+_PARAMS = SamplingParams()
+_SAMPLES = 400
+"""Moments of a run that are kept for its picture."""
+
+
+class Watcher:
+    """Hears what a policy wants to know; here it does nothing."""
+
+    def arrived(self, now: float) -> None:
+        """A request has come."""
+
+    def first_token(self, now: float, seconds: float) -> None:
+        """A request got its first token so long after it came."""
+
+    def step(self, now: float, seconds: float) -> None:
+        """The tokens of a step came so long after those of the step before."""
+
+    def ended(self, now: float, tokens: int) -> None:
+        """A request has ended with so many tokens."""
+
+
+@dataclass(eq=False)
+class Instance:
+    """A replica with its devices."""
+
+    plan: Plan
+    devices: dict[Device, int]
+    """Of the plan, and which of the cluster's they are."""
+    replica: SimReplica
+    empty_since: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A moment of a run."""
+
+    at: float
+    devices: float
+    running: int
+    waiting: int
+
+
+@dataclass
+class Trace:
+    """What a run's picture shows."""
+
+    samples: list[Sample] = field(default_factory=list)
+    changes: list[tuple[float, float, str]] = field(default_factory=list)
+    """Begin, end and name of each change."""
+
+
+class Service:
+    """Owns the replicas of one model."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        setup: Setup,
+        cluster: Cluster,
+        workload: Workload,
+        *,
+        exact: bool = False,
+        drafting: Drafting | None = None,
+        seed: int = 0,
+        watcher: Watcher | None = None,
+    ) -> None:
+        """
+        Args:
+            env: whose clock counts.
+            setup: the model and its devices.
+            cluster: where replicas run.
+            workload: who comes when.
+            exact: see `SimReplica`.
+            drafting: what drafts; None: nobody does.
+            seed: of what is drawn.
+            watcher: hears what happens.
+        """
+        self.env, self.setup, self.cluster, self.workload = env, setup, cluster, workload
+        self.instances: list[Instance] = []
+        self.trace = Trace()
+        self.changes = 0
+        self.preemptions = 0
+        self.backlog: list[Request] = []
+        """Requests that came while there was no replica."""
+        self.most_tokens: int | None = None
+        """Longest request that a replica's KV memory holds; None: no replica was made yet."""
+        self.watcher = watcher or Watcher()
+        self.done = env.event()
+        self._exact, self._drafting, self._seed = exact, drafting, seed
+        self._first = np.full(len(workload), np.nan)
+        self._end = np.full(len(workload), np.nan)
+        self._left = len(workload)
+
+    def begin(self) -> None:
+        """Let the requests come."""
+        self.env.process(self._arrivals())
+        self.env.process(self._samples())
+
+    @property
+    def running(self) -> int:
+        """Requests in batches."""
+        return sum(each.replica.running for each in self.instances)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in queues."""
+        queued = sum(each.replica.scheduler.num_waiting for each in self.instances)
+        return queued + len(self.backlog)
+
+    def outcomes(self, alone: np.ndarray) -> Outcomes:
+        """What came of the requests; ``alone``: see `Outcomes`."""
+        return Outcomes(
+            arrival=np.array([request.arrival for request in self.workload]),
+            first=self._first,
+            end=self._end,
+            output=np.array([request.output for request in self.workload]),
+            alone=alone,
+        )
+
+    def add_instance(
+        self,
+        plan: Plan,
+        devices: dict[Device, int],
+        limits: ReplicaLimits,
+        costs: StageCosts | None = None,
+    ) -> Instance:
+        """A replica that serves from now on."""
+        self.most_tokens = (limits.num_pages - 1) * limits.page_size
+        speculation = None
+        if self._drafting is not None:
+            budget, seed = limits.max_num_batched_tokens, self._seed + len(self.instances)
+            speculation = SimSpeculation(self.env, budget, self._drafting, seed)
+        replica = SimReplica(
+            self.env,
+            limits,
+            costs or self.setup.costs(plan),
+            plan.microbatches,
+            self,
+            exact=self._exact,
+            speculation=speculation,
+        )
+        instance = Instance(plan, devices, replica)
+        self.instances.append(instance)
+        waiting, self.backlog = self.backlog, []
+        for request in waiting:
+            self.route(request)
+        return instance
+
+    def start(
+        self, plan: Plan, limits: ReplicaLimits, seconds: Callable[[Sequence[int]], float]
+    ) -> bool:
+        """Begin to start a replica, which takes devices now and serves later; False: there is no
+        room.
+
+        Args:
+            plan: Its stages.
+            limits: Its sizes.
+            seconds: From the devices that it gets to how long it takes to start.
+        """
+        needs = self.needs(plan, limits)
+        chosen = self.cluster.take(needs, self.env.now)
+        if chosen is None:
+            return False
+        self.env.process(self._start(plan, chosen, limits, seconds(chosen)))
+        return True
+
+    def _start(
+        self, plan: Plan, chosen: list[int], limits: ReplicaLimits, seconds: float
+    ) -> Process:
+        begin = self.env.now
+        yield self.env.timeout(seconds)
+        self.add_instance(plan, dict(zip(plan.devices, chosen, strict=True)), limits)
+        self.note_change(begin, "start")
+
+    def stop(self, instance: Instance) -> Process:
+        """Stop a replica; others take over its requests. A process."""
+        self.instances.remove(instance)
+        requests = yield instance.replica.stop()
+        self.preemptions += instance.replica.scheduler.num_preemptions
+        self.cluster.give_back(instance.devices.values(), self.env.now)
+        for request in requests:
+            self.route(request)
+
+    def needs(self, plan: Plan, limits: ReplicaLimits) -> list[int]:
+        """Bytes that each device of a plan must have free, in the order of `Plan.devices`."""
+        tokens = (limits.num_pages - 1) * limits.page_size
+        needs = []
+        held = self.setup.parameter_bytes(plan)
+        for stage, parameters in zip(plan.stages, held, strict=True):
+            degree = stage.mesh.tensor
+            pieces = [self.setup.graph.granules[i] for i in stage.granules]
+            kv = sum(piece.kv_bytes(tokens, degree) for piece in pieces)
+            needs += [parameters + kv] * degree
+        return needs
+
+    def route(self, request: Request) -> None:
+        """To the replica with the fewest unfinished requests, as the engine does."""
+        if not self.instances:
+            self.backlog.append(request)
+            return
+        min(self.instances, key=lambda each: each.replica.load).replica.add(request)
+
+    def note_change(self, begin: float, name: str) -> None:
+        """Keep a change that ends now."""
+        self.changes += 1
+        self.trace.changes.append((begin, self.env.now, name))
+
+    def _arrivals(self) -> Process:
+        for number, each in enumerate(self.workload):
+            if each.arrival > self.env.now:
+                yield self.env.timeout(each.arrival - self.env.now)
+            if self.most_tokens is not None and each.prompt + each.output > self.most_tokens:
+                self._close()  # refused
+                continue
+            self.watcher.arrived(self.env.now)
+            self.route(self._request(number, each))
+
+    def _request(self, number: int, each: SimRequest) -> Request:
+        tokens = [-1] * each.prompt
+        return Request(
+            id=str(number),
+            prompt_len=each.prompt,
+            tokens=tokens,
+            params=_PARAMS,
+            seed=0,
+            max_len=each.prompt + each.output,
+            arrival=self.env.now,
+            index=number,
+        )
+
+    def _samples(self) -> Process:
+        interval = max(self.workload[-1].arrival, 1.0) / _SAMPLES
+        while self._left:
+            sample = Sample(self.env.now, self.cluster.held, self.running, self.waiting)
+            self.trace.samples.append(sample)
+            yield self.env.timeout(interval)
+
+    def first_token(self, request: Request, now: float) -> None:
+        """See `Listener`."""
+        self._first[request.index] = now
+        self.watcher.first_token(now, now - request.arrival)
+
+    def ended(self, request: Request, now: float) -> None:
+        """See `Listener`."""
+        self._end[request.index] = now
+        self.watcher.ended(now, request.max_len)
+        self._close()
+
+    def _close(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self.done.succeed()
+
+    def stepped(self, now: float, seconds: float) -> None:
+        """See `Listener`."""
+        self.watcher.step(now, seconds)

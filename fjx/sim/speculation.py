@@ -1,0 +1,168 @@
+"""Speculation without models: the engine's own `Speculator`, with a drafter that draws what is
+right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import simpy
+
+from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
+from fjx.engine.replica import Microbatch
+from fjx.engine.request import Request
+from fjx.engine.scheduler import ScheduledRows
+from fjx.engine.speculator import Speculator
+from fjx.pipeline.buckets import row_buckets
+from fjx.speculation.policies import LengthPolicy, MarginalGain
+
+RIGHT, WRONG = 1, 0
+"""Drafted tokens: `fjx.sim.replica.TOKEN`, and any other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafting:
+    """What a drafter is like.
+
+    The default rates are the greedy acceptance of Qwen2.5-Coder 0.5B for 1.5B with four drafted
+    tokens on HumanEval, CNN/DailyMail, GSM8K and MT-bench.
+    """
+
+    rates: tuple[float, ...] = (0.96, 0.86, 0.78, 0.55)
+    """Of which each request has one: the chance that a drafted token is right."""
+    concentration: float = 4.0
+    """Of the Beta distribution around the rate from which a token's chance is drawn. The drafter
+    knows that chance: it is its confidence."""
+    first_seconds: float = 2e-3
+    """Of the first round of drafting."""
+    round_seconds: float = 2e-3
+    """Of each further one."""
+    request_seconds: float = 1e-5
+    """Of each request in a round, on top."""
+    longest: int = 8
+    """Tokens of a draft, at most."""
+
+
+class SimDrafter:
+    """See `fjx.engine.drafter.Drafter`."""
+
+    name = "simulated"
+    free = False
+    stops = False
+    catching_up = 0
+
+    def __init__(self, drafting: Drafting, seed: int) -> None:
+        self.longest = drafting.longest
+        self.rounds = NO_ROUNDS
+        self.spent = 0.0
+        """Seconds of all proposals since someone has reset it."""
+        self._drafting = drafting
+        self._random = np.random.default_rng(seed)
+
+    def feed(self, microbatch: Microbatch) -> None:
+        """It reads nothing."""
+
+    def miss(self, microbatch: Microbatch) -> None:
+        """It misses nothing."""
+
+    def propose(
+        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+    ) -> list[Draft]:
+        """Draw each token's chance, and whether it is right."""
+        drafting = self._drafting
+        longest = max(lengths, default=0)
+        counts = [sum(length > i for length in lengths) for i in range(longest)]
+        seconds = [
+            (drafting.round_seconds if i else drafting.first_seconds)
+            + drafting.request_seconds * count
+            for i, count in enumerate(counts)
+        ]
+        self.rounds = Rounds(counts[0] if counts else 0, seconds)
+        self.spent += sum(seconds)
+        return [self._draft(*each) for each in zip(requests, lengths, strict=True)]
+
+    def _draft(self, request: Request, length: int) -> Draft:
+        if not length:
+            return NO_DRAFT
+        drafting = self._drafting
+        rate = drafting.rates[request.index % len(drafting.rates)]
+        width = drafting.concentration
+        chances = self._random.beta(width * rate, width * (1 - rate), length)
+        right = self._random.random(length) < chances
+        return Draft(np.where(right, RIGHT, WRONG).tolist(), tuple(chances.tolist()))
+
+    def forget(self, request: Request) -> None:
+        """It knows nothing of it."""
+
+    def check_idle(self) -> None:
+        """It holds nothing."""
+
+
+class SimSpeculation:
+    """Asks the engine's speculator before each step of a replica, and tells it what came of it."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        max_num_batched_tokens: int,
+        drafting: Drafting,
+        seed: int,
+        policy: LengthPolicy | None = None,
+    ) -> None:
+        self._env = env
+        self._drafter = SimDrafter(drafting, seed)
+        self.speculator = Speculator(
+            self._drafter,
+            policy or MarginalGain(),
+            row_buckets(max_num_batched_tokens),
+            clock=lambda: env.now + self._drafter.spent,
+        )
+
+    def due(self, replica: Any) -> bool:
+        """See `Speculator.due`."""
+        return self.speculator.due([self._as_engines(replica)])
+
+    def draft(self, replica: Any) -> float:
+        """Give requests drafts; the seconds that it took."""
+        self.speculator.draft([self._as_engines(replica)])
+        return self._drafter.spent
+
+    def _as_engines(self, replica: Any) -> Any:
+        """What the speculator reads of a replica."""
+        return SimpleNamespace(
+            scheduler=replica.scheduler, executor=SimpleNamespace(limits=replica.limits)
+        )
+
+    def waited(self) -> None:
+        """The seconds of drafting have gone by on the clock."""
+        self._drafter.spent = 0.0
+
+    def sent(self, scheduled: Sequence[ScheduledRows], microbatches: int) -> list[Microbatch]:
+        """A step was sent."""
+        parts: list[list[ScheduledRows]] = [[] for _ in range(microbatches)]
+        for rows in scheduled:
+            parts[rows.request.slot % microbatches].append(rows)
+        nothing: Any = SimpleNamespace()
+        sent = [Microbatch(part, nothing, nothing, self._env.now) for part in parts if part]
+        self.speculator.sent(sent)
+        return sent
+
+    def observe(
+        self, request: Request, confidences: Sequence[float], drafted: int, accepted: int
+    ) -> None:
+        """See `Speculator.observe`."""
+        self.speculator.observe(request, confidences, drafted, accepted)
+
+    def observe_step(
+        self, microbatches: Sequence[Microbatch], now: float, tokens: Sequence[int]
+    ) -> None:
+        """See `Speculator.observe_step`."""
+        if microbatches:
+            self.speculator.observe_step(microbatches, now, tokens)
+
+    def forget(self, request: Request) -> None:
+        """See `Speculator.forget`."""
+        self.speculator.forget(request)

@@ -1,0 +1,218 @@
+"""What is asked of the cluster: requests and when they come, from traces or drawn."""
+
+from __future__ import annotations
+
+import io
+import math
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+
+from fjx.bench.arrivals import arrival_times
+from fjx.bench.traces import MOONCAKE_BLOCK, TraceEntry, read_trace
+from fjx.errors import UserError
+
+_LEAST_GAP = 1e-9
+_SERVEGEN_WINDOW = 600.0
+"""Seconds of a row of a ServeGen client."""
+
+
+@dataclass(frozen=True)
+class SimRequest:
+    """One request."""
+
+    arrival: float
+    """Seconds from the start."""
+    prompt: int
+    """Tokens."""
+    output: int
+    """Tokens."""
+    blocks: tuple[int, ...] = ()
+    """Identities of the prompt's blocks, as in a Mooncake trace: equal ones are shared."""
+
+    def tokens(self, block_length: int, number: int) -> list[int]:
+        """A prompt in which equal blocks are equal tokens, and the rest is this request's own."""
+        shared = [block for block in self.blocks for _ in range(block_length)][: self.prompt]
+        return shared + [-1 - number] * (self.prompt - len(shared))
+
+
+Workload = Sequence[SimRequest]
+
+
+def gamma_arrivals(count: int, rate: float, cv: float, seed: int) -> list[float]:
+    """Intervals from a Gamma distribution: independent of each other, so that a high coefficient of
+    variation means clumps of requests, and the load is the same in every minute."""
+    return arrival_times(count, rate, 1 / cv**2, seed)
+
+
+def surge_arrivals(
+    count: int, rate: float, cv: float, seed: int, *, window: float = 60.0, local_cv: float = 1.0
+) -> list[float]:
+    """Arrivals whose rate differs from window to window, so that their intervals have about this
+    coefficient of variation over all, and a lower one in each window.
+
+    Rates are lognormal with log-variance ``s``: then intervals of coefficient of variation c inside
+    a window have ``cv ** 2 + 1 = (c ** 2 + 1) exp(s)`` over all. Real traces look like this: the
+    Azure code trace has 13 over all and 3.2 inside a minute.
+
+    Args:
+        count: Number of requests.
+        rate: Mean arrivals a second.
+        cv: Of the intervals, over all.
+        seed: Fixes the draw.
+        window: Seconds of a window.
+        local_cv: Inside a window, at most ``cv``.
+    """
+    local = min(local_cv, cv)
+    variance = math.log((cv**2 + 1) / (local**2 + 1))
+    random = np.random.default_rng(seed)
+    windows = max(2, math.ceil(count / rate / window))
+    # Stratified, so that a short run has its share of quiet and busy windows.
+    strata = (random.permutation(windows) + 0.5) / windows
+    rates = np.exp(math.sqrt(variance) * _normal_quantiles(strata))
+    counts = np.floor(count * rates.cumsum() / rates.sum() + 0.5).astype(int)
+    times: list[float] = []
+    for i, (before, until) in enumerate(zip([0, *counts[:-1]], counts, strict=True)):
+        inside = int(until - before)
+        drawn = arrival_times(inside, inside / window, 1 / local**2, seed + 1 + i) if inside else []
+        times += [i * window + at for at in drawn]
+    return times
+
+
+def _normal_quantiles(shares: np.ndarray) -> np.ndarray:
+    return np.array([NormalDist().inv_cdf(float(share)) for share in shares])
+
+
+def servegen_arrivals(path: Path, count: int, rate: float, seed: int, begin: float) -> list[float]:
+    """Draw arrivals of the clients of a ServeGen archive (arXiv:2505.09999), scaled to a mean rate.
+
+    Args:
+        path: The archive (.tar, .tar.xz): a file a client, rows of window, rate, CV, family, shape
+            and scale.
+        count: Number of requests.
+        rate: Mean arrivals a second, after scaling.
+        seed: Fixes the draw.
+        begin: Seconds of the archive at which to begin.
+
+    Raises:
+        UserError: the archive cannot be read or has too few requests from there on.
+    """
+    random, times = np.random.default_rng(seed), []
+    try:
+        with tarfile.open(path) as archive:
+            for member in sorted(archive.getmembers(), key=lambda each: each.name):
+                file = archive.extractfile(member) if member.isfile() else None
+                if file is not None and member.name.endswith(".csv"):
+                    times += _client(io.TextIOWrapper(file, "utf-8"), random, begin, count)
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise UserError(f"cannot read the ServeGen archive {path}: {error}") from error
+    times.sort()
+    if len(times) < count:
+        raise UserError(f"{path} has {len(times)} requests from {begin} s on, expected {count}")
+    scale = count / rate / (times[count - 1] - times[0])
+    return [(at - times[0]) * scale for at in times[:count]]
+
+
+def _client(
+    lines: io.TextIOWrapper, random: np.random.Generator, begin: float, count: int
+) -> list[float]:
+    """Arrivals of one client, no more than all clients together need."""
+    times: list[float] = []
+    for line in lines:
+        start, rate, _, family, *rest = line.strip().split(",")
+        at, end = float(start), float(start) + _SERVEGEN_WINDOW
+        if at < begin or not float(rate) or not family:
+            continue
+        shape, scale = float(rest[0]), float(rest[1])
+        expected = int(2 * float(rate) * _SERVEGEN_WINDOW) + 16
+        if family.lower().startswith("weibull"):
+            gaps = scale * random.weibull(shape, expected)
+        else:
+            gaps = random.gamma(shape, scale, expected)
+        arrived = at + np.cumsum(gaps)
+        times += arrived[arrived < end].tolist()
+        if len(times) > count:
+            break
+    return times
+
+
+def with_lengths(
+    arrivals: Sequence[float],
+    entries: Sequence[TraceEntry],
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> list[SimRequest]:
+    """Requests that come at these times, with lengths drawn from a trace.
+
+    Args:
+        arrivals: Seconds.
+        entries: The trace.
+        scale: Factor on both lengths; each stays at least 1.
+        seed: Fixes the draw.
+    """
+    drawn = np.random.default_rng(seed).integers(0, len(entries), len(arrivals))
+    return [
+        SimRequest(
+            at, _scaled(entries[i].input_length, scale), _scaled(entries[i].output_length, scale)
+        )
+        for at, i in zip(arrivals, drawn.tolist(), strict=True)
+    ]
+
+
+def from_trace(
+    path: Path, count: int | None = None, *, rate: float | None = None, scale: float = 1.0
+) -> list[SimRequest]:
+    """The requests of an Azure or Mooncake trace in their order.
+
+    Args:
+        path: The trace.
+        count: How many; by default all.
+        rate: Arrivals a second to which time is scaled; by default those of the trace.
+        scale: Factor on lengths, blocks included.
+
+    Raises:
+        UserError: see `read_trace`.
+    """
+    entries = read_trace(path, count)
+    length = entries[-1].arrival
+    stretch = 1.0 if rate is None or not length else len(entries) / rate / length
+    return [
+        SimRequest(
+            entry.arrival * stretch,
+            _scaled(entry.input_length, scale),
+            _scaled(entry.output_length, scale),
+            entry.hash_ids,
+        )
+        for entry in entries
+    ]
+
+
+def block_length(scale: float) -> int:
+    """Tokens of a block of `SimRequest.blocks` where lengths were scaled."""
+    return max(1, round(MOONCAKE_BLOCK * scale))
+
+
+def interval_cv(workload: Workload) -> float:
+    """Coefficient of variation of the times between arrivals."""
+    gaps = np.diff([request.arrival for request in workload])
+    return float(gaps.std() / max(gaps.mean(), _LEAST_GAP))
+
+
+def limited(workload: Workload, most_tokens: int) -> list[SimRequest]:
+    """The same requests, with prompt and output cut so that together they have at most so many
+    tokens."""
+    cut = []
+    for request in workload:
+        output = min(request.output, most_tokens - 1)
+        prompt = min(request.prompt, most_tokens - output)
+        cut.append(replace(request, prompt=prompt, output=output))
+    return cut
+
+
+def _scaled(length: int, scale: float) -> int:
+    return max(1, round(length * scale))

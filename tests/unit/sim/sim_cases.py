@@ -1,0 +1,159 @@
+"""Small machines, workloads and systems for the tests of the simulator."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import simpy
+
+from fjx.engine.request import Request
+from fjx.pipeline.policy import PolicyConfig
+from fjx.sampling_params import SamplingParams
+from fjx.sim.changes import Switching
+from fjx.sim.cluster import Cluster
+from fjx.sim.costs import StageCosts, table_costs
+from fjx.sim.replica import SimReplica
+from fjx.sim.setup import Setup, named_setup
+from fjx.sim.speculation import Drafting, SimSpeculation
+from fjx.sim.steps import ReplicaLimits
+from fjx.sim.systems import Elastic, Foresight, ScaleOut, Static, System
+from fjx.sim.workload import SimRequest, surge_arrivals
+
+DEVICES = 16
+
+
+def pipeline_costs(stages: int, most_rows: int) -> StageCosts:
+    """Every part of the cost model is in use."""
+    rows = np.arange(most_rows + 1.0)
+    return StageCosts(
+        compute=np.tile(2e-5 * rows, (stages, 1)),
+        read=np.full((stages, most_rows + 1), 4e-3),
+        fixed=np.tile(1e-4 + 1e-7 * rows, (stages, 1)),
+        pair_seconds=np.full(stages, 1e-9),
+        context_seconds=np.full(stages, 1e-7),
+    )
+
+
+def constant_costs(seconds: float, most_rows: int = 64) -> StageCosts:
+    """Every step takes as long."""
+    return table_costs([seconds] * (most_rows + 1))
+
+
+class Heard:
+    """Keeps when requests got their first and last tokens."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, float] = {}
+        self.end: dict[int, float] = {}
+        self.steps: list[float] = []
+
+    def first_token(self, request: Request, now: float) -> None:
+        assert request.index not in self.first
+        self.first[request.index] = now
+
+    def ended(self, request: Request, now: float) -> None:
+        assert request.index not in self.end
+        self.end[request.index] = now
+
+    def stepped(self, now: float, seconds: float) -> None:
+        self.steps.append(seconds)
+
+
+def serve(
+    workload: list[SimRequest],
+    limits: ReplicaLimits,
+    costs: StageCosts,
+    microbatches: int = 1,
+    *,
+    exact: bool = False,
+    drafting: Drafting | None = None,
+) -> tuple[Heard, SimReplica]:
+    """Serve a workload on one replica to its end, and audit its pages and slots."""
+    env, heard = simpy.Environment(0.0), Heard()
+    speculation = None
+    if drafting is not None:
+        speculation = SimSpeculation(env, limits.max_num_batched_tokens, drafting, seed=1)
+    replica = SimReplica(
+        env, limits, costs, microbatches, heard, exact=exact, speculation=speculation
+    )
+
+    def arrivals():  # type: ignore[no-untyped-def]
+        for number, each in enumerate(workload):
+            yield env.timeout(each.arrival - env.now)
+            replica.add(request(number, each))
+
+    env.process(arrivals())
+    env.run()
+    replica.scheduler.check()
+    return heard, replica
+
+
+def request(number: int, each: SimRequest) -> Request:
+    return Request(
+        id=str(number),
+        prompt_len=each.prompt,
+        tokens=[0] * each.prompt,
+        params=SamplingParams(),
+        seed=0,
+        max_len=each.prompt + each.output,
+        arrival=each.arrival,
+        index=number,
+    )
+
+
+def poisson(
+    count: int, rate: float, prompt: int = 200, output: int = 100, seed: int = 0
+) -> list[SimRequest]:
+    """Independent arrivals with lengths up to twice the given ones."""
+    random = np.random.default_rng(seed)
+    arrival = random.exponential(1 / rate, count).cumsum().tolist()
+    prompts = random.integers(1, 2 * prompt, count).tolist()
+    outputs = random.integers(1, 2 * output, count).tolist()
+    return [SimRequest(*each) for each in zip(arrival, prompts, outputs, strict=True)]
+
+
+@functools.cache
+def setup() -> Setup:
+    return named_setup("llama-2-7b", granules=8, most_devices=DEVICES, max_num_seqs=64)
+
+
+def cluster() -> Cluster:
+    return Cluster([2] * (DEVICES // 2), setup().memory_bytes)
+
+
+def surges(count: int = 600, rate: float = 20.0) -> list[SimRequest]:
+    """Waves that one device cannot serve, and quiet between them."""
+    arrival = surge_arrivals(count, rate, 2.0, seed=3, window=5.0)
+    return [SimRequest(at, 700, 60) for at in arrival]
+
+
+def systems() -> dict[str, System]:
+    """One of each kind."""
+    of = setup()
+    one = of.deployment(1)
+    kv = of.kv_tokens(one.replicas[0])
+    rungs = {f"{s}x{r}": of.deployment(s, r) for s, r in ((1, 1), (2, 1), (4, 1), (4, 2))}
+    ladder = of.ladder(rungs, kv)
+    eager = PolicyConfig(finer_hold_seconds=0, hold_observations=1, cooldown_seconds=2)
+    return {
+        "static": Static(label="static", deployment=rungs["2x1"], kv_tokens=kv),
+        "elastic": Elastic(label="elastic", ladder=ladder, kv_tokens=kv, policy=eager),
+        "restarting": Elastic(
+            label="restarting",
+            ladder=ladder,
+            kv_tokens=kv,
+            policy=eager,
+            switching=Switching(loads_ahead=False, copies_ahead=False),
+        ),
+        "foresight": Foresight(label="foresight", ladder=ladder, kv_tokens=kv),
+        "scale-out": ScaleOut(
+            label="scale-out",
+            deployment=one,
+            kv_tokens=kv,
+            first_tier="disk",
+            target=16,
+            most=8,
+            keep_seconds=3,
+        ),
+    }

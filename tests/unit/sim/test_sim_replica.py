@@ -1,0 +1,134 @@
+"""A simulated replica: the engine's own objects, the same times in one go as step by step, and
+queues whose waiting times are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fjx.engine.progress
+import fjx.engine.scheduler
+import fjx.engine.speculator
+from fjx.sim import replica as replica_module
+from fjx.sim import speculation as speculation_module
+from fjx.sim.speculation import Drafting
+from fjx.sim.steps import ReplicaLimits
+from fjx.sim.workload import SimRequest
+from tests.unit.sim.sim_cases import constant_costs, pipeline_costs, poisson, serve
+
+LIMITS = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=256)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rate=st.floats(0.5, 60),
+    stages=st.integers(1, 5),
+    microbatches=st.integers(1, 5),
+    pages=st.integers(60, 900),
+    seqs=st.integers(2, 40),
+    budget=st.integers(40, 400),
+    seed=st.integers(0, 2**20),
+)
+def test_equal_steps_at_once_give_the_times_of_single_steps(
+    rate: float, stages: int, microbatches: int, pages: int, seqs: int, budget: int, seed: int
+) -> None:
+    workload = poisson(60, rate, seed=seed)
+    limits = ReplicaLimits(num_pages=pages, max_num_seqs=seqs, max_num_batched_tokens=budget)
+    costs = pipeline_costs(stages, budget)
+    exact, by_steps = serve(workload, limits, costs, microbatches, exact=True)
+    quick, at_once = serve(workload, limits, costs, microbatches)
+    assert quick.first == pytest.approx(exact.first, abs=1e-9)
+    assert quick.end == pytest.approx(exact.end, abs=1e-9)
+    assert quick.steps == pytest.approx(exact.steps, abs=1e-9)
+    assert at_once.steps == by_steps.steps
+    assert at_once.scheduler.num_preemptions == by_steps.scheduler.num_preemptions
+
+
+def test_requests_that_lose_their_pages_end_all_the_same() -> None:
+    limits = ReplicaLimits(num_pages=60, max_num_seqs=32, max_num_batched_tokens=256)
+    heard, replica = serve(poisson(80, 30.0), limits, pipeline_costs(2, 256), 2)
+    assert len(heard.end) == 80
+    assert replica.scheduler.num_preemptions > 0
+
+
+def test_a_request_alone_takes_its_steps_one_after_the_other() -> None:
+    step, output = 0.01, 7
+    heard, _ = serve([SimRequest(1.0, 10, output)], LIMITS, constant_costs(step, 256))
+    assert heard.first[0] == pytest.approx(1.0 + step)
+    assert heard.end[0] == pytest.approx(1.0 + output * step)
+
+
+def test_a_long_prompt_is_computed_in_chunks() -> None:
+    step = 0.01
+    heard, _ = serve([SimRequest(0.0, 600, 1)], LIMITS, constant_costs(step, 256))
+    assert heard.first[0] == pytest.approx(3 * step)
+
+
+def test_one_at_a_time_with_equal_service_waits_as_in_an_m_d_1_queue() -> None:
+    count, service, load = 60_000, 0.01, 0.8
+    arrival = np.random.default_rng(5).exponential(service / load, count).cumsum()
+    workload = [SimRequest(at, 1, 1) for at in arrival.tolist()]
+    limits = ReplicaLimits(num_pages=20, max_num_seqs=1, max_num_batched_tokens=64)
+    heard, _ = serve(workload, limits, constant_costs(service))
+    waits = np.array([heard.end[i] for i in range(count)]) - arrival - service
+    expected = load / (2 * (1 - load)) * service
+    assert abs(waits.mean() - expected) < 3 * _standard_error(waits)
+
+
+def test_one_at_a_time_with_random_service_waits_as_pollaczek_and_khinchine_say() -> None:
+    count, step, load = 40_000, 0.001, 0.7
+    random = np.random.default_rng(6)
+    outputs = random.geometric(0.1, count)
+    service = step * outputs
+    rate = load / (step * 10)
+    arrival = random.exponential(1 / rate, count).cumsum()
+    workload = [
+        SimRequest(*each)
+        for each in zip(arrival.tolist(), [1] * count, outputs.tolist(), strict=True)
+    ]
+    limits = ReplicaLimits(num_pages=40, max_num_seqs=1, max_num_batched_tokens=64)
+    heard, _ = serve(workload, limits, constant_costs(step))
+    waits = np.array([heard.end[i] for i in range(count)]) - arrival - service
+    expected = rate * (step**2 * (2 - 0.1) / 0.1**2) / (2 * (1 - load))
+    assert abs(waits.mean() - expected) < 3 * _standard_error(waits)
+
+
+def _standard_error(waits: np.ndarray) -> float:
+    """From the means of 40 parts, because waits that follow each other are alike."""
+    parts = waits[: len(waits) // 40 * 40].reshape(40, -1).mean(axis=1)
+    return float(parts.std(ddof=1) / math.sqrt(40))
+
+
+def test_good_drafts_make_a_request_faster_and_worthless_ones_hardly_slower() -> None:
+    workload = poisson(40, 0.5)
+    limits = ReplicaLimits(
+        num_pages=3000, max_num_seqs=32, max_num_batched_tokens=256, max_draft_rows=64
+    )
+    costs = pipeline_costs(1, 256)
+
+    def mean(drafting: Drafting | None) -> float:
+        heard, _ = serve(workload, limits, costs, exact=True, drafting=drafting)
+        assert len(heard.end) == len(workload)
+        return float(np.mean([heard.end[i] - r.arrival for i, r in enumerate(workload)]))
+
+    cheap = {"first_seconds": 2e-4, "round_seconds": 2e-4}
+    plain = mean(None)
+    assert mean(Drafting(rates=(0.9,), **cheap)) < 0.6 * plain
+    assert mean(Drafting(rates=(0.02,), **cheap)) < 1.1 * plain
+
+
+def test_what_decides_is_the_engines_own_code() -> None:
+    _, replica = serve(poisson(5, 5.0), LIMITS, pipeline_costs(1, 256))
+    assert type(replica.scheduler) is fjx.engine.scheduler.Scheduler
+    assert replica_module.commit is fjx.engine.progress.commit
+    assert speculation_module.Speculator is fjx.engine.speculator.Speculator
+
+
+def test_a_request_that_fits_into_no_memory_is_an_error_not_an_endless_run() -> None:
+    limits = ReplicaLimits(num_pages=5, max_num_seqs=4, max_num_batched_tokens=64)
+    with pytest.raises(ValueError, match="110 tokens, the replica has room for 64"):
+        serve([SimRequest(0.0, 100, 10)], limits, constant_costs(0.01))
