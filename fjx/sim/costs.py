@@ -1,13 +1,13 @@
 """What a step costs on each stage, as arrays that the inner loop reads.
 
 A microbatch of ``rows`` rows, whose requests have ``context`` tokens in all and whose rows attend
-to ``pairs`` tokens in all, occupies stage s for
+to ``pairs`` tokens in all, and of whose rows ``samples`` choose a token, occupies stage s for
 
-    max(compute[s, rows] + pair_seconds[s] pairs, read[s, rows] + context_seconds[s] context)
-        + fixed[s, rows]
+    max(compute[s, rows] + sample_seconds[s] samples + pair_seconds[s] pairs,
+        read[s, rows] + context_seconds[s] context) + fixed[s, rows]
 
 seconds: the roofline (Williams et al. 2009) of a ragged batch. Prefill, decoding and verification
-differ only in these three numbers.
+differ only in these four numbers.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class StageCosts:
     read: Floats
     fixed: Floats
     """What neither arithmetic nor memory explains: launches, receiving the input, the host."""
-    pair_seconds: Floats
+    sample_seconds: Floats
     """By stage, [S]."""
+    pair_seconds: Floats
     context_seconds: Floats
 
     @property
@@ -60,6 +61,7 @@ class StageCosts:
             compute=factor * self.compute,
             read=factor * self.read,
             fixed=factor * self.fixed,
+            sample_seconds=factor * self.sample_seconds,
             pair_seconds=factor * self.pair_seconds,
             context_seconds=factor * self.context_seconds,
         )
@@ -69,15 +71,17 @@ class StageCosts:
         return replace(
             self,
             compute=self.compute / compute,
+            sample_seconds=self.sample_seconds / compute,
             pair_seconds=self.pair_seconds / compute,
             read=self.read / memory,
             context_seconds=self.context_seconds / memory,
         )
 
-    def alone_seconds(self, rows: int, pairs: float, context: float) -> float:
+    def alone_seconds(self, rows: int, samples: int, pairs: float, context: float) -> float:
         """From the first stage to the last for one microbatch and nothing else."""
+        chosen = samples * self.sample_seconds + pairs * self.pair_seconds
         busy = np.maximum(
-            self.compute[:, rows] + pairs * self.pair_seconds,
+            self.compute[:, rows] + chosen,
             self.read[:, rows] + context * self.context_seconds,
         )
         return float((busy + self.fixed[:, rows]).sum())
@@ -104,7 +108,7 @@ def roofline_costs(
     rows = np.arange(most_rows + 1, dtype=np.float64)
     shape = len(plan.stages), most_rows + 1
     compute, read, fixed = (np.zeros(shape) for _ in range(3))
-    pair, context = (np.zeros(len(plan.stages)) for _ in range(2))
+    sample, pair, context = (np.zeros(len(plan.stages)) for _ in range(3))
     places = places_of(plan, topology)
     residual = sizes.hidden_size * _VECTOR_BYTES
     for s, (stage, place) in enumerate(zip(plan.stages, places, strict=True)):
@@ -117,10 +121,12 @@ def roofline_costs(
         layers = sum(piece.layers for piece in pieces)
         passes = len(pieces)
         entries = layers * sizes.layer_entries
-        if stage.granules.stop == len(graph.granules):
-            entries += sizes.vocab_size * sizes.hidden_size
-            passes += 1
         compute[s] = rows * (2 * entries / flops)
+        if stage.granules.stop == len(graph.granules):
+            head = sizes.vocab_size * sizes.hidden_size
+            sample[s] = 2 * head / flops
+            entries += head
+            passes += 1
         read[s] = entries * sizes.parameter_bytes / memory
         sums = 2 * layers * (degree > 1)
         sent = 2 * (degree - 1) / degree * residual / device.reduce_bytes_per_second
@@ -130,7 +136,7 @@ def roofline_costs(
             fixed[s] += link.latency_seconds + rows * (residual / link.bytes_per_second)
         pair[s] = layers * 4 * sizes.num_heads * sizes.head_dim / flops
         context[s] = sum(piece.kv_bytes_per_token for piece in pieces) / memory
-    return StageCosts(compute, read, fixed, pair, context)
+    return StageCosts(compute, read, fixed, sample, pair, context)
 
 
 def profile_costs(
@@ -172,19 +178,19 @@ def profile_costs(
         layers = sum(piece.layers for piece in pieces)
         pair[s] = pair_seconds * layers / graph.num_layers
     fixed[0, 1:] += step_seconds
-    return StageCosts(compute, np.zeros(shape), fixed, pair, np.zeros(len(plan.stages)))
+    none = np.zeros(len(plan.stages))
+    return StageCosts(compute, np.zeros(shape), fixed, none, pair, none)
 
 
 def table_costs(
-    seconds: Sequence[float], *, pair_seconds: float = 0.0, context_seconds: float = 0.0
+    seconds: Sequence[float], *, sample_seconds: float = 0.0, pair_seconds: float = 0.0
 ) -> StageCosts:
-    """One stage, whose steps take ``seconds[rows]`` and what their context adds; a step of no rows
-    is never made."""
+    """One stage, whose steps take ``seconds[rows]`` and what their samples and pairs add; a step of
+    no rows is never made."""
     table = np.array([seconds], np.float64)
-    nothing = np.zeros_like(table)
-    return StageCosts(
-        table, nothing, nothing, np.array([pair_seconds]), np.array([context_seconds])
-    )
+    nothing, none = np.zeros_like(table), np.zeros(1)
+    sample, pair = np.array([sample_seconds]), np.array([pair_seconds])
+    return StageCosts(table, nothing, nothing, sample, pair, none)
 
 
 def _padded(graph: GranuleGraph, piece: PieceCost, rows: int, degree: int) -> float:

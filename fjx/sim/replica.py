@@ -260,14 +260,15 @@ class SimReplica:
         scheduled = self._schedule()
         if not scheduled and not steady.decoding:
             return False
-        rows, pairs, context = steady.batch(index)
-        for request, start, count, *_ in scheduled:
+        batch = rows, samples, pairs, context = steady.batch(index)
+        for request, start, count, chosen, _ in scheduled:
             part = request.slot % self._microbatches
             end = start + count
             rows[part] += count
+            samples[part] += chosen
             context[part] += end
             pairs[part] += count * (start + end + 1) / 2
-        ends = self._time((rows, pairs, context), 1, self.env.now, self._effective)
+        ends = self._time(batch, 1, self.env.now, self._effective)
         step = Step(float(ends[0]))
         self.steps = index
         if self._exact:
@@ -331,7 +332,8 @@ class SimReplica:
         prior = self._in_flight[-1].end if self._in_flight else sent
         run_steps(
             *(ends, self._free, self._sampled, *batch, sent, prior, self._host_seconds),
-            *(costs.compute, costs.read, costs.fixed, costs.pair_seconds, costs.context_seconds),
+            *(costs.compute, costs.read, costs.fixed),
+            *(costs.sample_seconds, costs.pair_seconds, costs.context_seconds),
         )
         return ends
 

@@ -14,6 +14,7 @@ from fjx.sim.setup import Setup
 from fjx.sim.speculation import Drafting
 from fjx.sim.systems import System
 from fjx.sim.workload import Workload
+from fjx.speculation.policies import LengthPolicy
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def simulate(
     objective: float = 5.0,
     alone: np.ndarray | None = None,
     drafting: Drafting | None = None,
+    lengths: LengthPolicy | None = None,
     exact: bool = False,
     seed: int = 0,
 ) -> Result:
@@ -48,6 +50,7 @@ def simulate(
         objective: A request is served well if it takes at most this many times its time alone.
         alone: Those times; by default on the smallest deployment that the setup can plan.
         drafting: Speculation; None: none.
+        lengths: How long drafts are; by default the engine's own policy.
         exact: Make every step by itself (see `fjx.sim.replica`): slow, for checks.
         seed: Of what is drawn.
     """
@@ -59,6 +62,7 @@ def simulate(
         workload,
         exact=exact,
         drafting=drafting,
+        lengths=lengths,
         seed=seed,
         watcher=system.watcher(),
     )

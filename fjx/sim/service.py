@@ -22,6 +22,7 @@ from fjx.sim.setup import Setup
 from fjx.sim.speculation import Drafting, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.workload import SimRequest, Workload
+from fjx.speculation.policies import LengthPolicy
 
 _PARAMS = SamplingParams()
 _SAMPLES = 400
@@ -86,6 +87,7 @@ class Service:
         *,
         exact: bool = False,
         drafting: Drafting | None = None,
+        lengths: LengthPolicy | None = None,
         seed: int = 0,
         watcher: Watcher | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class Service:
             workload: who comes when.
             exact: see `SimReplica`.
             drafting: what drafts; None: nobody does.
+            lengths: how long drafts are; by default the engine's own policy.
             seed: of what is drawn.
             watcher: hears what happens.
         """
@@ -112,6 +115,7 @@ class Service:
         self.watcher = watcher or Watcher()
         self.done = env.event()
         self._exact, self._drafting, self._seed = exact, drafting, seed
+        self._lengths = lengths
         self._first = np.full(len(workload), np.nan)
         self._end = np.full(len(workload), np.nan)
         self._left = len(workload)
@@ -154,7 +158,7 @@ class Service:
         speculation = None
         if self._drafting is not None:
             budget, seed = limits.max_num_batched_tokens, self._seed + len(self.instances)
-            speculation = SimSpeculation(self.env, budget, self._drafting, seed)
+            speculation = SimSpeculation(self.env, budget, self._drafting, seed, self._lengths)
         replica = SimReplica(
             self.env,
             limits,

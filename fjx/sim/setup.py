@@ -125,7 +125,7 @@ class Setup:
         and no speculation."""
         costs, budget = self.costs(plan), self.max_num_batched_tokens
         decoding = {
-            k: costs.alone_seconds(1, float(k * 64), float(k * 64))
+            k: costs.alone_seconds(1, 1, float(k * 64), float(k * 64))
             for k in {(r.prompt + r.output // 2) // 64 for r in workload}
         }
         prefills: dict[int, float] = {}
@@ -145,7 +145,7 @@ def _prefill(costs: StageCosts, prompt: int, budget: int) -> float:
     for start in range(0, prompt, budget):
         count = min(budget, prompt - start)
         pairs = count * (2 * start + count + 1) / 2
-        total += costs.alone_seconds(count, pairs, float(start + count))
+        total += costs.alone_seconds(count, start + count == prompt, pairs, float(start + count))
     return total
 
 

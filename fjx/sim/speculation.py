@@ -3,10 +3,11 @@ right."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simpy
@@ -21,6 +22,14 @@ from fjx.speculation.policies import LengthPolicy, MarginalGain
 
 RIGHT, WRONG = 1, 0
 """Drafted tokens: `fjx.sim.replica.TOKEN`, and any other."""
+
+
+class RecordedDraft(NamedTuple):
+    """One draft."""
+
+    confidences: tuple[float, ...]
+    right: int
+    """How many of its tokens, from the first on, were the target's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,11 @@ class Drafting:
     """Of each request in a round, on top."""
     longest: int = 8
     """Tokens of a draft, at most."""
+    stops: bool = False
+    """Whether it asks after each round whether to go on, see `Drafter`."""
+    recorded: tuple[tuple[RecordedDraft, ...], ...] = ()
+    """Drafts of real requests, one of which each request goes through; by default chances are
+    drawn."""
 
 
 class SimDrafter:
@@ -51,16 +65,17 @@ class SimDrafter:
 
     name = "simulated"
     free = False
-    stops = False
     catching_up = 0
 
     def __init__(self, drafting: Drafting, seed: int) -> None:
         self.longest = drafting.longest
+        self.stops = drafting.stops
         self.rounds = NO_ROUNDS
         self.spent = 0.0
         """Seconds of all proposals since someone has reset it."""
         self._drafting = drafting
         self._random = np.random.default_rng(seed)
+        self._turn: Counter[Request] = Counter()
 
     def feed(self, microbatch: Microbatch) -> None:
         """It reads nothing."""
@@ -72,30 +87,41 @@ class SimDrafter:
         self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
     ) -> list[Draft]:
         """Draw each token's chance, and whether it is right."""
-        drafting = self._drafting
-        longest = max(lengths, default=0)
-        counts = [sum(length > i for length in lengths) for i in range(longest)]
-        seconds = [
-            (drafting.round_seconds if i else drafting.first_seconds)
-            + drafting.request_seconds * count
-            for i, count in enumerate(counts)
-        ]
-        self.rounds = Rounds(counts[0] if counts else 0, seconds)
+        drafting, seconds = self._drafting, list[float]()
+        drafts = [self._draft(*each) for each in zip(requests, lengths, strict=True)]
+        for i in range(max((len(each.tokens) for each in drafts), default=0)):
+            so_far = [each.confidences[:i] for each in drafts]
+            if i and self.stops and not goes_on(so_far):
+                drafts = [Draft(tokens[:i], sure[:i]) for tokens, sure in drafts]
+                break
+            taking_part = sum(len(each.tokens) > i for each in drafts)
+            round_seconds = drafting.round_seconds if i else drafting.first_seconds
+            seconds.append(round_seconds + drafting.request_seconds * taking_part)
+        self.rounds = Rounds(sum(bool(each.tokens) for each in drafts), seconds)
         self.spent += sum(seconds)
-        return [self._draft(*each) for each in zip(requests, lengths, strict=True)]
+        return drafts
 
     def _draft(self, request: Request, length: int) -> Draft:
         if not length:
             return NO_DRAFT
-        drafting = self._drafting
-        rate = drafting.rates[request.index % len(drafting.rates)]
-        width = drafting.concentration
+        if self._drafting.recorded:
+            return self._replayed(request, length)
+        rates, width = self._drafting.rates, self._drafting.concentration
+        rate = rates[request.index % len(rates)]
         chances = self._random.beta(width * rate, width * (1 - rate), length)
         right = self._random.random(length) < chances
         return Draft(np.where(right, RIGHT, WRONG).tolist(), tuple(chances.tolist()))
 
+    def _replayed(self, request: Request, length: int) -> Draft:
+        drafts = self._drafting.recorded[request.index % len(self._drafting.recorded)]
+        confidences, right = drafts[self._turn[request] % len(drafts)]
+        self._turn[request] += 1
+        tokens = [RIGHT] * right + [WRONG] * (len(confidences) - right)
+        return Draft(tokens[:length], confidences[:length])
+
     def forget(self, request: Request) -> None:
-        """It knows nothing of it."""
+        """The request has ended."""
+        self._turn.pop(request, None)
 
     def check_idle(self) -> None:
         """It holds nothing."""

@@ -86,10 +86,11 @@ class Steady:
     def _at(calendar: dict[int, list[Request]], index: int, request: Request) -> None:
         calendar.setdefault(index, []).append(request)
 
-    def batch(self, index: int) -> tuple[Any, Any, Any]:
-        """Rows of the step, tokens that they attend to, and context, by microbatch."""
+    def batch(self, index: int) -> tuple[Any, Any, Any, Any]:
+        """Rows of the step, how many of them choose a token, tokens that they attend to, and
+        context, by microbatch."""
         context = self._offset + self._rows * index
-        return self._rows.copy(), context, context.copy()
+        return self._rows.copy(), self._rows.copy(), context, context.copy()
 
     def due(self, index: int) -> list[Request]:
         """Requests that need another page for this step."""

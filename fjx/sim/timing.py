@@ -14,8 +14,8 @@ from numba import njit
 
 @njit(cache=True, fastmath=False)
 def run_steps(
-    ends, free, sampled, rows, pairs, context, sent, prior, host_seconds,
-    compute, read, fixed, pair_seconds, context_seconds,
+    ends, free, sampled, rows, samples, pairs, context, sent, prior, host_seconds,
+    compute, read, fixed, sample_seconds, pair_seconds, context_seconds,
 ):  # fmt: skip
     """Run identical steps: each request has as many rows in each, and grows by them.
 
@@ -23,11 +23,12 @@ def run_steps(
         ends: [steps], is filled: when each step has left the last stage.
         free: [S], is updated: when each stage is free.
         sampled: [M], is updated: when each microbatch's tokens are there.
-        rows, pairs, context: [M], of the first step; the last two grow.
+        rows, samples, pairs, context: [M], of the first step; the last two grow.
         sent: When the host sends the first step.
         prior: When the step in flight ends.
         host_seconds: Of the host's work, for each step.
-        compute, read, fixed, pair_seconds, context_seconds: See `fjx.sim.costs`.
+        compute, read, fixed, sample_seconds, pair_seconds, context_seconds: See
+            `fjx.sim.costs`.
     """
     stages = len(free)
     last = prior
@@ -42,7 +43,8 @@ def run_steps(
                 continue
             ready = max(sampled[m], sent + host_seconds)
             for s in range(stages):
-                busy = compute[s, n] + pair_seconds[s] * (pairs[m] + i * n)
+                busy = compute[s, n] + sample_seconds[s] * samples[m]
+                busy += pair_seconds[s] * (pairs[m] + i * n)
                 traffic = read[s, n] + context_seconds[s] * (context[m] + i * n)
                 begin = max(ready, free[s])
                 ready = begin + max(busy, traffic) + fixed[s, n]
@@ -57,6 +59,6 @@ def warm_up() -> None:
     one, none = np.zeros(1), np.zeros((1, 2))
     counts = np.ones(1, np.int64)
     run_steps(
-        one.copy(), one.copy(), one.copy(), counts, one, one, 0.0, 0.0, 0.0,
-        none, none, none, one, one,
+        one.copy(), one.copy(), one.copy(), counts, counts, one, one, 0.0, 0.0, 0.0,
+        none, none, none, one, one, one,
     )  # fmt: skip

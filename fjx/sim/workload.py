@@ -144,7 +144,8 @@ def with_lengths(
     arrivals: Sequence[float],
     entries: Sequence[TraceEntry],
     *,
-    scale: float = 1.0,
+    prompt_scale: float = 1.0,
+    output_scale: float = 1.0,
     seed: int = 0,
 ) -> list[SimRequest]:
     """Requests that come at these times, with lengths drawn from a trace.
@@ -152,13 +153,16 @@ def with_lengths(
     Args:
         arrivals: Seconds.
         entries: The trace.
-        scale: Factor on both lengths; each stays at least 1.
+        prompt_scale: Factor on prompts; each keeps at least a token.
+        output_scale: Factor on outputs; likewise.
         seed: Fixes the draw.
     """
     drawn = np.random.default_rng(seed).integers(0, len(entries), len(arrivals))
     return [
         SimRequest(
-            at, _scaled(entries[i].input_length, scale), _scaled(entries[i].output_length, scale)
+            at,
+            _scaled(entries[i].input_length, prompt_scale),
+            _scaled(entries[i].output_length, output_scale),
         )
         for at, i in zip(arrivals, drawn.tolist(), strict=True)
     ]

@@ -30,6 +30,7 @@ def pipeline_costs(stages: int, most_rows: int) -> StageCosts:
         compute=np.tile(2e-5 * rows, (stages, 1)),
         read=np.full((stages, most_rows + 1), 4e-3),
         fixed=np.tile(1e-4 + 1e-7 * rows, (stages, 1)),
+        sample_seconds=np.linspace(0, 1e-5, stages),
         pair_seconds=np.full(stages, 1e-9),
         context_seconds=np.full(stages, 1e-7),
     )

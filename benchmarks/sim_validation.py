@@ -1,0 +1,382 @@
+"""The simulator against the real engine, on this machine.
+
+    python benchmarks/sim_validation.py --output FILE.json
+
+For each kind of engine (one stage, stages on virtual CPU devices, a draft head) costs are
+calibrated by runs of their own; then other workloads are served by the engine and by the simulator,
+and TTFT, TPOT and output tokens a second are compared. Virtual devices share the cores, so there a
+pipeline's step is timed as a whole and simulated as one stage; what pipelines gain is not validated
+here.
+
+Prints a table; nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simpy
+from prompts import FILES, sample_prompts
+from replay import Recorder
+from report import about_this_run, write
+from simulated.fit import Fit, fit_costs
+from simulated.measure import Seen, serve
+
+from fjx.bench.datasets import random_tokens
+from fjx.config import EngineConfig
+from fjx.engine.engine import Engine
+from fjx.engine.request import Request
+from fjx.engine.start import start_engine
+from fjx.pipeline.plan_target import make_cpu_devices
+from fjx.sampling_params import SamplingParams
+from fjx.sim.replica import SimReplica
+from fjx.sim.speculation import Drafting, RecordedDraft, SimSpeculation
+from fjx.sim.steps import ReplicaLimits
+from fjx.sim.timing import warm_up
+from fjx.sim.workload import SimRequest, gamma_arrivals
+from fjx.speculation.policies import LengthPolicy, policy_by_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ROOT / ".." / "shared" / "data" / "prompts"
+LIMIT = 0.15
+"""Largest relative error that counts as right."""
+LONGEST, ROWS, SEQUENCES = 1024, 128, 16
+FIGURES = ("ttft", "tpot", "tokens_per_second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A workload on a kind of engine."""
+
+    name: str
+    mesh: str = "single"
+    policy: str = "off"
+    """Of drafting."""
+    count: int = 24
+    rate: float | None = None
+    """Arrivals a second; None: all at once."""
+    cv: float = 1.0
+    prompt: int = 64
+    output: int = 32
+
+    @property
+    def engine(self) -> tuple[str, bool]:
+        """Which kind of engine: its mesh, and whether it drafts."""
+        return self.mesh, self.policy != "off"
+
+    def workload(self, seed: int, share: float) -> list[SimRequest]:
+        """Its requests, with lengths from half to one and a half times the given ones.
+
+        Args:
+            seed: Fixes them.
+            share: Of the requests.
+        """
+        source, count = random.Random(seed), max(4, round(self.count * share))
+        arrivals = [0.0] * count
+        if self.rate is not None:
+            arrivals = gamma_arrivals(count, self.rate, self.cv, seed)
+        return [
+            SimRequest(at, _around(self.prompt, source), _around(self.output, source))
+            for at in arrivals
+        ]
+
+
+CASES = (
+    Case(name="one after the other", rate=0.4, count=10),
+    Case(name="low rate", rate=1.0),
+    Case(name="middle rate", rate=2.5, count=40),
+    Case(name="bursts, CV 3", rate=1.5, cv=3.0),
+    Case(name="16 at once", count=16, output=64),
+    Case(name="48 at once, a queue", count=48),
+    Case(name="long prompts", rate=0.5, prompt=400, output=16, count=16),
+    Case(name="short prompts, long outputs", rate=0.8, prompt=12, output=96, count=16),
+    Case(name="two stages", mesh="pipeline-2", rate=1.5),
+    Case(name="four stages, 16 at once", mesh="pipeline-4", count=16),
+    Case(name="drafts of 3, at once", policy="fixed:3", count=4, output=64),
+    Case(name="drafts of 3", policy="fixed:3", rate=1.0, count=20),
+    Case(name="drafts that pay", policy="marginal", rate=1.0, count=20),
+)
+CALIBRATION = (
+    Case(name="alone", rate=0.5, prompt=90, output=40, count=5),
+    Case(name="few", count=3, prompt=150, output=40),
+    Case(name="some", count=7, prompt=40, output=40),
+    Case(name="all", count=24, prompt=100, output=40),
+    Case(name="mixed", rate=2.0, prompt=200, output=24, count=24),
+)
+"""Of other rates, lengths and numbers than any case."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What the simulator knows of a kind of engine."""
+
+    fit: Fit
+    host_seconds: float
+    drafting: Drafting | None
+
+
+def main() -> None:
+    """Measure, simulate and print."""
+    options = parse_options()
+    make_cpu_devices("pipeline-4")
+    warm_up()
+    result: dict[str, Any] = {"about": about_this_run(), "limit": LIMIT, "engines": {}, "cases": []}
+    share = 0.5 if options.quick else 1.0
+    for kind in dict.fromkeys(case.engine for case in CASES):
+        mesh, drafts = kind
+        engine = start_engine(
+            EngineConfig(
+                model=options.model,
+                mesh=mesh,
+                drafter="head" if drafts else "off",
+                draft_policy="fixed:3" if drafts else "off",
+                max_frontiers=1,
+                max_num_seqs=SEQUENCES,
+                max_num_batched_tokens=ROWS,
+                max_model_len=LONGEST,
+                enable_prefix_caching=False,
+                seed=0,
+            )
+        )
+        known = calibrate(engine, share)
+        name = f"{mesh}, drafting" if drafts else mesh
+        result["engines"][name] = about_fit(known)
+        print(f"{name}: {result['engines'][name]}")
+        for case in (each for each in CASES if each.engine == kind):
+            result["cases"].append(compare(engine, known, case, options.repeats, share))
+            print(line(result["cases"][-1]), flush=True)
+            write(options.output, result)
+    errors = [abs(case["error"][name]) for case in result["cases"] for name in FIGURES]
+    result["within_limit"] = sum(error <= LIMIT for error in errors) / len(errors)
+    result["largest_error"] = max(errors)
+    write(options.output, result)
+    print(f"{result['within_limit']:.0%} of {len(errors)} figures are within {LIMIT:.0%}")
+
+
+def calibrate(engine: Engine, share: float) -> Calibrated:
+    """Learn what this engine's steps cost, and what its drafter is like."""
+    serve(engine, CALIBRATION[0].workload(7, 1.0), texts(engine, 5, 7))  # the first run is slow
+    recorder = None
+    if engine.speculator is not None:
+        recorder = engine.speculator.drafter = Recorder(engine.speculator.drafter)  # type: ignore[assignment]
+    runs: list[Seen] = []
+    for number, case in enumerate(CALIBRATION):
+        workload = case.workload(100 + number, max(share, 0.6))
+        runs.append(serve(engine, workload, texts(engine, len(workload), 100 + number)))
+    fit = fit_costs([step for run in runs for step in run.steps], _buckets(engine))
+    drafting = None
+    if recorder is not None:
+        drafting = _drafting(engine, recorder, runs)
+        engine.speculator.drafter = recorder.drafter  # type: ignore[union-attr]
+    calibrated = Calibrated(fit, 0.0, drafting)
+    return replace(calibrated, host_seconds=_host_seconds(engine, calibrated, runs[0], share))
+
+
+def _host_seconds(engine: Engine, known: Calibrated, alone: Seen, share: float) -> float:
+    """What a lone request waits for besides its step: the host, and the client's own loop."""
+    case = CALIBRATION[0]
+    workload = case.workload(100, max(share, 0.6))
+    simulated = simulate(engine, known, workload, "fixed:3", seed=0)
+    late = [a - b for a, b in zip(alone.first, simulated[0], strict=True)]
+    return max(statistics.median(late), 0.0)
+
+
+def _drafting(engine: Engine, recorder: Recorder, runs: Sequence[Seen]) -> Drafting:
+    """The drafts of the calibration, and what their rounds took."""
+    rounds = [seconds for run in runs for _, seconds in run.rounds]
+    drafts = _recorded(recorder, runs)
+    return Drafting(
+        first_seconds=statistics.median(seconds[0] for seconds in rounds),
+        round_seconds=statistics.median(s for seconds in rounds for s in seconds[1:]),
+        request_seconds=0.0,
+        longest=engine.speculator.drafter.longest,  # type: ignore[union-attr]
+        stops=engine.speculator.drafter.stops,  # type: ignore[union-attr]
+        recorded=drafts,
+    )
+
+
+def _recorded(recorder: Recorder, runs: Sequence[Seen]) -> tuple[tuple[RecordedDraft, ...], ...]:
+    """The drafts of the last run: its requests have the same numbers as those before, so only what
+    was proposed in it can be told apart by the order."""
+    answers = runs[-1].tokens
+    drafts = recorder.recording(answers)[: len(answers)]
+    return tuple(
+        tuple(RecordedDraft(tuple(each.confidences), each.right) for each in of_request)
+        for of_request in drafts
+        if of_request
+    )
+
+
+def compare(
+    engine: Engine, known: Calibrated, case: Case, repeats: int, share: float
+) -> dict[str, Any]:
+    """A case on the engine and in the simulator; of the repeats the median counts."""
+    measured, predicted = [], []
+    for seed in range(repeats):
+        workload = case.workload(seed, share)
+        if engine.speculator is not None:
+            engine.speculator.policy = policy_by_name(case.policy)
+        seen = serve(engine, workload, texts(engine, len(workload), seed))
+        measured.append(figures(workload, seen.first, seen.end))
+        first, end = simulate(engine, known, workload, case.policy, seed)
+        predicted.append(figures(workload, first, end))
+    ours, theirs = (
+        {name: statistics.median(each[name] for each in runs) for name in FIGURES}
+        for runs in (predicted, measured)
+    )
+    return {
+        **asdict(case),
+        "measured": theirs,
+        "predicted": ours,
+        "error": {name: ours[name] / theirs[name] - 1 for name in FIGURES},
+        "measured_values": measured,
+    }
+
+
+def simulate(
+    engine: Engine, known: Calibrated, workload: Sequence[SimRequest], policy: str, seed: int
+) -> tuple[list[float], list[float]]:
+    """Seconds from arrival to first and to last token of each request, as the simulator sees it."""
+    env, heard, limits = simpy.Environment(0.0), _Heard(), engine.executor.limits
+    sizes = ReplicaLimits(
+        num_pages=limits.num_pages,
+        page_size=limits.page_size,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_draft_rows=limits.max_draft_rows,
+    )
+    speculation = None
+    if known.drafting is not None:
+        rule: LengthPolicy = policy_by_name(policy)
+        speculation = SimSpeculation(env, limits.max_num_batched_tokens, known.drafting, seed, rule)
+    replica = SimReplica(
+        *(env, sizes, known.fit.costs, 1, heard),
+        speculation=speculation,
+        host_seconds=known.host_seconds,
+    )
+
+    def arrivals() -> Any:
+        for number, each in enumerate(workload):
+            yield env.timeout(each.arrival - env.now)
+            replica.add(_request(number, each))
+
+    env.process(arrivals())
+    env.run()
+    times = [
+        [at[i] - each.arrival for i, each in enumerate(workload)] for at in (heard.first, heard.end)
+    ]
+    return times[0], times[1]
+
+
+class _Heard:
+    """When the tokens of simulated requests came."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, float] = {}
+        self.end: dict[int, float] = {}
+
+    def first_token(self, request: Request, now: float) -> None:
+        self.first[request.index] = now
+
+    def ended(self, request: Request, now: float) -> None:
+        self.end[request.index] = now
+
+    def stepped(self, now: float, seconds: float) -> None:
+        pass
+
+
+def _request(number: int, each: SimRequest) -> Request:
+    return Request(
+        id=str(number),
+        prompt_len=each.prompt,
+        tokens=[-1] * each.prompt,
+        params=SamplingParams(),
+        seed=0,
+        max_len=each.prompt + each.output,
+        arrival=each.arrival,
+        index=number,
+    )
+
+
+def figures(
+    workload: Sequence[SimRequest], first: Sequence[float], end: Sequence[float]
+) -> dict[str, float]:
+    """Means over requests, and output tokens a second."""
+    gaps = [
+        (b - a) / (each.output - 1)
+        for a, b, each in zip(first, end, workload, strict=True)
+        if each.output > 1
+    ]
+    last = max(each.arrival + after for each, after in zip(workload, end, strict=True))
+    tokens = sum(each.output for each in workload)
+    return {
+        "ttft": statistics.fmean(first),
+        "tpot": statistics.fmean(gaps),
+        "tokens_per_second": tokens / (last - workload[0].arrival),
+    }
+
+
+def texts(engine: Engine, count: int, seed: int) -> list[list[int]]:
+    """Prompts, each longer than any request's: real ones one after the other where they are at
+    hand."""
+    source = random.Random(seed)
+    if not all((PROMPTS / name).exists() for name in FILES):
+        return [list(random_tokens(LONGEST, source)) for _ in range(count)]
+    pool = sample_prompts(PROMPTS, 300, seed)
+    prompts = []
+    for _ in range(count):
+        tokens: list[int] = []
+        while len(tokens) < LONGEST:
+            tokens += engine.tokenizer.encode(source.choice(pool))
+        prompts.append(tokens)
+    return prompts
+
+
+def about_fit(known: Calibrated) -> dict[str, Any]:
+    """A calibration in numbers."""
+    about = {key: value for key, value in asdict(known.fit).items() if key != "costs"}
+    about["host_seconds"] = known.host_seconds
+    if known.drafting is not None:
+        drafts = [each for of_request in known.drafting.recorded for each in of_request]
+        about["first_draft_seconds"] = known.drafting.first_seconds
+        about["draft_seconds"] = known.drafting.round_seconds
+        about["right_tokens_a_draft"] = float(np.mean([each.right for each in drafts]))
+    return about
+
+
+def line(case: dict[str, Any]) -> str:
+    """A row of the table: predicted / measured, and the error."""
+    parts = [f"{case['name']:28}"]
+    for name, unit, scale in zip(FIGURES, ("ms", "ms", "/s"), (1e3, 1e3, 1.0), strict=True):
+        ours, theirs = scale * case["predicted"][name], scale * case["measured"][name]
+        parts.append(f"{name} {ours:7.1f} / {theirs:7.1f} {unit} {case['error'][name]:+6.1%}")
+    return "  ".join(parts)
+
+
+def _buckets(engine: Engine) -> tuple[int, ...]:
+    return engine.executor.limits.row_buckets
+
+
+def _around(length: int, source: random.Random) -> int:
+    return max(2, round(length * source.uniform(0.5, 1.5)))
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="half the requests")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
