@@ -108,6 +108,7 @@ CALIBRATION = (
     Case(name="few", count=3, prompt=150, output=40),
     Case(name="some", count=7, prompt=40, output=40),
     Case(name="all", count=24, prompt=100, output=40),
+    Case(name="prompts", rate=2.0, prompt=70, output=2, count=40),
     Case(name="mixed", rate=2.0, prompt=200, output=24, count=24),
 )
 """Of other rates, lengths and numbers than any case."""
@@ -137,7 +138,6 @@ def main() -> None:
                 mesh=mesh,
                 drafter="head" if drafts else "off",
                 draft_policy="fixed:3" if drafts else "off",
-                max_frontiers=1,
                 max_num_seqs=SEQUENCES,
                 max_num_batched_tokens=ROWS,
                 max_model_len=LONGEST,
@@ -170,7 +170,7 @@ def calibrate(engine: Engine, share: float) -> Calibrated:
     for number, case in enumerate(CALIBRATION):
         workload = case.workload(100 + number, max(share, 0.6))
         runs.append(serve(engine, workload, texts(engine, len(workload), 100 + number)))
-    fit = fit_costs([step for run in runs for step in run.steps], _buckets(engine))
+    fit = fit_costs([run.steps for run in runs], _buckets(engine))
     drafting = None
     if recorder is not None:
         drafting = _drafting(engine, recorder, runs)

@@ -15,6 +15,8 @@ from fjx.sim.costs import StageCosts, table_costs
 
 _TRUSTED = 3
 """Steps of a bucket from which its cost is taken; others are interpolated."""
+_TOGETHER = 4
+"""Steps in a row that are taken together."""
 _OUTLIER = 4.0
 """Deviations beyond so many times the median one are left out: the machine did something else."""
 
@@ -26,39 +28,43 @@ class Fit:
     costs: StageCosts
     steps: int
     median_error: float
-    """Relative, of a single step."""
+    """Relative, of a few steps together."""
     seconds_by_rows: dict[int, float]
     sample_seconds: float
     pair_seconds: float
 
 
-def fit_costs(steps: Sequence[StepSeen], buckets: tuple[int, ...]) -> Fit:
+def fit_costs(runs: Sequence[Sequence[StepSeen]], buckets: tuple[int, ...]) -> Fit:
     """Non-negative least squares, each step relative to what its size usually takes: a cost for
     each bucket of rows, and one for each row that chooses a token and for each pair of a row and a
-    token that it attends to."""
+    token that it attends to.
+
+    A few steps in a row are taken together: where the host is held up it reads two at once, and the
+    second one seems to have taken no time.
+    """
+    steps = [step for run in runs for step in run]
     counts = Counter(bucket_for(each.rows, buckets) for each in steps)
     known = [bucket for bucket in buckets if counts[bucket] >= _TRUSTED]
-    used = [each for each in steps if bucket_for(each.rows, buckets) in known]
-    features = np.array(
-        [
-            [float(bucket_for(e.rows, buckets) == bucket) for bucket in known]
-            + [e.samples, e.pairs * 1e-3]
-            for e in used
-        ]
-    )
-    seconds = np.array([each.seconds for each in used])
-    # By what such steps usually take, not by their own time: where the host was held up, it reads
-    # two steps at once, and the second one seems to have taken none.
-    by_bucket = {
-        bucket: float(np.median([e.seconds for e in used if bucket_for(e.rows, buckets) == bucket]))
+    usual = {
+        bucket: float(np.mean([e.seconds for e in steps if bucket_for(e.rows, buckets) == bucket]))
         for bucket in known
     }
-    usual = np.array([by_bucket[bucket_for(each.rows, buckets)] for each in used])
-    kept = np.ones(len(used), bool)
+    features, seconds, expected = [], [], []
+    for run in runs:
+        used = [each for each in run if bucket_for(each.rows, buckets) in usual]
+        for begin in range(0, len(used) - _TOGETHER + 1, _TOGETHER):
+            window = used[begin : begin + _TOGETHER]
+            sizes = [bucket_for(each.rows, buckets) for each in window]
+            samples, pairs = (sum(getattr(e, n) for e in window) for n in ("samples", "pairs"))
+            features.append([*(float(sizes.count(b)) for b in known), samples, pairs * 1e-3])
+            seconds.append(sum(each.seconds for each in window))
+            expected.append(sum(usual[size] for size in sizes))
+    matrix = np.array(features) / np.array(expected)[:, None]
+    wanted = np.array(seconds) / np.array(expected)
+    kept = np.ones(len(wanted), bool)
     for _ in range(4):
-        weighted = features[kept] / usual[kept, None]
-        found, _ = nnls(weighted, seconds[kept] / usual[kept])
-        errors = np.abs(features @ found - seconds) / usual
+        found, _ = nnls(matrix[kept], wanted[kept])
+        errors = np.abs(matrix @ found - wanted)
         kept = errors <= _OUTLIER * max(float(np.median(errors)), 1e-3)
     by_rows = np.maximum.accumulate(found[: len(known)])
     table = [0.0]
@@ -67,7 +73,7 @@ def fit_costs(steps: Sequence[StepSeen], buckets: tuple[int, ...]) -> Fit:
     sample, pair = float(found[-2]), float(found[-1]) * 1e-3
     return Fit(
         costs=table_costs(table, sample_seconds=sample, pair_seconds=pair),
-        steps=len(used),
+        steps=len(steps),
         median_error=float(np.median(errors)),
         seconds_by_rows=dict(zip(known, by_rows.tolist(), strict=True)),
         sample_seconds=sample,

@@ -102,6 +102,8 @@ class SimReplica:
         self._effective = self.costs if self._slow == 1.0 else self.costs.slower(self._slow)
         old, self._steady = self._steady, Steady(microbatches, self.limits.page_size)
         self._steady.take_over(old)
+        if self._speculation is not None:
+            self._speculation.plan_changed(self.costs.stages)
 
     @property
     def load(self) -> int:
@@ -387,7 +389,7 @@ class SimReplica:
     def _step_with_drafts(self, speculation: SimSpeculation) -> Process:
         """As `Engine.step` with a speculator."""
         drafting = speculation.due(self)
-        behind = 0 if drafting else 1
+        behind = speculation.steps_behind if drafting else 1
         yield from self._read_until(behind)
         if drafting:
             while any(r.unread > 1 for r in self.scheduler.running) and self._in_flight:

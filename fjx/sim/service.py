@@ -110,6 +110,8 @@ class Service:
         self.preemptions = 0
         self.backlog: list[Request] = []
         """Requests that came while there was no replica."""
+        self.rebalances = False
+        """Whether a new replica takes over requests that wait at others."""
         self.most_tokens: int | None = None
         """Longest request that a replica's KV memory holds; None: no replica was made yet."""
         self.watcher = watcher or Watcher()
@@ -173,6 +175,8 @@ class Service:
         waiting, self.backlog = self.backlog, []
         for request in waiting:
             self.route(request)
+        if self.rebalances:
+            self._rebalance()
         return instance
 
     def start(
@@ -228,6 +232,20 @@ class Service:
             self.backlog.append(request)
             return
         min(self.instances, key=lambda each: each.replica.load).replica.add(request)
+
+    def _rebalance(self) -> None:
+        """Move the youngest of the requests that wait, from the replica with the most requests to
+        the one with the fewest, until they have about as many."""
+        while True:
+            queued = [each.replica for each in self.instances if each.replica.scheduler.num_waiting]
+            least = min((each.replica for each in self.instances), key=lambda each: each.load)
+            most = max(queued, key=lambda each: each.load, default=least)
+            if most.load - least.load < 2:
+                return
+            request = max(most.scheduler.waiting, key=lambda each: (each.arrival, each.order))
+            most.scheduler.finish(request)
+            request.order = -1
+            least.add(request)
 
     def note_change(self, begin: float, name: str) -> None:
         """Keep a change that ends now."""

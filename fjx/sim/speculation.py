@@ -18,8 +18,11 @@ from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.engine.speculator import Speculator
 from fjx.pipeline.buckets import row_buckets
+from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import LengthPolicy, MarginalGain
 
+DEEPEST = 4
+"""Most steps with drafts under way at once: the engine's default."""
 RIGHT, WRONG = 1, 0
 """Drafted tokens: `fjx.sim.replica.TOKEN`, and any other."""
 
@@ -144,8 +147,18 @@ class SimSpeculation:
             self._drafter,
             policy or MarginalGain(),
             row_buckets(max_num_batched_tokens),
+            FrontierDepth(DEEPEST),
             clock=lambda: env.now + self._drafter.spent,
         )
+
+    @property
+    def steps_behind(self) -> int:
+        """See `Speculator.steps_behind`."""
+        return self.speculator.steps_behind
+
+    def plan_changed(self, stages: int) -> None:
+        """The target has so many stages now."""
+        self.speculator.frontiers.stages = stages
 
     def due(self, replica: Any) -> bool:
         """See `Speculator.due`."""

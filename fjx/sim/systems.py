@@ -107,6 +107,8 @@ class Elastic:
     switching: Switching = field(default_factory=Switching)
     first: str | None = None
     """The rung to begin with; by default the coarsest."""
+    rebalances: bool = False
+    """Whether new replicas take over waiting requests; in the engine of today they do not."""
 
     @property
     def name(self) -> str:
@@ -123,6 +125,7 @@ class Elastic:
         autopilot = Autopilot(self.ladder, self.policy, None, env.now)
         assert isinstance(service.watcher, _Ears)
         service.watcher.autopilot = autopilot
+        service.rebalances = self.rebalances
         rung = self.ladder.rung(self.first or self.ladder.rungs[0].name)
         deployed = Deployed(service, rung.deployment, limits, self.switching)
         while not service.done.triggered:
@@ -178,6 +181,7 @@ class Foresight:
         coming = deque((each.arrival, each.prompt + each.output) for each in service.workload)
         near: deque[tuple[float, int]] = deque()
         first = self.ladder.rungs[0].deployment
+        service.rebalances = True
         deployed = Deployed(service, first, limits, Switching(free=True))
         mean = sum(tokens for _, tokens in coming) / len(coming)
         while not service.done.triggered:
@@ -233,6 +237,7 @@ class ScaleOut:
     def run(self, service: Service) -> Process:
         """Look once a second."""
         env = service.env
+        service.rebalances = True  # they have one queue for all replicas
         limits = service.setup.limits(self.kv_tokens)
         if self.most_requests is not None:
             limits = replace(limits, max_num_seqs=self.most_requests)
