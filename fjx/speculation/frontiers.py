@@ -68,7 +68,8 @@ class FrontierDepth:
         self._since_tried += 1
         if self._since_tried > _RETRY:
             self._since_tried = 0
-            self._intervals = {1: self._intervals[1]}
+            # That of the depth in use is no guess: it goes on being measured.
+            self._intervals = {each: self._intervals[each] for each in {1, self._depth}}
         if self._intervals[self._depth].count >= _TRUSTED or self._depth == 1:
             self._choose()
 

@@ -53,3 +53,8 @@ def test_a_pipeline_takes_as_many_as_it_has_stages() -> None:
 
 def test_one_is_always_one() -> None:
     assert set(run(FrontierDepth(1), 100, right=1.0, drafting=2.0)) == {1}
+
+
+def test_a_depth_that_pays_for_long_goes_on_when_others_are_forgotten() -> None:
+    depths = run(FrontierDepth(3), 2000, right=0.98, drafting=0.5)
+    assert depths[600:].count(1) < 0.1 * len(depths[600:])

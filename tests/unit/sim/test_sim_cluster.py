@@ -1,0 +1,90 @@
+"""Devices: who gets them, how long they are held, how long loading and copying takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fjx.errors import UserError
+from fjx.sharding.difference import difference
+from fjx.sim.cluster import Cluster, Tenancy, flexpipe_hosts, tenancies_from_pods
+from fjx.sim.hardware import Storage
+from fjx.sim.loads import copy_seconds, load_seconds
+from fjx.sim.metrics import stall_seconds
+from tests.unit.sim.sim_cases import DEVICES, cluster, setup
+
+GB = 10**9
+
+
+def test_flexpipes_cluster_has_82_devices_on_42_hosts() -> None:
+    hosts = flexpipe_hosts()
+    assert (sum(hosts), len(hosts)) == (82, 42)
+
+
+def test_held_devices_are_counted_over_time_and_shares_as_shares() -> None:
+    of = Cluster([2, 2], GB)
+    assert of.take([1, 1], 0.0) == [0, 1]
+    assert of.take([1], 5.0, share=0.5) == [2]
+    of.give_back([0], 10.0)
+    of.end(20.0)
+    assert of.held_seconds == pytest.approx(2 * 10 + 1 * 10 + 0.5 * 15)
+    assert of.most_held == 2.5
+
+
+def test_a_device_that_others_fill_is_passed_over_until_they_leave() -> None:
+    of = Cluster([2], GB, [Tenancy(0, 0.8, 0.0, 10.0)])
+    assert of.take([GB // 2, GB // 2], 5.0) is None
+    assert of.take([GB // 2], 5.0) == [1]
+    assert of.take([GB // 2], 11.0) == [0]
+
+
+def test_another_placement_can_choose() -> None:
+    of = Cluster([4], GB, place=lambda needs, free: [slot.index for slot, _ in free[-len(needs) :]])
+    assert of.take([1, 1], 0.0) == [2, 3]
+
+
+def test_tenants_take_the_wanted_share(tmp_path: Path) -> None:
+    path = tmp_path / "pods.csv"
+    header = "name,num_gpu,gpu_milli,creation_time,deletion_time\n"
+    path.write_text(header + "a,1,500,0,100\nb,2,1000,0,300\nc,0,0,0,100\n")
+    found = tenancies_from_pods(path, 20, 1000.0, 0.4, 0)
+    taken = sum(t.share * (min(t.end, 1000) - max(t.begin, 0)) for t in found)
+    assert taken / (20 * 1000) == pytest.approx(0.4, rel=0.1)
+    path.write_text("name\na\n")
+    with pytest.raises(UserError, match="no list of pods"):
+        tenancies_from_pods(path, 20, 1000.0, 0.4, 0)
+
+
+def test_devices_of_one_host_share_its_disks_and_not_its_memory() -> None:
+    storage = Storage(host_rate=25 * GB, disk_rate=5 * GB, start_seconds=1.0)
+    of = Cluster([2, 2], 80 * GB)
+    needs = [10 * GB, 10 * GB]
+    assert load_seconds(needs, [0, 1], of, "disk", storage) == pytest.approx(1 + 4)
+    assert load_seconds(needs, [0, 2], of, "disk", storage) == pytest.approx(1 + 2)
+    assert load_seconds(needs, [0, 1], of, "host", storage) == pytest.approx(1 + 0.4)
+
+
+def test_a_change_copies_what_its_busiest_link_must_carry() -> None:
+    of = setup()
+    before, after = of.deployment(2), of.deployment(4)
+    moved = difference(before, after, of.graph, [0])
+    devices = {device: device.index for device in after.devices}
+    peers, memory = (
+        copy_seconds(moved, devices, cluster(), Storage(), from_host_memory=each)
+        for each in (False, True)
+    )
+    received = max(moved.received().values())
+    assert memory.parameters == pytest.approx(received / Storage().host_rate)
+    assert peers.parameters >= memory.parameters
+    assert peers.kv == 0.0
+    with_pages = difference(before, after, of.graph, [1000])
+    assert copy_seconds(with_pages, devices, cluster(), Storage(), from_host_memory=True).kv > 0
+    assert len(devices) <= DEVICES
+
+
+def test_a_stall_lasts_until_requests_are_as_fast_as_before() -> None:
+    arrival = np.arange(10.0)
+    slowness = np.array([1, 1, 1, 2, 3, 1.3, 1.1, 1, 1.4, 1])
+    assert stall_seconds(arrival, slowness).tolist() == [3.0]

@@ -1,0 +1,81 @@
+"""Requests that come: how bursty, how long, and what they share."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fjx.bench.traces import TraceEntry
+from fjx.errors import UserError
+from fjx.sim.workload import (
+    SimRequest,
+    from_trace,
+    gamma_arrivals,
+    interval_cv,
+    servegen_arrivals,
+    surge_arrivals,
+    with_lengths,
+)
+
+
+def cv_of(times: list[float]) -> float:
+    return interval_cv([SimRequest(at, 1, 1) for at in times])
+
+
+@pytest.mark.parametrize("cv", [1.0, 2.0, 4.0])
+def test_drawn_arrivals_have_their_rate_and_burstiness(cv: float) -> None:
+    gamma = gamma_arrivals(40_000, 20.0, cv, 0)
+    surges = surge_arrivals(40_000, 20.0, cv, 0)
+    assert gamma[-1] == pytest.approx(2000)
+    assert len(surges) == 40_000
+    assert surges == sorted(surges)
+    assert cv_of(gamma) == pytest.approx(cv, rel=0.1)
+    assert cv_of(surges) == pytest.approx(cv, rel=0.35)
+
+
+def test_surges_differ_from_minute_to_minute_and_gamma_arrivals_do_not() -> None:
+    def spread(times: list[float]) -> float:
+        counts, _ = np.histogram(times, bins=np.arange(0, 1201, 60))
+        return float(counts.std() / counts.mean())
+
+    assert spread(gamma_arrivals(24_000, 20.0, 4.0, 1)) < 0.3
+    assert spread(surge_arrivals(24_000, 20.0, 4.0, 1)) > 0.8
+
+
+def test_lengths_are_scaled_and_never_empty() -> None:
+    entries = [TraceEntry(0.0, 100, 3)]
+    (request,) = with_lengths([1.5], entries, prompt_scale=0.5, output_scale=0.1)
+    assert request == SimRequest(1.5, 50, 1)
+
+
+def test_a_trace_is_stretched_to_a_rate(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(
+        "\n".join(
+            f'{{"timestamp": {1000 * i}, "input_length": 1024, "output_length": 8, '
+            f'"hash_ids": [1, {i}]}}'
+            for i in range(5)
+        )
+    )
+    requests = from_trace(path, rate=10.0, scale=0.5)
+    assert requests[-1].arrival == pytest.approx(0.5)
+    assert requests[0].tokens(256, 0)[:256] == requests[1].tokens(256, 1)[:256]
+    assert len(requests[2].tokens(256, 2)) == 512
+
+
+def test_clients_of_a_servegen_archive_come_at_the_wanted_rate(tmp_path: Path) -> None:
+    rows = "0,2.0,1.0,Gamma,1.0,0.5\n600,2.0,1.0,Gamma,1.0,0.5\n"
+    path = tmp_path / "clients.tar"
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(rows)
+    with tarfile.open(path, "w") as archive:
+        archive.add(tmp_path / "a.csv", "a.csv")
+        archive.add(tmp_path / "b.csv", "b.csv")
+    times = servegen_arrivals(path, 1000, 20.0, 0, 0.0)
+    assert times[-1] == pytest.approx(50.0)
+    assert cv_of(times) == pytest.approx(1.0, rel=0.15)
+    with pytest.raises(UserError, match="expected 100000"):
+        servegen_arrivals(path, 100_000, 20.0, 0, 0.0)
