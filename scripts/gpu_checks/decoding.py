@@ -28,7 +28,8 @@ import jax.numpy as jnp
 from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.kernels import mosaic, tuning
-from fjx.kernels.attention import api
+from fjx.kernels.attention import api as attention
+from fjx.kernels.matmul import api as matmul
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model
 from fjx.models.loading.source import cache_root
@@ -64,8 +65,11 @@ _GRAPHS: dict[str, dict[str, Any]] = {
 
 def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
     """The programs of a step."""
-    for implementation in ("mosaic", "reference"):
-        yield f"a step with {implementation} attention", partial(_lower, implementation)
+    for chosen_ones in (("mosaic",), ("mosaic", "mosaic"), ("reference",)):
+        yield (
+            f"a step, attention and products: {', '.join(chosen_ones)}",
+            partial(_lower, *chosen_ones),
+        )
 
 
 def checks() -> dict[str, Callable[[], Any]]:
@@ -73,14 +77,17 @@ def checks() -> dict[str, Callable[[], Any]]:
     return {
         "steps": partial(_steps, "mosaic"),
         "graphs": _graphs,
+        "own-products": partial(_steps, "mosaic", products="mosaic"),
         "reference-steps": partial(_steps, "reference", requests=(1, 8)),
     }
 
 
-def _steps(attention: str, requests: tuple[int, ...] = _REQUESTS) -> Iterator[dict[str, Any]]:
+def _steps(
+    of_attention: str, requests: tuple[int, ...] = _REQUESTS, products: str = "reference"
+) -> Iterator[dict[str, Any]]:
     """Of so many requests, at the end of their context."""
     bandwidth = 1e12 * copy_bandwidth()["terabytes_per_second"]
-    with chosen(attention):
+    with chosen(of_attention, products):
         decoder = Decoder(_MODEL, requests)
         for count in requests:
             yield decoder.measured(count, bandwidth)
@@ -95,23 +102,22 @@ def _graphs() -> Iterator[dict[str, Any]]:
             del decoder
 
 
-def _lower(attention: str) -> None:
+def _lower(of_attention: str, products: str = "reference") -> None:
     as_on_a_gpu = mock.patch.object(jax, "default_backend", return_value="gpu")
-    with chosen(attention), as_on_a_gpu:
+    with chosen(of_attention, products), as_on_a_gpu:
         programs = _programs(_MODEL, max(_REQUESTS), _CONTEXT)
         for spec in _specs(programs, _plan(programs), _REQUESTS):
             mosaic.lowers(spec.function, *spec.arguments)
 
 
 @contextlib.contextmanager
-def chosen(implementation: str) -> Iterator[None]:
-    """Attention runs so in programs that are traced meanwhile."""
-    before = api._fastest
-    api._fastest = lambda kv_pages: implementation  # type: ignore[assignment,return-value]
-    try:
+def chosen(of_attention: str, products: str = "reference") -> Iterator[None]:
+    """Attention and products with weights run so in programs that are traced meanwhile."""
+    with (
+        mock.patch.object(attention, "_fastest", lambda kv_pages: of_attention),
+        mock.patch.object(matmul, "_fastest", lambda weights: products),
+    ):
         yield
-    finally:
-        api._fastest = before
 
 
 class Decoder:

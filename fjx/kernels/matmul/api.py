@@ -99,13 +99,10 @@ def matmul(
         x: rows, of any float type.
         weights: an (in, out) matrix as `stored_values` gives it.
         outputs: columns of the matrix.
-        implementation: of products with weights of eight bits: numba is for those that are packed,
-            the others for those that are not; None chooses the fastest one.
+        implementation: numba is for weights that are packed, the others for those that are not;
+            None chooses the fastest one. With numba and mosaic a row has the same bits whatever is
+            beside it.
     """
-    if not isinstance(weights, Quantized):
-        if weights.ndim == PACKED_RANK:
-            return packed_matmul(x, weights, outputs)
-        return _product(x, weights, weights.dtype)
     return _IMPLEMENTATIONS[implementation or _fastest(weights)](x, weights, outputs)
 
 
@@ -119,16 +116,20 @@ def _product(x: Array, weights: Array, dtype: jnp.dtype) -> Array:
     return product
 
 
-def _reference(x: Array, weights: Quantized, outputs: int) -> Array:
+def _reference(x: Array, weights: Array | Quantized, outputs: int) -> Array:
+    if not isinstance(weights, Quantized):
+        return _product(x, weights, weights.dtype)
     product: Array = _product(x, weights.values, jnp.dtype(jnp.bfloat16)) * weights.scale
     return product
 
 
-def _numba(x: Array, weights: Quantized, outputs: int) -> Array:
+def _numba(x: Array, weights: Array | Quantized, outputs: int) -> Array:
+    if not isinstance(weights, Quantized):
+        return packed_matmul(x, weights, outputs)
     return packed_matmul(x, weights.values, outputs, weights.scale)
 
 
-def _mosaic(x: Array, weights: Quantized, outputs: int) -> Array:
+def _mosaic(x: Array, weights: Array | Quantized, outputs: int) -> Array:
     # Pallas takes a fifth of a second to import, which only a GPU needs.
     from fjx.kernels.matmul import mosaic
 
@@ -138,10 +139,11 @@ def _mosaic(x: Array, weights: Quantized, outputs: int) -> Array:
 _IMPLEMENTATIONS = {"reference": _reference, "numba": _numba, "mosaic": _mosaic}
 
 
-def _fastest(weights: Quantized) -> Implementation:
+def _fastest(weights: Array | Quantized) -> Implementation:
     """The implementation for what is stored like this."""
+    values = weights.values if isinstance(weights, Quantized) else weights
     # Until `mosaic` has run on a GPU, it is not chosen by itself.
-    return "numba" if weights.values.ndim == PACKED_RANK else "reference"
+    return "numba" if values.ndim == PACKED_RANK else "reference"
 
 
 def _struct(shape: tuple[int, ...], dtype: Any) -> Any:

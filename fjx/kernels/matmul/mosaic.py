@@ -1,20 +1,22 @@
-"""Products with matrices of eight bits an entry on Hopper GPUs, in Pallas for Mosaic GPU.
+"""Products with matrices of bfloat16, or of eight bits an entry, on Hopper GPUs, in Pallas for
+Mosaic GPU.
 
 For decoding, where reading the matrix is what takes time. A tile is some columns of the matrix, a
 step `STEP` of its rows. All steps of all tiles, tile by tile, are cut into equal shares, as many as
 a GPU has multiprocessors; as many blocks as the caller allows take the shares in turn. In each, one
 warpgroup lets the memory engine bring steps of the matrix and of the rows into a ring of shared
-memory. The others make their columns bfloat16, write them back to shared memory, and multiply: the
-matrix's columns are the rows of the tensor cores' product, of which there are never fewer than 64.
+memory. The others make their columns bfloat16 where they are narrower, write them back to shared
+memory, and multiply: the matrix's columns are the rows of the tensor cores' product, of which there
+are never fewer than 64.
 
 *A row has the same bits whatever is beside it.* Where the matrix is cut follows from its shape
 alone. Each product is of `ROWS` rows, of which only those are brought that there are: what a place
 of the ring holds behind them reaches no other row. More rows are taken `ROWS` at a time. The shares
 of a tile are added in their order.
 
-*Bytes under way.* A place of the ring holds 16 KiB of the matrix, and there are six: 96 KiB a
-multiprocessor, 12.4 MiB on all of an H100, which brings 3.4 MB in the microsecond that memory takes
-to answer.
+*Bytes under way.* A place of the ring holds 16 KiB of a matrix of eight bits, and there are six:
+96 KiB a multiprocessor, 12.4 MiB on all of an H100, which brings 3.4 MB in the microsecond that
+memory takes to answer. Of bfloat16 there are four of 32 KiB.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ _SHARES = 132
 """Multiprocessors of an H100."""
 _LEAST_STEPS = 4
 """Of a share: a share costs its sums' way to memory and back."""
-_RING = 6
-"""Places."""
+_RING = {1: 6, 2: 4}
+"""Places, by the bytes of an entry."""
 _MULTIPLYING_REGISTERS, _BRINGING_REGISTERS = 232, 40
 _LAYOUT, _NARROW_LAYOUT = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA_UPCAST_2X
 
@@ -65,13 +67,13 @@ class _Shared(NamedTuple):
     matrix: Any
     """A ring, as are the rows."""
     x: Any
-    wide: Any
-    """Of each warpgroup that multiplies, its columns as bfloat16."""
     sums: Any
-    """Likewise, on their way out."""
+    """Of each warpgroup that multiplies, on their way out."""
     arrived: Any
     """Barriers, for each place of the ring."""
     free: Any
+    wide: Any = None
+    """Of each warpgroup, its columns as bfloat16, where they are narrower."""
 
 
 def fits(inputs: int, outputs: int) -> bool:
@@ -81,7 +83,7 @@ def fits(inputs: int, outputs: int) -> bool:
 
 def matmul(
     x: Float[Array, "T I"],
-    weights: Quantized,
+    weights: Array | Quantized,
     outputs: int,
     *,
     blocks: int = _SHARES,
@@ -90,7 +92,7 @@ def matmul(
 
     Args:
         x: rows, of any float type.
-        weights: see `fits`.
+        weights: (in, out), bfloat16 or quantized; see `fits`.
         outputs: columns of the matrix.
         blocks: of the grid; fewer than the GPU has multiprocessors leave the others to whatever
             runs beside it.
@@ -104,7 +106,7 @@ def matmul(
             "the kernel takes matrices whose sides are multiples of 64, "
             f"got ({inputs}, {outputs}); use reference"
         )
-    values, scale = weights
+    values, scale = weights if isinstance(weights, Quantized) else (weights, None)
     rows = min(ROWS, _next_power_of_two(max(T, 8))) if T <= ROWS else -(-T // ROWS) * ROWS
     kernel = _Kernel(inputs, outputs, values.dtype, rows, blocks)
     parts, first_part = cut(outputs // kernel.columns, inputs // STEP)
@@ -118,8 +120,8 @@ def matmul(
     total = jnp.zeros(sums.shape[1:], jnp.float32)
     for part, is_there in zip(sums, by_column, strict=True):
         total += jnp.where(is_there, part, 0.0)
-    product: Array = (total * scale[:, None]).T[:T]
-    return product
+    product: Array = total if scale is None else total * scale[:, None]
+    return product.T[:T]
 
 
 @cache
@@ -168,6 +170,14 @@ class _Kernel:
         return 128 if self.outputs % 256 == 0 else 64
 
     @property
+    def _narrow(self) -> bool:
+        return jnp.dtype(self.dtype).itemsize == 1
+
+    @property
+    def _ring(self) -> int:
+        return _RING[jnp.dtype(self.dtype).itemsize]
+
+    @property
     def columns(self) -> int:
         """Of a tile."""
         return self._warpgroups * self._own
@@ -183,15 +193,18 @@ class _Kernel:
         scale."""
         wide_lines = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
         narrow_lines = (plgpu.TilingTransform((8, self._own)), plgpu.SwizzleTransform(self._own))
-        groups = self._warpgroups
+        lines = narrow_lines if self._narrow else wide_lines
+        groups, ring = self._warpgroups, self._ring
         scratch = [
-            plgpu.SMEM((_RING, groups, STEP, self._own), self.dtype, transforms=narrow_lines),
-            plgpu.SMEM((_RING, ROWS, STEP), jnp.bfloat16, transforms=wide_lines),
-            plgpu.SMEM((groups, STEP, self._own), jnp.bfloat16, transforms=wide_lines),
+            plgpu.SMEM((ring, groups, STEP, self._own), self.dtype, transforms=lines),
+            plgpu.SMEM((ring, ROWS, STEP), jnp.bfloat16, transforms=wide_lines),
             plgpu.SMEM((groups, 64, self._rows_at_once), jnp.float32),
-            plgpu.Barrier(num_arrivals=1 + groups, num_barriers=_RING),
-            plgpu.Barrier(num_arrivals=groups, num_barriers=_RING),
+            plgpu.Barrier(num_arrivals=1 + groups, num_barriers=ring),
+            plgpu.Barrier(num_arrivals=groups, num_barriers=ring),
         ]
+        if self._narrow:
+            wide = (groups, STEP, self._own)
+            scratch.append(plgpu.SMEM(wide, jnp.bfloat16, transforms=wide_lines))
 
         def body(first_part, parts, x, matrix, out, *refs):  # type: ignore[no-untyped-def]
             shared = _Shared(*refs)
@@ -209,7 +222,7 @@ class _Kernel:
             grid=(self.blocks,),
             grid_names=("block",),
             warpgroups=groups + 1,
-            name="fjx_quantized_matmul",
+            name="fjx_matmul",
         )
 
     def _in_turn(
@@ -243,8 +256,8 @@ class _Kernel:
             here = pl.ds(pl.multiple_of(row_tile * ROWS, self._rows_at_once), self._rows_at_once)
 
             def bring(step, _):  # type: ignore[no-untyped-def]
-                slot = (done + step) % _RING
-                used = done + step >= _RING
+                slot = (done + step) % self._ring
+                used = done + step >= self._ring
                 pl.when(used)(lambda: plgpu.barrier_wait(shared.free.at[slot]))
                 arrived = shared.arrived.at[slot]
                 lines = pl.ds(pl.multiple_of((part.first + step) * STEP, STEP), STEP)
@@ -267,19 +280,22 @@ class _Kernel:
         """What the others do: their columns become bfloat16, and are multiplied with the rows."""
         self._set_registers(_MULTIPLYING_REGISTERS, "increase")
         group = lax.axis_index("wg")
-        wide, on_the_way = shared.wide.at[group], shared.sums.at[group]
+        on_the_way = shared.sums.at[group]
 
         def multiply_part(part, row_tile, done):  # type: ignore[no-untyped-def]
             def add(step, sums):  # type: ignore[no-untyped-def]
-                slot = (done + step) % _RING
+                slot = (done + step) % self._ring
                 plgpu.barrier_wait(shared.arrived.at[slot])
-                narrow = plgpu.layout_cast(shared.matrix[slot, group], _NARROW_LAYOUT)
-                wide[...] = self._widened(narrow)
-                plgpu.commit_smem()
+                columns = shared.matrix.at[slot, group]
+                if self._narrow:
+                    narrow = plgpu.layout_cast(columns[...], _NARROW_LAYOUT)
+                    columns = shared.wide.at[group]
+                    columns[...] = self._widened(narrow)
+                    plgpu.commit_smem()
 
                 def multiply(product):  # type: ignore[no-untyped-def]
                     rows = mosaic.transposed(shared.x.at[slot])
-                    plgpu.wgmma(product, mosaic.transposed(wide), rows)
+                    plgpu.wgmma(product, mosaic.transposed(columns), rows)
                     return product[...]
 
                 more = pl.run_scoped(multiply, plgpu.ACC((self._own, ROWS), jnp.float32))

@@ -1,10 +1,10 @@
-"""The GPU's product with narrow matrices: its numbers in an interpreter, and that it compiles for
-CUDA."""
+"""The GPU's product with a matrix: its numbers in an interpreter, and that it compiles for CUDA."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,25 @@ from scripts.gpu_checks.models import MODELS
 interpreted = pytest.mark.skipif(
     not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
 )
-KINDS: list[Quantization] = ["int8", "fp8"]
+Kind = Quantization | Literal["bfloat16"]
+KINDS: list[Kind] = ["bfloat16", "int8", "fp8"]
 
 
 def drawn(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
 
 
-def run(x: np.ndarray, weights: Quantized, blocks: int = 3) -> np.ndarray:
-    outputs = weights.scale.shape[-1]
+def stored(matrix: np.ndarray, kind: Kind) -> np.ndarray | Quantized:
+    return matrix.astype(jnp.bfloat16) if kind == "bfloat16" else quantize(matrix, kind)
+
+
+def widened(matrix: np.ndarray | Quantized) -> np.ndarray:
+    wide = dequantized(matrix) if isinstance(matrix, Quantized) else matrix
+    return wide.astype(np.float64)
+
+
+def run(x: np.ndarray, weights: np.ndarray | Quantized, blocks: int = 3) -> np.ndarray:
+    outputs = (weights.values if isinstance(weights, Quantized) else weights).shape[1]
     multiply = jax.jit(lambda x, weights: kernel.matmul(x, weights, outputs, blocks=blocks))
     with mosaic.interpreted(detect_races=True):
         return np.asarray(multiply(x, weights))
@@ -44,9 +54,9 @@ def run(x: np.ndarray, weights: Quantized, blocks: int = 3) -> np.ndarray:
     columns=st.sampled_from([64, 128, 192, 256]),
     rows=st.sampled_from([1, 7, 20, 64, 70]),
 )
-def test_the_numbers_are_right(kind: Quantization, steps: int, columns: int, rows: int) -> None:
-    x, matrix = drawn(rows, 64 * steps), quantize(drawn(64 * steps, columns), kind)
-    wide = np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64), dequantized(matrix)
+def test_the_numbers_are_right(kind: Kind, steps: int, columns: int, rows: int) -> None:
+    x, matrix = drawn(rows, 64 * steps), stored(drawn(64 * steps, columns), kind)
+    wide = np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64), widened(matrix)
     bound = np.abs(wide[0]) @ np.abs(wide[1])
     assert (np.abs(run(x, matrix) - wide[0] @ wide[1]) <= 1e-6 * bound).all()
 
@@ -64,9 +74,10 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @interpreted
 @pytest.mark.usefixtures("like_a_gpu")
-def test_the_bits_of_a_row_depend_neither_on_others_nor_on_the_grid() -> None:
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_the_bits_of_a_row_depend_neither_on_others_nor_on_the_grid(kind: Kind) -> None:
     """Beside others, whatever they are: alone, among few, in a second tile of rows."""
-    x, matrix = drawn(70, 576), quantize(drawn(576, 192), "int8")
+    x, matrix = drawn(70, 576), stored(drawn(576, 192), kind)
     x[1] = np.nan
     together = run(x, matrix)
     for blocks in (1, 5):
@@ -98,19 +109,19 @@ def test_parts_are_all_steps_once_and_shares_are_equal(tiles: int, steps: int) -
 @pytest.mark.parametrize("rows", [1, 16, 64, 256])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS)
-def test_it_compiles_for_cuda(model: str, kind: Quantization, rows: int) -> None:
+def test_it_compiles_for_cuda(model: str, kind: Kind, rows: int) -> None:
     def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     for inputs, outputs in MODELS[model].matrices:
         assert kernel.fits(inputs, outputs)
 
-        def multiply(x: Any, *matrix: Any, outputs: int = outputs) -> jax.Array:
-            return kernel.matmul(x, Quantized(*matrix), outputs)
-
-        values = shape(inputs, outputs, dtype=STORED_TYPES[kind])
-        text = mosaic.lowers(multiply, shape(rows, inputs), values, shape(outputs))
-        assert "fjx_quantized_matmul" in text
+        matrix: Any = shape(inputs, outputs, dtype=jnp.bfloat16)
+        if kind != "bfloat16":
+            values = shape(inputs, outputs, dtype=STORED_TYPES[kind])
+            matrix = Quantized(values, shape(outputs))
+        multiply = partial(kernel.matmul, outputs=outputs)
+        assert "fjx_matmul" in mosaic.lowers(multiply, shape(rows, inputs), matrix)
 
 
 @pytest.mark.parametrize("shape", [(96, 128), (128, 100)], ids=str)

@@ -92,8 +92,8 @@ def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
     programs = programs_of(CONFIGS[model], max_draft_rows=4, hidden=True, confidences=True)
     stage = whole(programs)
     texts = lower(programs.stage(stage))
-    kernels = {key for key in texts if key[0] in ("granule", "stage", "choose")}
-    assert {key[0] for key in kernels} == {"granule", "stage", "choose"}
+    kernels = {key for key in texts if key[0] in ("granule", "stage", "head", "choose")}
+    assert {key[0] for key in kernels} == {"granule", "stage", "head", "choose"}
     assert with_kernels(texts) == (kernels if implementation == "mosaic" else set())
 
 
@@ -105,7 +105,7 @@ def test_the_granules_of_a_quantized_model(
     programs = programs_of(replace(CONFIGS[model], quantization=kind))
     texts = lower(spec for spec in programs.stage(whole(programs)) if spec.key[0] == "granule")
     assert texts
-    mine = {"fjx_quantized_matmul" in text for text in texts.values()}
+    mine = {"fjx_matmul" in text for text in texts.values()}
     assert mine == {implementation == "mosaic"}
 
 
