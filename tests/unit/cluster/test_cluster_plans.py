@@ -61,7 +61,7 @@ def test_replicas_and_stages_that_come_back_to_a_node(nodes: Any, cache: Path) -
         engine.plans.close("the test ends")
 
 
-def test_tensor_parallelism_and_changes_of_its_degree(nodes: Any, cache: Path) -> None:
+def test_stages_split_over_the_devices_of_a_node(nodes: Any, cache: Path) -> None:
     engine, _ = cluster_engine(TENSOR, cache, cpu_devices=2)
     try:
         asks = [ask._replace(params=replace(ask.params, logprobs=2)) for ask in MIXED]
