@@ -113,6 +113,13 @@ def _panel(
         return _LEFT + (right - _LEFT) * share, top + _HEIGHT * (1 - value / most)
 
     for color, line in lines:
-        points = [place(*each) for each in line if math.isfinite(each[1])]
+        points = _corners([place(*each) for each in line if math.isfinite(each[1])])
         for (x, y), (to_x, to_y) in pairwise(points):
             canvas.line(x, y, to_x, to_y, color, 1.3)
+
+
+def _corners(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points without those within a level stretch."""
+    inner = zip(points, points[1:], points[2:], strict=False)
+    kept = [point for before, point, after in inner if not before[1] == point[1] == after[1]]
+    return [*points[:1], *kept, *points[-1:]]

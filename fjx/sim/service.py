@@ -25,7 +25,7 @@ from fjx.sim.workload import SimRequest, Workload
 from fjx.speculation.policies import LengthPolicy
 
 _PARAMS = SamplingParams()
-_SAMPLES = 400
+_SAMPLES = 200
 """Moments of a run that are kept for its picture."""
 
 

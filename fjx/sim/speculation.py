@@ -23,6 +23,8 @@ from fjx.speculation.policies import LengthPolicy, MarginalGain
 
 DEEPEST = 4
 """Most steps with drafts under way at once: the engine's default."""
+_READ_SECONDS = 1e-4
+"""Of the host, to read a step."""
 RIGHT, WRONG = 1, 0
 """Drafted tokens: `fjx.sim.replica.TOKEN`, and any other."""
 
@@ -142,6 +144,7 @@ class SimSpeculation:
         policy: LengthPolicy | None = None,
     ) -> None:
         self._env = env
+        self._last_read = -_READ_SECONDS
         self._drafter = SimDrafter(drafting, seed)
         self.speculator = Speculator(
             self._drafter,
@@ -200,7 +203,9 @@ class SimSpeculation:
     ) -> None:
         """See `Speculator.observe_step`."""
         if microbatches:
-            self.speculator.observe_step(microbatches, now, tokens)
+            # Where several steps have ended before the host looks, it still reads one at a time.
+            self._last_read = max(now, self._last_read + _READ_SECONDS)
+            self.speculator.observe_step(microbatches, self._last_read, tokens)
 
     def forget(self, request: Request) -> None:
         """See `Speculator.forget`."""
