@@ -65,11 +65,8 @@ _GRAPHS: dict[str, dict[str, Any]] = {
 
 def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
     """The programs of a step."""
-    for chosen_ones in (("mosaic",), ("mosaic", "mosaic"), ("reference",)):
-        yield (
-            f"a step, attention and products: {', '.join(chosen_ones)}",
-            partial(_lower, *chosen_ones),
-        )
+    for each in (("mosaic",), ("mosaic", "mosaic"), ("reference",)):
+        yield f"a step, attention and products: {', '.join(each)}", partial(_lower, *each)
 
 
 def checks() -> dict[str, Callable[[], Any]]:
@@ -114,8 +111,8 @@ def _lower(of_attention: str, products: str = "reference") -> None:
 def chosen(of_attention: str, products: str = "reference") -> Iterator[None]:
     """Attention and products with weights run so in programs that are traced meanwhile."""
     with (
-        mock.patch.object(attention, "_fastest", lambda kv_pages: of_attention),
-        mock.patch.object(matmul, "_fastest", lambda weights: products),
+        mock.patch.object(attention, "_fastest", return_value=of_attention),
+        mock.patch.object(matmul, "_fastest", return_value=products),
     ):
         yield
 

@@ -171,7 +171,7 @@ class _Kernel:
 
     @property
     def _narrow(self) -> bool:
-        return jnp.dtype(self.dtype).itemsize == 1
+        return bool(jnp.dtype(self.dtype).itemsize == 1)
 
     @property
     def _ring(self) -> int:
