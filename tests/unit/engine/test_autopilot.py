@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fjx.config import EngineConfig
-from fjx.engine import plan_changes
 from fjx.engine.autopilot import Autopilot, start_autopilot
 from fjx.engine.engine import Engine
 from fjx.errors import MeshError, UserError
+from fjx.pipeline import home
 from fjx.pipeline.decision_log import replay
 from fjx.pipeline.ladder import Ladder, ladder_from_graph
 from fjx.pipeline.policy import PolicyConfig
@@ -92,7 +92,7 @@ def test_a_change_that_is_refused_is_logged_and_the_engine_serves_on(
     def refuse(*_: object) -> None:
         raise MemoryFitError("both plans need more than there is")
 
-    monkeypatch.setattr(plan_changes, "check_fits", refuse)
+    monkeypatch.setattr(home, "check_fits", refuse)
     now = 1000.0
     monkeypatch.setattr("fjx.engine.engine.time.monotonic", lambda: now)
     requests = [engine.add(str(i), [5, 6, i], PARAMS)[0] for i in range(30)]
