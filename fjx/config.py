@@ -74,9 +74,10 @@ class EngineConfig:
     pruning: Literal["off", "auto", "always"] = "off"
     """Look at drafted tokens late in their verification and take hopeless ones out: auto (where
     that pays), always (for measuring), or off."""
-    draft_ahead: Literal["off", "auto", "always"] = "auto"
+    draft_ahead: Literal["off", "auto", "always"] = "off"
     """Draft on while a step verifies, where a draft model is on the target's device: auto (where
-    that pays; only on a GPU, which can do both at once), always (for measuring), or off."""
+    that pays; only on a GPU, which can do both at once), always (for measuring), or off: XLA for
+    an H100 does not compile such a program yet, see docs/gpu.md."""
     draft_mesh: str = "single"
     """Devices of a draft model, like mesh."""
     mesh: str = "single"
