@@ -39,7 +39,7 @@ from openb import (
 from placement_picture import picture
 from report import about_this_run, write
 
-from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
+from fjx.sharding.analytic import DeviceFigures, analytic_graph
 from fjx.sharding.errors import MemoryFitError
 from fjx.sharding.figures import Workload
 from fjx.sharding.fleet import Fleet
@@ -54,6 +54,7 @@ from fjx.sharding.placement_baselines import (
 from fjx.sharding.placement_scorers import FlexPipeScorer, FragmentScorer, Scorer, demands_of
 from fjx.sharding.plan import Device
 from fjx.sharding.topology import DeviceState, HostCopy, Link, Topology
+from fjx.sim.hardware import MODELS as SIZES
 
 GIB, TIB = 1 << 30, 1 << 40
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cluster"
@@ -81,25 +82,7 @@ LINKS = {
 COPIES = 0.1
 """Share of the nodes that hold each model in host memory."""
 WORKLOAD = Workload(rows=64, kv_tokens=8192)
-OPT_66B = ModelSizes(
-    model="opt-66b",
-    hidden_size=9216,
-    num_heads=72,
-    num_kv_heads=72,
-    head_dim=128,
-    mlp_width=36864,
-    vocab_size=50272,
-    mlp_matrices=2,
-)
-LLAMA_2_7B = ModelSizes(
-    model="llama-2-7b",
-    hidden_size=4096,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    mlp_width=11008,
-    vocab_size=32000,
-)
+OPT_66B, LLAMA_2_7B = SIZES["opt-66b"], SIZES["llama-2-7b"]
 Model = tuple[PlanNeed, ...]
 MODELS: dict[str, Model] = {
     sizes.model: granularities(

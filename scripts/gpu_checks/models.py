@@ -41,6 +41,8 @@ class Sizes:
     """Of layers that do not see everything."""
     soft_cap: float | None = None
     """On attention's logits."""
+    logit_cap: float | None = None
+    """On those of the vocabulary."""
     family: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Other fields of ``config.json``; empty: only its attention is of interest."""
 
@@ -75,7 +77,9 @@ MODELS = {
     "Llama 3.1 70B": Sizes(80, 8192, 28672, 64, 8, 128, 128256, family=_LLAMA),
     "Qwen3 32B": Sizes(64, 5120, 25600, 64, 8, 128, 151936, family=_QWEN3),
     "Gemma 3 27B": Sizes(62, 5376, 21504, 32, 16, 128, 262208, window=1024, family=_GEMMA3),
-    "Gemma 2 9B": Sizes(42, 3584, 14336, 16, 8, 256, 256000, window=4096, soft_cap=50.0),
+    "Gemma 2 9B": Sizes(
+        42, 3584, 14336, 16, 8, 256, 256000, window=4096, soft_cap=50.0, logit_cap=30.0
+    ),
     "SmolLM2 135M": Sizes(
         30, 576, 1536, 9, 3, 64, 49152, family={**_LLAMA, "tie_word_embeddings": True}
     ),

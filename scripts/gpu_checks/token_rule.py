@@ -17,18 +17,10 @@ from fjx.kernels import mosaic
 from fjx.kernels.rank import DraftedRows, drafted_ranks
 from fjx.kernels.token_rule import SamplingRows, choose_tokens, gumbel
 
+from .models import MODELS
 from .timing import seconds_of
 
 VOCABULARY = 128256
-MODELS = {
-    "Llama 3.1 8B": (4096, 128256, None),
-    "Llama 3.1 70B": (8192, 128256, None),
-    "Qwen3 32B": (5120, 151936, None),
-    "Gemma 3 27B": (5376, 262208, None),
-    "Gemma 2 9B": (3584, 256000, 30.0),
-    "SmolLM2 135M": (576, 49152, None),
-}
-"""Hidden size, vocabulary, soft cap."""
 ROWS = (1, 8, 64, 256)
 LENS = 8192
 """Tokens that a lens knows, unless it was distilled for others."""
@@ -37,13 +29,14 @@ IMPLEMENTATIONS = ("mosaic", "reference")
 
 def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
     """What compiles for CUDA without a GPU; each call raises where it does not."""
-    for name, (terms, vocabulary, soft_cap) in MODELS.items():
+    for name, model in MODELS.items():
+        terms, vocabulary = model.width, model.vocabulary
         for rows in ROWS:
             choose = partial(choose_tokens, implementation="mosaic")
             given = jax.eval_shape(partial(choices, rows, vocabulary))
             yield f"choose, {name}, {rows} rows", partial(mosaic.lowers, choose, *given)
             for columns in (LENS, vocabulary):
-                rank = partial(drafted_ranks, soft_cap=soft_cap, implementation="mosaic")
+                rank = partial(drafted_ranks, soft_cap=model.logit_cap, implementation="mosaic")
                 given = jax.eval_shape(partial(drafts, rows, terms, columns))
                 name_of_rank = f"rank, {name}, {columns} tokens, {rows} rows"
                 yield name_of_rank, partial(mosaic.lowers, rank, *given)
@@ -151,7 +144,7 @@ def choosing_times() -> list[dict[str, Any]]:
 
 def ranking_times() -> list[dict[str, Any]]:
     """Beside the time of reading the unembedding once, at the bandwidth of a copy."""
-    bandwidth, terms = _bandwidth(), MODELS["Llama 3.1 8B"][0]
+    bandwidth, terms = _bandwidth(), MODELS["Llama 3.1 8B"].width
     found = []
     for columns in (LENS, VOCABULARY):
         for rows in ROWS:

@@ -17,32 +17,12 @@ from fjx.kernels.matmul import Quantization
 from fjx.models.config import ModelConfig
 from fjx.models.loading.orbax import save_checkpoint
 from fjx.models.tensors import canonical_tensors, random_tensors
-from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
 from fjx.sharding.fields import format_bytes
 from fjx.sharding.plan import Device
 from fjx.sharding.plan_json import deployment_from_json
-from fjx.sharding.profile import graph_to_json
 from tests.unit.engine.tiny import HF_CONFIG
 
 Plan = Callable[..., str]
-
-
-@pytest.fixture
-def profile(tmp_path: Path) -> Path:
-    """A profile of a model of eight granules, one layer each."""
-    sizes = ModelSizes(
-        model="toy",
-        hidden_size=64,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        mlp_width=128,
-        vocab_size=96,
-    )
-    figures = DeviceFigures(flops_per_second=1e9, memory_bytes_per_second=1e9)
-    path = tmp_path / "profile.json"
-    path.write_text(json.dumps(graph_to_json(analytic_graph(sizes, [1] * 8, [16], figures))))
-    return path
 
 
 @pytest.fixture

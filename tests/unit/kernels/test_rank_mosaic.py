@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fjx.kernels import mosaic
 from fjx.kernels.rank import DraftedRows, drafted_ranks
 from fjx.kernels.rank import mosaic as kernel
+from scripts.gpu_checks.models import MODELS
 from tests.unit.kernels.test_token_rule_mosaic import interpreted, noise
 
 NONE = -1
@@ -138,24 +139,13 @@ def test_nothing_of_the_size_of_the_logits_is_made() -> None:
     assert largest("mosaic") <= vocabulary
 
 
-MODELS = {
-    "Llama 3.1 8B": (4096, 128256, None),
-    "Llama 3.1 70B": (8192, 128256, None),
-    "Qwen3 32B": (5120, 151936, None),
-    "Gemma 3 27B": (5376, 262208, None),
-    "Gemma 2 9B": (3584, 256000, 30.0),
-    "SmolLM2 135M": (576, 49152, None),
-}
-"""Hidden size, vocabulary, soft cap."""
-
-
 @pytest.mark.parametrize("rows", [1, 64, 512])
 @pytest.mark.parametrize("model", MODELS)
 def test_it_compiles_for_cuda(model: str, rows: int) -> None:
-    terms, vocabulary, soft_cap = MODELS[model]
-    rank = partial(drafted_ranks, soft_cap=soft_cap, implementation="mosaic")
-    for columns in (vocabulary, 8192):
-        text = mosaic.lowers(rank, *shapes(rows, terms, columns))
+    sizes = MODELS[model]
+    rank = partial(drafted_ranks, soft_cap=sizes.logit_cap, implementation="mosaic")
+    for columns in (sizes.vocabulary, 8192):
+        text = mosaic.lowers(rank, *shapes(rows, sizes.width, columns))
         assert text.count("mosaic_gpu") >= 2
 
 
