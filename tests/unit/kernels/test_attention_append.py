@@ -18,6 +18,7 @@ from fjx.kernels.attention import kv_pages_shape, reference
 from fjx.kernels.attention.mosaic_append import append
 from fjx.kernels.attention.rotation import rotate
 from fjx.kernels.ragged import RaggedRows
+from tests.unit.kernels.gpu_cases import interpreted
 
 LAYERS, LAYER, PAGES, REQUESTS, WIDTH, SLACK = 2, 1, 13, 3, 4, 2
 
@@ -114,11 +115,6 @@ def assert_next_to(got: np.ndarray, expected: np.ndarray) -> None:
     small = np.abs(got.astype(np.float32) - expected.astype(np.float32)) < 2.0**-20
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     assert ((apart <= 1) | small | np.isnan(expected)).all()
-
-
-interpreted = pytest.mark.skipif(
-    not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
-)
 
 
 @interpreted

@@ -20,11 +20,9 @@ from fjx.kernels.attention.mosaic import _split, _tiles, append_and_attend, fits
 from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.tuning import Tuned
 from scripts.gpu_checks.models import MODELS
+from tests.unit.kernels.gpu_cases import interpreted
 from tests.unit.kernels.test_attention import LAYER, R, Shape, Step, Work, works
 
-interpreted = pytest.mark.skipif(
-    not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
-)
 CHUNK = 64
 """Positions of a chunk here, so that a context has several."""
 NAN, LARGEST = np.array([np.nan, jnp.finfo(jnp.bfloat16).max], jnp.bfloat16).view(np.uint16)

@@ -18,10 +18,8 @@ from fjx.kernels.kv_pages import put_pages, take_pages
 from fjx.kernels.kv_pages.mosaic import fits
 from fjx.kernels.kv_pages.mosaic import put_pages as put_mosaic
 from fjx.kernels.kv_pages.mosaic import take_pages as take_mosaic
+from tests.unit.kernels.gpu_cases import interpreted
 
-interpreted = pytest.mark.skipif(
-    not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
-)
 LAYERS, PAGES = 2, 7
 
 page_shapes = st.sampled_from(

@@ -18,10 +18,8 @@ from fjx.kernels.matmul import Quantization, Quantized, dequantized, quantize
 from fjx.kernels.matmul import mosaic as kernel
 from fjx.kernels.matmul.quantized import STORED_TYPES
 from scripts.gpu_checks.models import MODELS
+from tests.unit.kernels.gpu_cases import interpreted
 
-interpreted = pytest.mark.skipif(
-    not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
-)
 Kind = Quantization | Literal["bfloat16"]
 KINDS: list[Kind] = ["bfloat16", "int8", "fp8"]
 

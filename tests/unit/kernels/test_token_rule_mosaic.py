@@ -17,10 +17,7 @@ from fjx.kernels.token_rule import SamplingRows, choose_tokens, gumbel, referenc
 from fjx.kernels.token_rule import mosaic as kernel
 from fjx.kernels.token_rule.noise import noise_of
 from fjx.kernels.token_rule.reference import mix, row_bits, token_bits
-
-interpreted = pytest.mark.skipif(
-    not mosaic.can_interpret(), reason="the interpreter of GPU kernels needs JAX 0.12"
-)
+from tests.unit.kernels.gpu_cases import interpreted
 
 
 def sampling(rows: int, seed: int = 0, temperatures: tuple[float, ...] = (0, 0.7, 1, 2)) -> Any:
