@@ -40,11 +40,12 @@ from fjx.sim.replica import SimReplica
 from fjx.sim.speculation import Drafting, RecordedDraft, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.timing import warm_up
-from fjx.sim.workload import SimRequest, gamma_arrivals
+from fjx.sim.workload import SimRequest, from_trace, gamma_arrivals, limited
 from fjx.speculation.policies import LengthPolicy, policy_by_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ROOT / ".." / "shared" / "data" / "prompts"
+TRACE = ROOT / ".." / "shared" / "data" / "traces" / "azure_llm_2023_conv.csv"
 LIMIT = 0.15
 """Largest relative error that counts as right."""
 LONGEST, ROWS, SEQUENCES = 1024, 128, 16
@@ -65,6 +66,9 @@ class Case:
     cv: float = 1.0
     prompt: int = 64
     output: int = 32
+    trace: bool = False
+    """Arrivals and lengths are those of Azure's conversations of 2023, an eighth as long; prompt,
+    output and CV do not count."""
 
     @property
     def engine(self) -> tuple[str, bool]:
@@ -79,6 +83,11 @@ class Case:
             share: Of the requests.
         """
         source, count = random.Random(seed), max(4, round(self.count * share))
+        if self.trace:
+            begin = seed * count
+            found = from_trace(TRACE, begin + count, rate=self.rate, scale=1 / 8)[begin:]
+            since = found[0].arrival
+            return limited([replace(e, arrival=e.arrival - since) for e in found], LONGEST)
         arrivals = [0.0] * count
         if self.rate is not None:
             arrivals = gamma_arrivals(count, self.rate, self.cv, seed)
@@ -97,7 +106,11 @@ CASES = (
     Case(name="48 at once, a queue", count=48),
     Case(name="long prompts", rate=0.5, prompt=400, output=16, count=16),
     Case(name="short prompts, long outputs", rate=0.8, prompt=12, output=96, count=16),
+    Case(name="many short requests", rate=6.0, prompt=24, output=8, count=80),
+    Case(name="8 at once, long outputs", count=8, prompt=200, output=100),
+    Case(name="a real trace", rate=1.5, count=40, trace=True),
     Case(name="two stages", mesh="pipeline-2", rate=1.5),
+    Case(name="two stages, 24 at once", mesh="pipeline-2", count=24),
     Case(name="four stages, 16 at once", mesh="pipeline-4", count=16),
     Case(name="drafts of 3, at once", policy="fixed:3", count=4, output=64),
     Case(name="drafts of 3", policy="fixed:3", rate=1.0, count=20),
@@ -150,6 +163,9 @@ def main() -> None:
         result["engines"][name] = about_fit(known)
         print(f"{name}: {result['engines'][name]}")
         for case in (each for each in CASES if each.engine == kind):
+            if case.trace and not TRACE.exists():
+                print(f"{case.name:28}skipped: {TRACE} is not there")
+                continue
             result["cases"].append(compare(engine, known, case, options.repeats, share))
             print(line(result["cases"][-1]), flush=True)
             write(options.output, result)

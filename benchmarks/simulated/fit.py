@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import isotonic_regression, nnls
 from simulated.measure import StepSeen
 
 from fjx.pipeline.buckets import bucket_for
@@ -36,8 +36,8 @@ class Fit:
 
 def fit_costs(runs: Sequence[Sequence[StepSeen]], buckets: tuple[int, ...]) -> Fit:
     """Non-negative least squares, each step relative to what its size usually takes: a cost for
-    each bucket of rows, and one for each row that chooses a token and for each pair of a row and a
-    token that it attends to.
+    each bucket of rows (more rows cost no less), and one for each row that chooses a token and for
+    each pair of a row and a token that it attends to.
 
     A few steps in a row are taken together: where the host is held up it reads two at once, and the
     second one seems to have taken no time.
@@ -66,7 +66,7 @@ def fit_costs(runs: Sequence[Sequence[StepSeen]], buckets: tuple[int, ...]) -> F
         found, _ = nnls(matrix[kept], wanted[kept])
         errors = np.abs(matrix @ found - wanted)
         kept = errors <= _OUTLIER * max(float(np.median(errors)), 1e-3)
-    by_rows = np.maximum.accumulate(found[: len(known)])
+    by_rows = isotonic_regression(found[: len(known)], weights=[counts[b] for b in known]).x
     table = [0.0]
     for rows in range(1, buckets[-1] + 1):
         table.append(float(np.interp(bucket_for(rows, buckets), known, by_rows)))
