@@ -84,6 +84,10 @@ MODELS = {
         30, 576, 1536, 9, 3, 64, 49152, family={**_LLAMA, "tie_word_embeddings": True}
     ),
 }
+HEADS = {name: (each.heads, each.kv_heads, each.head_dim) for name, each in MODELS.items()}
+"""Heads, KV heads, size of a head."""
+EIGHTH_OF_70B = {"Llama 3.1 70B on eight GPUs": (8, 1, 128)}
+"""Likewise, of each GPU."""
 PAGE_SIZE = 16
 
 

@@ -21,17 +21,9 @@ from fjx.kernels.attention.rotation import rotate
 from fjx.kernels.kv_pages import put_pages, take_pages
 from fjx.kernels.ragged import RaggedRows
 
+from .models import HEADS
 from .timing import copy_bandwidth
 
-MODELS = {
-    "Llama 3.1 8B": (32, 8, 128),
-    "Llama 3.1 70B": (64, 8, 128),
-    "Qwen3 32B": (64, 8, 128),
-    "Gemma 3 27B": (32, 16, 128),
-    "Gemma 2 9B": (16, 8, 256),
-    "SmolLM2 135M": (9, 3, 64),
-}
-"""Heads, KV heads, size of a head."""
 LAYERS, PAGES, PAGE_SIZE = 4, 2048, 16
 MOVED = 64
 """Pages of one program that moves them."""
@@ -43,7 +35,7 @@ Model = tuple[int, int, int]
 
 def lowered() -> Iterator[tuple[str, Callable[[], object]]]:
     """What compiles for CUDA without a GPU."""
-    for name, model in MODELS.items():
+    for name, model in HEADS.items():
         for rows in (1, 64, 2048):
             given = jax.eval_shape(partial(written, model, rows))
             yield f"write, {name}, {rows} rows", partial(mosaic.lowers, by_mosaic, *given)
@@ -114,7 +106,7 @@ def rows_written() -> dict[str, Any]:
     """The largest error of queries and keys against a rotation in float64, in parts of each number;
     whether values and all other slots are as they must be; and how many numbers are not XLA's."""
     found = {}
-    for name, model in MODELS.items():
+    for name, model in HEADS.items():
         given = written(model, 200)
         queries, pages = jax.device_get(jax.jit(by_mosaic)(*given))
         of_xla = jax.device_get(jax.jit(by_xla)(*given))
@@ -158,7 +150,7 @@ def _error(got: np.ndarray, x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> 
 def pages_moved() -> dict[str, Any]:
     """Whether each model's pages arrive bit by bit, and nothing else changes."""
     found = {}
-    for name, (_, kv_heads, head_dim) in MODELS.items():
+    for name, (_, kv_heads, head_dim) in HEADS.items():
         memory, ids = _memory(kv_heads, head_dim)
         other = jnp.roll(memory, 1, axis=1)
         taken, put = (
@@ -188,9 +180,9 @@ def writing_times() -> list[dict[str, Any]]:
     bandwidth = 1e12 * copy_bandwidth()["terabytes_per_second"]
     found = []
     for name in ("Llama 3.1 8B", "Qwen3 32B", "SmolLM2 135M"):
-        heads, kv_heads, head_dim = MODELS[name]
+        heads, kv_heads, head_dim = HEADS[name]
         for rows in (1, 8, 64, 256, 2048):
-            q, k, v, kv_pages, layer, at, rotation = written(MODELS[name], rows)
+            q, k, v, kv_pages, layer, at, rotation = written(HEADS[name], rows)
             row_bytes = (heads + 2 * kv_heads) * head_dim * (4 + 2) + head_dim * 4
             given = q, k, v, layer, at, rotation
             each = {
@@ -227,7 +219,7 @@ def moving_times() -> list[dict[str, Any]]:
     bandwidth = 1e12 * copy_bandwidth()["terabytes_per_second"]
     found = []
     for name in ("Llama 3.1 8B", "SmolLM2 135M"):
-        _, kv_heads, head_dim = MODELS[name]
+        _, kv_heads, head_dim = HEADS[name]
         memory, ids = _memory(kv_heads, head_dim)
         contents = take_pages(memory, ids, implementation="reference")
         for what, turns in (("take", _take_in_turn), ("put", _put_in_turn)):

@@ -18,6 +18,7 @@ from fjx.kernels.attention import kv_pages_shape, reference
 from fjx.kernels.attention.mosaic_append import append
 from fjx.kernels.attention.rotation import rotate
 from fjx.kernels.ragged import RaggedRows
+from scripts.gpu_checks.models import EIGHTH_OF_70B, HEADS
 from tests.unit.kernels.gpu_cases import interpreted
 
 LAYERS, LAYER, PAGES, REQUESTS, WIDTH, SLACK = 2, 1, 13, 3, 4, 2
@@ -156,16 +157,7 @@ def test_the_bits_of_a_row_do_not_depend_on_the_others() -> None:
         )
 
 
-MODELS = {
-    "Llama 3.1 8B": (32, 8, 128),
-    "Llama 3.1 70B": (64, 8, 128),
-    "Llama 3.1 70B on eight GPUs": (8, 1, 128),
-    "Qwen3 32B": (64, 8, 128),
-    "Gemma 3 27B": (32, 16, 128),
-    "Gemma 2 9B": (16, 8, 256),
-    "SmolLM2 135M": (9, 3, 64),
-}
-"""Heads, KV heads, size of a head."""
+MODELS = HEADS | EIGHTH_OF_70B
 
 
 @pytest.mark.parametrize("rows", [1, 2048])

@@ -18,6 +18,7 @@ from fjx.kernels.kv_pages import put_pages, take_pages
 from fjx.kernels.kv_pages.mosaic import fits
 from fjx.kernels.kv_pages.mosaic import put_pages as put_mosaic
 from fjx.kernels.kv_pages.mosaic import take_pages as take_mosaic
+from scripts.gpu_checks.models import EIGHTH_OF_70B, HEADS
 from tests.unit.kernels.gpu_cases import interpreted
 
 LAYERS, PAGES = 2, 7
@@ -81,21 +82,13 @@ def test_ids_that_repeat_as_padding_does_are_harmless() -> None:
     np.testing.assert_array_equal(bits(put), bits(expected))
 
 
-MODELS = {
-    "Llama 3.1 8B": (8, 128),
-    "Llama 3.1 70B": (8, 128),
-    "Llama 3.1 70B on eight GPUs": (1, 128),
-    "Qwen3 32B": (8, 128),
-    "Gemma 3 27B": (16, 128),
-    "SmolLM2 135M": (3, 64),
-}
-"""KV heads, size of a head."""
+MODELS = HEADS | EIGHTH_OF_70B
 
 
 @pytest.mark.parametrize("count", [1, 64])
 @pytest.mark.parametrize("model", MODELS)
 def test_they_compile_for_cuda_and_the_put_is_in_place(model: str, count: int) -> None:
-    kv_heads, head_dim = MODELS[model]
+    _, kv_heads, head_dim = MODELS[model]
     shape = kv_pages_shape(4, 1000, 16, kv_heads, head_dim)
     assert fits(shape, jnp.bfloat16)
     kv_pages = jax.ShapeDtypeStruct(shape, jnp.bfloat16)

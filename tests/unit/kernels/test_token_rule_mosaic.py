@@ -17,6 +17,7 @@ from fjx.kernels.token_rule import SamplingRows, choose_tokens, gumbel, referenc
 from fjx.kernels.token_rule import mosaic as kernel
 from fjx.kernels.token_rule.noise import noise_of
 from fjx.kernels.token_rule.reference import mix, row_bits, token_bits
+from scripts.gpu_checks.models import MODELS
 from tests.unit.kernels.gpu_cases import interpreted
 
 
@@ -145,19 +146,13 @@ def test_rows_that_truncate_choose_as_in_the_reference_and_change_no_others() ->
     assert (found[[1, 3, 5]] != plain[[1, 3, 5]]).any()
 
 
-VOCABULARIES = {
-    "Llama 3.1 8B and 70B": 128256,
-    "Qwen3 32B": 151936,
-    "Gemma 3 27B": 262208,
-    "SmolLM2 135M": 49152,
-    "none in particular": 32001,
-}
+VOCABULARIES = {each.vocabulary for each in MODELS.values()} | {32001}
 
 
 @pytest.mark.parametrize("rows", [1, 64, 256])
-@pytest.mark.parametrize("model", VOCABULARIES)
-def test_it_compiles_for_cuda(model: str, rows: int) -> None:
-    logits = jax.ShapeDtypeStruct((rows, VOCABULARIES[model]), jnp.float32)
+@pytest.mark.parametrize("vocabulary", sorted(VOCABULARIES))
+def test_it_compiles_for_cuda(vocabulary: int, rows: int) -> None:
+    logits = jax.ShapeDtypeStruct((rows, vocabulary), jnp.float32)
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), sampling(rows))
     function = partial(choose_tokens, implementation="mosaic")
     assert "mosaic_gpu" in mosaic.lowers(function, logits, given)
