@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import simpy
 from prompts import FILES, sample_prompts
 from replay import Recorder
 from report import about_this_run, write
+from simulated.cases import CALIBRATION, CASES, DATA, LONGEST, TRACE, Case
 from simulated.fit import Fit, fit_costs
 from simulated.measure import Seen, serve
 
@@ -40,91 +42,14 @@ from fjx.sim.replica import SimReplica
 from fjx.sim.speculation import Drafting, RecordedDraft, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.timing import warm_up
-from fjx.sim.workload import SimRequest, from_trace, gamma_arrivals, limited
+from fjx.sim.workload import SimRequest
 from fjx.speculation.policies import LengthPolicy, policy_by_name
 
-ROOT = Path(__file__).resolve().parents[1]
-PROMPTS = ROOT / ".." / "shared" / "data" / "prompts"
-TRACE = ROOT / ".." / "shared" / "data" / "traces" / "azure_llm_2023_conv.csv"
+PROMPTS = DATA / "prompts"
 LIMIT = 0.15
 """Largest relative error that counts as right."""
-LONGEST, ROWS, SEQUENCES = 1024, 128, 16
+ROWS, SEQUENCES = 128, 16
 FIGURES = ("ttft", "tpot", "tokens_per_second")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A workload on a kind of engine."""
-
-    name: str
-    mesh: str = "single"
-    policy: str = "off"
-    """Of drafting."""
-    count: int = 24
-    rate: float | None = None
-    """Arrivals a second; None: all at once."""
-    cv: float = 1.0
-    prompt: int = 64
-    output: int = 32
-    trace: bool = False
-    """Arrivals and lengths are those of Azure's conversations of 2023, an eighth as long; prompt,
-    output and CV do not count."""
-
-    @property
-    def engine(self) -> tuple[str, bool]:
-        """Which kind of engine: its mesh, and whether it drafts."""
-        return self.mesh, self.policy != "off"
-
-    def workload(self, seed: int, share: float) -> list[SimRequest]:
-        """Its requests, with lengths from half to one and a half times the given ones.
-
-        Args:
-            seed: Fixes them.
-            share: Of the requests.
-        """
-        source, count = random.Random(seed), max(4, round(self.count * share))
-        if self.trace:
-            begin = seed * count
-            found = from_trace(TRACE, begin + count, rate=self.rate, scale=1 / 8)[begin:]
-            since = found[0].arrival
-            return limited([replace(e, arrival=e.arrival - since) for e in found], LONGEST)
-        arrivals = [0.0] * count
-        if self.rate is not None:
-            arrivals = gamma_arrivals(count, self.rate, self.cv, seed)
-        return [
-            SimRequest(at, _around(self.prompt, source), _around(self.output, source))
-            for at in arrivals
-        ]
-
-
-CASES = (
-    Case(name="one after the other", rate=0.4, count=10),
-    Case(name="low rate", rate=1.0),
-    Case(name="middle rate", rate=2.5, count=40),
-    Case(name="bursts, CV 3", rate=1.5, cv=3.0),
-    Case(name="16 at once", count=16, output=64),
-    Case(name="48 at once, a queue", count=48),
-    Case(name="long prompts", rate=0.5, prompt=400, output=16, count=16),
-    Case(name="short prompts, long outputs", rate=0.8, prompt=12, output=96, count=16),
-    Case(name="many short requests", rate=6.0, prompt=24, output=8, count=80),
-    Case(name="8 at once, long outputs", count=8, prompt=200, output=100),
-    Case(name="a real trace", rate=1.5, count=40, trace=True),
-    Case(name="two stages", mesh="pipeline-2", rate=1.5),
-    Case(name="two stages, 24 at once", mesh="pipeline-2", count=24),
-    Case(name="four stages, 16 at once", mesh="pipeline-4", count=16),
-    Case(name="drafts of 3, at once", policy="fixed:3", count=4, output=64),
-    Case(name="drafts of 3", policy="fixed:3", rate=1.0, count=20),
-    Case(name="drafts that pay", policy="marginal", rate=1.0, count=20),
-)
-CALIBRATION = (
-    Case(name="alone", rate=0.5, prompt=90, output=40, count=5),
-    Case(name="few", count=3, prompt=150, output=40),
-    Case(name="some", count=7, prompt=40, output=40),
-    Case(name="all", count=24, prompt=100, output=40),
-    Case(name="prompts", rate=2.0, prompt=70, output=2, count=40),
-    Case(name="mixed", rate=2.0, prompt=200, output=24, count=24),
-)
-"""Of other rates, lengths and numbers than any case."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +70,9 @@ def main() -> None:
     share = 0.5 if options.quick else 1.0
     for kind in dict.fromkeys(case.engine for case in CASES):
         mesh, drafts = kind
+        name = f"{mesh}, drafting" if drafts else mesh
+        if not name.startswith(options.only):
+            continue
         engine = start_engine(
             EngineConfig(
                 model=options.model,
@@ -159,7 +87,6 @@ def main() -> None:
             )
         )
         known = calibrate(engine, share)
-        name = f"{mesh}, drafting" if drafts else mesh
         result["engines"][name] = about_fit(known)
         print(f"{name}: {result['engines'][name]}")
         for case in (each for each in CASES if each.engine == kind):
@@ -179,20 +106,34 @@ def main() -> None:
 def calibrate(engine: Engine, share: float) -> Calibrated:
     """Learn what this engine's steps cost, and what its drafter is like."""
     serve(engine, CALIBRATION[0].workload(7, 1.0), texts(engine, 5, 7))  # the first run is slow
-    recorder = None
-    if engine.speculator is not None:
-        recorder = engine.speculator.drafter = Recorder(engine.speculator.drafter)  # type: ignore[assignment]
     runs: list[Seen] = []
+    drafts: list[tuple[RecordedDraft, ...]] = []
     for number, case in enumerate(CALIBRATION):
         workload = case.workload(100 + number, max(share, 0.6))
-        runs.append(serve(engine, workload, texts(engine, len(workload), 100 + number)))
+        with recorded(engine) as recorder:
+            runs.append(serve(engine, workload, texts(engine, len(workload), 100 + number)))
+        if recorder is not None:
+            drafts += _drafts(recorder, runs[-1])
     fit = fit_costs([run.steps for run in runs], _buckets(engine))
-    drafting = None
-    if recorder is not None:
-        drafting = _drafting(engine, recorder, runs)
-        engine.speculator.drafter = recorder.drafter  # type: ignore[union-attr]
-    calibrated = Calibrated(fit, 0.0, drafting)
+    calibrated = Calibrated(fit, 0.0, _drafting(engine, runs, drafts) if drafts else None)
+    if drafts:  # no step is sent before the one before is read: the host's time is part of each
+        return calibrated
     return replace(calibrated, host_seconds=_host_seconds(engine, calibrated, runs[0], share))
+
+
+@contextmanager
+def recorded(engine: Engine) -> Iterator[Recorder | None]:
+    """Keep what an engine's drafter proposes meanwhile; None: it has none."""
+    if engine.speculator is None:
+        yield None
+        return
+    drafter = engine.speculator.drafter
+    recorder = Recorder(drafter)
+    engine.speculator.drafter = recorder  # type: ignore[assignment]
+    try:
+        yield recorder
+    finally:
+        engine.speculator.drafter = drafter
 
 
 def _host_seconds(engine: Engine, known: Calibrated, alone: Seen, share: float) -> float:
@@ -204,30 +145,27 @@ def _host_seconds(engine: Engine, known: Calibrated, alone: Seen, share: float) 
     return max(statistics.median(late), 0.0)
 
 
-def _drafting(engine: Engine, recorder: Recorder, runs: Sequence[Seen]) -> Drafting:
+def _drafting(
+    engine: Engine, runs: Sequence[Seen], drafts: Sequence[tuple[RecordedDraft, ...]]
+) -> Drafting:
     """The drafts of the calibration, and what their rounds took."""
     rounds = [seconds for run in runs for _, seconds in run.rounds]
-    drafts = _recorded(recorder, runs)
     return Drafting(
         first_seconds=statistics.median(seconds[0] for seconds in rounds),
         round_seconds=statistics.median(s for seconds in rounds for s in seconds[1:]),
         request_seconds=0.0,
         longest=engine.speculator.drafter.longest,  # type: ignore[union-attr]
         stops=engine.speculator.drafter.stops,  # type: ignore[union-attr]
-        recorded=drafts,
+        recorded=tuple(drafts),
     )
 
 
-def _recorded(recorder: Recorder, runs: Sequence[Seen]) -> tuple[tuple[RecordedDraft, ...], ...]:
-    """The drafts of the last run: its requests have the same numbers as those before, so only what
-    was proposed in it can be told apart by the order."""
-    answers = runs[-1].tokens
-    drafts = recorder.recording(answers)[: len(answers)]
-    return tuple(
+def _drafts(recorder: Recorder, run: Seen) -> list[tuple[RecordedDraft, ...]]:
+    """Of each request of a run that had one."""
+    return [
         tuple(RecordedDraft(tuple(each.confidences), each.right) for each in of_request)
-        for of_request in drafts
-        if of_request
-    )
+        for of_request in recorder.recording(run.tokens)
+    ]
 
 
 def compare(
@@ -380,15 +318,12 @@ def _buckets(engine: Engine) -> tuple[int, ...]:
     return engine.executor.limits.row_buckets
 
 
-def _around(length: int, source: random.Random) -> int:
-    return max(2, round(length * source.uniform(0.5, 1.5)))
-
-
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="kinds of engines whose names begin so")
     parser.add_argument("--quick", action="store_true", help="half the requests")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
