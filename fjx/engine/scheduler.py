@@ -4,6 +4,9 @@ Each request has known and computed tokens; the scheduler hands out rows to clos
 requests come first, then waiting ones, first come first served within a priority. When pages run
 out the youngest request is preempted: it gives up its pages and is computed again later, with the
 same tokens.
+
+Where several steps are under way at once, each serves one *part* of the requests: those in every
+n-th slot. A request stays in its part for as long as it runs.
 """
 
 from __future__ import annotations
@@ -77,12 +80,27 @@ class Scheduler:
             request.order = self._order
         heapq.heappush(self._waiting, (request.priority, request.arrival, request.order, request))
 
-    def schedule(self) -> list[ScheduledRows]:
-        """Hand out the rows of the next step; empty if nothing can run now."""
+    def running_in(self, part: int, parts: int) -> list[Request]:
+        """The running requests of a part, in the order in which they were admitted."""
+        return [request for request in self.running if request.slot % parts == part]
+
+    def has_rows(self, part: int, parts: int) -> bool:
+        """Whether the next step of a part has anything to do, as far as is known without pages."""
+        wanting = any(request.wanted_rows for request in self.running_in(part, parts))
+        return wanting or self._may_admit(part, parts)
+
+    def schedule(self, part: int = 0, parts: int = 1) -> list[ScheduledRows]:
+        """Hand out the rows of the next step; empty if nothing can run now.
+
+        Args:
+            part: whose step it is, of ``parts``: it has the whole budget, and gets a waiting
+                request while it has fewer than its share of all requests.
+            parts: how many there are.
+        """
         budget, draft_budget = self.max_num_batched_tokens, self.max_draft_rows
         rows: dict[Request, ScheduledRows] = {}
         preempted = False
-        for request in list(self.running):
+        for request in self.running_in(part, parts):
             if budget == 0:
                 break
             wanted = request.wanted_rows
@@ -102,10 +120,8 @@ class Scheduler:
                     continue
             rows[request] = _rows(request, count)
             budget -= count
-        while budget > 0 and not preempted and self._waiting:
-            if not self._may_admit(self._waiting[0][-1]):
-                break
-            request = self._admit()
+        while budget > 0 and not preempted and self._may_admit(part, parts):
+            request = self._admit(part, parts)
             wanted = request.wanted_rows
             count = min(wanted, budget)
             try:
@@ -186,14 +202,25 @@ class Scheduler:
         slots = sorted([*self._free_slots, *(r.slot for r in self.running)])
         assert slots == list(range(self.max_num_seqs)), "slots leaked"
 
-    def _may_admit(self, request: Request) -> bool:
+    def _may_admit(self, part: int, parts: int) -> bool:
         # A token that only the device knew was lost with the slot: wait until the host has read it.
-        return bool(self._free_slots) and not request.unread
+        if not self._waiting or self._waiting[0][-1].unread:
+            return False
+        share = -(-(len(self.running) + len(self._waiting)) // parts)
+        if parts > 1 and len(self.running_in(part, parts)) >= share:
+            return False
+        return self._free_slot(part, parts) is not None
 
-    def _admit(self) -> Request:
+    def _free_slot(self, part: int, parts: int) -> int | None:
+        """The one that was given back last, of a part."""
+        return next((slot for slot in reversed(self._free_slots) if slot % parts == part), None)
+
+    def _admit(self, part: int, parts: int) -> Request:
         """Take the next waiting request, with a slot and the pages of its known prefix."""
-        request = heapq.heappop(self._waiting)[-1]
-        request.slot = self._free_slots.pop()
+        request, slot = heapq.heappop(self._waiting)[-1], self._free_slot(part, parts)
+        assert slot is not None, "nobody may be admitted"
+        self._free_slots.remove(slot)
+        request.slot = slot
         if self.pool.share_prefixes:
             size = self.pool.page_size
             digests = prefix_digests(request.tokens, size, request.digests)

@@ -297,6 +297,83 @@ def test_pages_are_reserved_only_while_others_have_enough() -> None:
     assert len(each.pages) > held
 
 
+def parts_of(scheduler: Scheduler, parts: int) -> list[int]:
+    """How many requests run in each part."""
+    return [len(scheduler.running_in(part, parts)) for part in range(parts)]
+
+
+def test_parts_stay_even_while_requests_come() -> None:
+    scheduler = make(seqs=16, tokens=64)
+    add(scheduler, *(request(4) for _ in range(6)))
+    sizes = []
+    for part in range(4):
+        scheduler.schedule(part, 4)
+        sizes.append(parts_of(scheduler, 4))
+    assert sizes == [[2, 0, 0, 0], [2, 2, 0, 0], [2, 2, 2, 0], [2, 2, 2, 0]]
+    assert [scheduler.has_rows(part, 4) for part in range(4)] == [True, True, True, False]
+    add(scheduler, request(4), request(4))
+    assert [scheduler.has_rows(part, 4) for part in range(4)] == [True] * 4
+    for part in (0, 1, 2, 3):
+        scheduler.schedule(part, 4)
+    assert parts_of(scheduler, 4) == [2, 2, 2, 2]
+
+
+def test_a_new_request_runs_in_the_next_step_whosever_turn_it_is() -> None:
+    for turn in range(3):
+        scheduler = make(seqs=9, tokens=64)
+        add(scheduler, *(request(4) for _ in range(6)))
+        for part in range(3):
+            scheduler.schedule(part, 3)
+        new = request(4)
+        add(scheduler, new)
+        assert new in [granted.request for granted in scheduler.schedule(turn, 3)]
+
+
+def test_a_part_gets_no_request_beyond_its_share_or_its_slots() -> None:
+    scheduler = make(seqs=2, tokens=64)
+    add(scheduler, request(4), request(4), request(4))
+    assert len(scheduler.schedule(0, 4)) == 1
+    assert scheduler.schedule(0, 4)[0].start == 4, "the second request waits for another part"
+    assert scheduler.schedule(2, 4) == [], "no slot is in this part"
+    assert len(scheduler.schedule(1, 4)) == 1
+    assert (parts_of(scheduler, 4), scheduler.num_waiting) == ([1, 1, 0, 0], 1)
+
+
+def test_each_part_has_the_whole_budget() -> None:
+    scheduler = make(seqs=4, tokens=8)
+    add(scheduler, request(20), request(20))
+    for part in (0, 1):
+        assert [granted.count for granted in scheduler.schedule(part, 2)] == [8]
+
+
+def test_drafts_have_their_whole_budget_in_each_part() -> None:
+    scheduler = make(tokens=16, drafts=3)
+    add(scheduler, request(2), request(2))
+    in_flight = [rows for part in (0, 1) for rows in scheduler.schedule(part, 2)]
+    read(scheduler, in_flight)
+    for each in scheduler.running:
+        scheduler.reserve(each, 3)
+        each.extend_draft([1, 2, 3], [0.5] * 3)
+    assert [scheduler.schedule(part, 2)[0].samples for part in (0, 1)] == [4, 4]
+
+
+def test_the_youngest_is_preempted_in_whichever_part_it_is() -> None:
+    scheduler = make(pages=4)
+    old, young = request(8, max_tokens=12), request(8, max_tokens=12)
+    add(scheduler, old, young)
+    ((of_old,), (of_young,)) = scheduler.schedule(0, 2), scheduler.schedule(1, 2)
+    assert (of_old.request, of_young.request) == (old, young)
+    read(scheduler, [of_old])
+    assert [granted.request for granted in scheduler.schedule(0, 2)] == [old]
+    assert (young.slot, young.unread) == (-1, 1), "its step is under way, and will bring a token"
+    finish(scheduler, old)
+    assert not any(scheduler.has_rows(part, 2) for part in (0, 1))
+    read(scheduler, [of_young])
+    (granted,) = scheduler.schedule(0, 2)
+    assert (granted.request, granted.count) == (young, 9), "it goes on in another part"
+    scheduler.check()
+
+
 def test_requests_can_finish_in_every_state() -> None:
     scheduler = make(pages=5, seqs=2)
     old, young = request(8, max_tokens=12), request(8, max_tokens=12)
@@ -318,6 +395,7 @@ def test_requests_can_finish_in_every_state() -> None:
     tokens=st.integers(5, 20),
     share_prefixes=st.booleans(),
     late=st.integers(0, 1),
+    parts=st.integers(1, 4),
     workload=st.lists(
         st.tuples(
             st.integers(1, 20),
@@ -336,11 +414,13 @@ def test_every_request_ends_and_nothing_leaks(
     tokens: int,
     share_prefixes: bool,
     late: int,
+    parts: int,
     workload: list[tuple[int, int, int, int, bool]],
 ) -> None:
     scheduler = make(pages, seqs, tokens, share_prefixes)
     upcoming = list(workload)
-    unread: list[list[ScheduledRows]] = []
+    unread: list[tuple[int, list[ScheduledRows]]] = []
+    turn = 0
     everyone: list[tuple[Request, bool]] = []
     for _ in range(3000):
         while upcoming and (not everyone or upcoming[0][3] == 0 or not scheduler.has_work):
@@ -350,18 +430,23 @@ def test_every_request_ends_and_nothing_leaks(
             scheduler.add(each)
         if upcoming:
             upcoming[0] = (*upcoming[0][:3], upcoming[0][3] - 1, upcoming[0][4])
-        scheduled = scheduler.schedule()
+        turns = [(turn + i) % parts for i in range(parts)]
+        part = next((each for each in turns if scheduler.has_rows(each, parts)), turn)
+        turn = (part + 1) % parts
+        scheduled = scheduler.schedule(part, parts)
         assert sum(granted.count for granted in scheduled) <= tokens
         assert len(scheduler.running) <= seqs
         for granted in scheduled:
             assert granted.count >= 1
-            assert granted.request.slot >= 0
+            assert granted.request.slot % parts == part
             assert len(granted.request.pages) * SIZE >= granted.start + granted.count
             scheduler.share_full_pages(granted.request)
         scheduler.check()
-        unread.append(scheduled)
-        if len(unread) > late:
-            read(scheduler, unread.pop(0))
+        unread.append((part, scheduled))
+        if not scheduled:
+            read(scheduler, unread.pop(0)[1])
+        while [of for of, _ in unread].count(part) > late:
+            read(scheduler, unread.pop(0)[1])
         for each, cancel in everyone:
             if cancel and each.num_output >= 3 and not each.finished:
                 finish(scheduler, each)
