@@ -87,7 +87,7 @@ class Scheduler:
     def has_rows(self, part: int, parts: int) -> bool:
         """Whether the next step of a part has anything to do, as far as is known without pages."""
         wanting = any(request.wanted_rows for request in self.running_in(part, parts))
-        return wanting or self._may_admit(part, parts)
+        return wanting or self.may_admit(part, parts)
 
     def schedule(self, part: int = 0, parts: int = 1) -> list[ScheduledRows]:
         """Hand out the rows of the next step; empty if nothing can run now.
@@ -120,7 +120,7 @@ class Scheduler:
                     continue
             rows[request] = _rows(request, count)
             budget -= count
-        while budget > 0 and not preempted and self._may_admit(part, parts):
+        while budget > 0 and not preempted and self.may_admit(part, parts):
             request = self._admit(part, parts)
             wanted = request.wanted_rows
             count = min(wanted, budget)
@@ -143,6 +143,16 @@ class Scheduler:
             if end // size > request.shared_pages:
                 self.share_full_pages(request)
         return scheduled
+
+    def may_admit(self, part: int, parts: int) -> bool:
+        """Whether the first waiting request may join a part, if there are pages for it."""
+        # A token that only the device knew was lost with the slot: wait until the host has read it.
+        if not self._waiting or self._waiting[0][-1].unread:
+            return False
+        # Counted by slots, which requests keep while `fjx.sim` has them out of ``running``.
+        share = -(-(self.max_num_seqs - len(self._free_slots) + len(self._waiting)) // parts)
+        free = sum(slot % parts == part for slot in self._free_slots)
+        return free > 0 and len(range(part, self.max_num_seqs, parts)) - free < share
 
     def reserve(self, request: Request, count: int) -> int:
         """Give a running request pages for ``count`` tokens behind those that the host knows, as
@@ -201,15 +211,6 @@ class Scheduler:
         self.pool.check([request.pages for request in self.running])
         slots = sorted([*self._free_slots, *(r.slot for r in self.running)])
         assert slots == list(range(self.max_num_seqs)), "slots leaked"
-
-    def _may_admit(self, part: int, parts: int) -> bool:
-        # A token that only the device knew was lost with the slot: wait until the host has read it.
-        if not self._waiting or self._waiting[0][-1].unread:
-            return False
-        share = -(-(len(self.running) + len(self._waiting)) // parts)
-        if parts > 1 and len(self.running_in(part, parts)) >= share:
-            return False
-        return self._free_slot(part, parts) is not None
 
     def _free_slot(self, part: int, parts: int) -> int | None:
         """The one that was given back last, of a part."""
