@@ -151,7 +151,7 @@ class Scheduler:
             return False
         # Counted by slots, which requests keep while `fjx.sim` has them out of ``running``.
         share = -(-(self.max_num_seqs - len(self._free_slots) + len(self._waiting)) // parts)
-        free = sum(slot % parts == part for slot in self._free_slots)
+        free = len([slot for slot in self._free_slots if slot % parts == part])
         return free > 0 and len(range(part, self.max_num_seqs, parts)) - free < share
 
     def reserve(self, request: Request, count: int) -> int:

@@ -1,13 +1,14 @@
 """A replica without devices: the engine's scheduler and its loop, with steps that only take time.
 
 `Scheduler`, `PagePool` and `Request` are the engine's own. What is new here is who steps them: a
-SimPy process with the order of events of `Engine.step`, in which the host schedules a step while
-the one before runs, and reads it one step late.
+SimPy process with the order of events of `Engine.step`. Each step serves the requests of one part,
+in turn; the host sends it while steps of all parts are under way, and then reads the oldest ones
+until none has more than one step unread.
 
 Most rows of a long run are decodings that nothing happens to. A request whose prompt is computed is
 therefore put out of the scheduler's sight (`fjx.sim.steady`) until its last token or until pages
-run short, and runs of equal steps are advanced at once. Neither changes when a token comes: with
-``exact=True`` every request stays in sight and every step is made, and the times are the same
+run short, and runs of steps that only decode are made at once. Neither changes when a token comes:
+with ``exact=True`` every request stays in sight and every step is made, and the times are the same
 (`tests/unit/sim/test_sim_replica.py`).
 """
 
@@ -17,25 +18,23 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any
 
-import numpy as np
 import simpy
 
 from fjx.cache.page_pool import PagePool
 from fjx.engine.progress import commit
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.sim.admission import Admission
 from fjx.sim.costs import StageCosts
+from fjx.sim.sight import OutOfSight
 from fjx.sim.speculation import SimSpeculation
-from fjx.sim.steady import Steady
-from fjx.sim.steps import Lengths, Listener, ReplicaLimits, Step, Stretch, Switch
-from fjx.sim.timing import run_steps
+from fjx.sim.steps import TOKEN, Lengths, Listener, ReplicaLimits, Step, Stretch, Switch, read_after
+from fjx.sim.timing import Stages
 
 Process = Generator[simpy.Event, Any, None]
 """What SimPy runs."""
 
-TOKEN = 1
-"""What every simulated token is; a drafted token that is another one is wrong."""
-_LONGEST_STRETCH = 4096
+_LONGEST_STRETCH = 1024
 _LENGTHS: Any = Lengths()
 
 
@@ -74,6 +73,7 @@ class SimReplica:
             limits.max_num_batched_tokens,
             limits.max_draft_rows,
         )
+        self._admission = Admission(self.scheduler, limits)
         self.steps = 0
         """Steps sent so far."""
         self._listener = listener
@@ -84,26 +84,25 @@ class SimReplica:
         self._slow = 1.0
         self._switch: Switch | None = None
         self._stop: simpy.Event | None = None
-        self._blocked_at = -1
-        self._preempted_in = -3
-        self._finishes = 0
-        self._last_read: float | None = None
-        self._steady = Steady(microbatches, limits.page_size)
-        self._lay_out(microbatches)
         self._sleep: simpy.Event | None = None
         self._stretch: Stretch | None = None
+        self._lay_out(microbatches)
         self.process = env.process(self._run())
 
-    def _lay_out(self, microbatches: int) -> None:
-        now = self.env.now
-        self._microbatches = microbatches
-        self._free = np.full(self.costs.stages, now, np.float64)
-        self._sampled = np.full(microbatches, now, np.float64)
-        self._effective = self.costs if self._slow == 1.0 else self.costs.slower(self._slow)
-        old, self._steady = self._steady, Steady(microbatches, self.limits.page_size)
-        self._steady.take_over(old)
+    def _lay_out(self, parts: int) -> None:
+        """Begin with these parts; no step is in flight, and the scheduler has all requests."""
+        self._parts, self._next = parts, 0
+        self._stages = Stages(self._slowed, parts, self.env.now, self._host_seconds)
+        self._unseen = OutOfSight(self.scheduler, parts)
+        self._unread = [0] * parts
+        self._last_read: list[float | None] = [None] * parts
+        self._admission.lay_out(parts)
         if self._speculation is not None:
             self._speculation.plan_changed(self.costs.stages)
+
+    @property
+    def _slowed(self) -> StageCosts:
+        return self.costs if self._slow == 1.0 else self.costs.slower(self._slow)
 
     @property
     def load(self) -> int:
@@ -113,12 +112,12 @@ class SimReplica:
     @property
     def running(self) -> int:
         """Requests in the batch."""
-        return len(self.scheduler.running) + len(self._steady)
+        return len(self.scheduler.running) + len(self._unseen)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.scheduler.has_work or len(self._steady) or self._in_flight)
+        return not (self.load or self._in_flight)
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -133,14 +132,14 @@ class SimReplica:
                 f"for {room}; refuse it before"
             )
         behind_others = self.scheduler.num_waiting > 0
-        self.scheduler.add(request)
-        if not (behind_others and self._is_blocked):
+        self._admission.add(request)
+        if not (behind_others and self._is_closed):
             self._wake()
 
     def slow_down(self, factor: float) -> None:
         """From the next step on, steps take so many times their seconds (1: their own)."""
         self._slow = factor
-        self._effective = self.costs if factor == 1.0 else self.costs.slower(factor)
+        self._stages.costs = self._slowed
         self._wake()
 
     def switch(self, costs: StageCosts, microbatches: int, pause_seconds: float) -> simpy.Event:
@@ -159,7 +158,7 @@ class SimReplica:
     def catch_up(self) -> None:
         """Bring pages and counts up to now, where a run of steps is being made at once."""
         if self._stretch is not None:
-            self._advance(self._stretch, self._stretch.sent_by(self.env.now))
+            self._advance(self._stretch.sent_by(self.env.now))
 
     def _wake(self) -> None:
         if self._sleep is not None and not self._sleep.triggered:
@@ -173,39 +172,72 @@ class SimReplica:
             if self._switch is not None:
                 yield from self._change_plan(self._switch)
             elif self.idle:
-                self._last_read = None
                 self._sleep = self.env.event()
                 yield self._sleep
                 self._sleep = None
-            elif (steps := self._equal_steps()) > 1:
-                yield from self._run_stretch(steps)
-            elif self._speculation is not None:
-                yield from self._step_with_drafts(self._speculation)
+            elif (stretch := self._next_stretch()) is not None:
+                yield from self._run_stretch(stretch)
             else:
-                sent = self._send()
-                yield from self._read_until(1 if sent else 0)
+                yield from self._step()
         yield from self._read_until(0)
-        self._show_all()
+        self._unseen.show_all(self._in_flight)
         self._stop.succeed(self.scheduler.take_all())
 
     def _change_plan(self, switch: Switch) -> Process:
         yield from self._read_until(0)
         yield self.env.timeout(switch.pause_seconds)
+        self._unseen.show_all(self._in_flight)
+        # The new parts are made of several old ones, each of which is in order.
+        self.scheduler.running = self._admission.in_order(self.scheduler.running)
         self.costs, self._switch = switch.costs, None
         self._lay_out(switch.microbatches)
         switch.done.succeed()
 
-    def _read_until(self, most: int) -> Process:
-        """Read the oldest steps until at most so many are in flight."""
-        while len(self._in_flight) > most:
-            step = self._in_flight[0]
-            if step.end > self.env.now:
-                yield self.env.timeout(step.end - self.env.now)
-            self._in_flight.popleft()
-            self._read(step)
+    def _step(self) -> Process:
+        """As `Engine.step`."""
+        speculation, left = self._speculation, 1
+        if speculation is not None and speculation.due(self, self._turn):
+            behind = speculation.steps_behind
+            yield from self._read_for_turn(behind)
+            spent = speculation.draft(self, self._turn)
+            if spent > 0:
+                yield self.env.timeout(spent)
+                speculation.waited()
+            left = behind + 1
+        if not self._send():
+            yield from self._read_oldest()
+            return
+        if self._host_seconds:
+            yield self.env.timeout(self._host_seconds)
+        yield from self._read_until(left)
 
-    def _read(self, step: Step) -> None:
-        now = self.env.now
+    def _read_until(self, most: int) -> Process:
+        """Read the oldest steps until at most so many of any part are in flight."""
+        while max(self._unread) > most:
+            yield from self._read_oldest()
+
+    def _read_for_turn(self, most: int) -> Process:
+        """Read the oldest steps until at most so many are in flight of the part whose turn it is,
+        and the host knows enough of its requests to draft."""
+        while self._in_flight:
+            part = self._turn
+            unread = max(self._unread) if part is None else self._unread[part]
+            if unread <= most and not any(r.unread > 1 for r in self.seen_in(part)):
+                return
+            yield from self._read_oldest()
+
+    def _read_oldest(self) -> Process:
+        if not self._in_flight:
+            return
+        step = self._in_flight[0]
+        if step.end > self.env.now:
+            yield self.env.timeout(step.end - self.env.now)
+        self._read()
+
+    def _read(self) -> None:
+        """Read the oldest step, which has ended."""
+        now, step = self.env.now, self._in_flight.popleft()
+        self._unread[step.part] -= 1
         for request in step.first:
             self._first_token(request, now)
         counts = []
@@ -215,12 +247,12 @@ class SimReplica:
             if begin != end and not rows.request.finished and not rows.is_void:
                 counts.append(self._commit(rows, now))
         for request in step.last:
-            self._steady.pop(request)
+            self._unseen.parts[step.part].pop(request)
             self.scheduler.running.append(request)
             self._finish(request, now)
         if self._speculation is not None:
             self._speculation.observe_step(step.microbatches, now, counts)
-        self._report(now)
+        self._report(step.part, now, step.brings)
 
     def _commit(self, rows: ScheduledRows, now: float) -> int:
         """Take what a request's rows chose; how many tokens that was."""
@@ -245,158 +277,148 @@ class SimReplica:
         request.finish_reason, request.ended = "length", now
         self.scheduler.share_full_pages(request)
         self.scheduler.finish(request)
-        self._finishes += 1
+        self._admission.ended(request)
         if self._speculation is not None:
             self._speculation.forget(request)
         self._listener.ended(request, now)
 
+    @property
+    def _turn(self) -> int | None:
+        """Whose turn it is, while all requests are in sight; None: nobody has anything to do."""
+        has_rows = self.scheduler.has_rows
+        return next((part for part in self._turns() if has_rows(part, self._parts)), None)
+
+    def _turns(self) -> list[int]:
+        """All parts, from the one that is next."""
+        return [(self._next + i) % self._parts for i in range(self._parts)]
+
+    def seen_in(self, part: int | None) -> list[Request]:
+        """The requests of a part that the scheduler sees."""
+        return [] if part is None else self.scheduler.running_in(part, self._parts)
+
     def _send(self) -> bool:
-        """Schedule a step and send it; whether there was anything to do."""
-        index, pool = self.steps + 1, self.scheduler.pool
-        due = self._steady.due(index)
-        if len(due) > pool.num_available:
-            self._show_all()
-        else:
-            self._steady.grow(due, index, pool)
-        steady = self._steady
-        scheduled = self._schedule()
-        if not scheduled and not steady.decoding:
+        """Schedule and send a step of the next part that has anything to do; whether there was
+        one."""
+        for part in self._turns():
+            if self._send_part(part):
+                self._next = part + 1
+                return True
+        return False
+
+    def _send_part(self, part: int) -> bool:
+        pool = self.scheduler.pool
+        lacking = self._unseen.parts[part].due + self._admission.most_lacking(part)
+        if not self._exact and lacking > pool.num_available:
+            self._unseen.show_all(self._in_flight)
+        steady = self._unseen.parts[part]
+        rows, context, last = steady.rows, steady.context, steady.step(pool)
+        scheduled = self._schedule(part, rows)
+        if not scheduled and not rows:
             return False
-        batch = rows, samples, pairs, context = steady.batch(index)
-        for request, start, count, chosen, _ in scheduled:
-            part = request.slot % self._microbatches
-            end = start + count
-            rows[part] += count
-            samples[part] += chosen
-            context[part] += end
-            pairs[part] += count * (start + end + 1) / 2
-        ends = self._time(batch, 1, self.env.now, self._effective)
-        step = Step(float(ends[0]))
-        self.steps = index
+        count = samples = rows
+        pairs: float = context
+        for _, start, more, chosen, _ in scheduled:
+            end = start + more
+            count += more
+            samples += chosen
+            context += end
+            pairs += more * (start + end + 1) / 2
+        now, batch = self.env.now, ([count], [samples], [pairs], [context])
+        leaves, _ = self._stages.plan([part], batch, now, [now], 1)
+        self._stages.take([part], leaves)
+        step = Step(float(leaves[0, -1]), part, samples > 0)
+        self.steps += 1
         if self._exact:
             step.scheduled = scheduled
             if self._speculation is not None:
-                step.microbatches = self._speculation.sent(scheduled, self._microbatches)
+                step.microbatches = self._speculation.sent(scheduled)
         else:
-            step.last = steady.end(index)
-            self._hide(scheduled, step)
+            step.last = last
+            self._unseen.hide(step, scheduled)
         self._in_flight.append(step)
+        self._unread[part] += 1
         return True
 
-    def _schedule(self) -> list[ScheduledRows]:
-        """The scheduler's rows, of what it sees."""
-        scheduler = self.scheduler
-        if not scheduler.running and (self._is_blocked or not scheduler.num_waiting):
+    def _schedule(self, part: int, decoding: int) -> list[ScheduledRows]:
+        """Rows of the requests that the scheduler sees."""
+        in_vain = not self.scheduler.num_waiting or self._admission.lacks_pages(part)
+        if not self._exact and not self.scheduler.running and in_vain:
             return []
-        budget = max(self.limits.max_num_batched_tokens - self._steady.decoding, 0)
-        scheduler.max_num_batched_tokens = budget
-        preemptions = scheduler.num_preemptions
-        scheduled = scheduler.schedule()
-        if scheduler.num_preemptions > preemptions:
-            self._preempted_in = self.steps
-        elif sum(rows.count for rows in scheduled) < budget and scheduler.num_waiting:
-            self._blocked_at = self._finishes
-        return scheduled
+        return self._admission.schedule(part, decoding, self.steps)
 
     @property
-    def _is_blocked(self) -> bool:
-        """Whether requests wait until another one ends: the first of them did not fit, and it is
-        not for a token of its own that was not read yet."""
-        return self._blocked_at == self._finishes and self.steps > self._preempted_in + 2
+    def _is_closed(self) -> bool:
+        """Whether requests wait until another one ends."""
+        return self.scheduler.num_waiting > 0 and self._admission.is_closed(self.steps)
 
-    def _hide(self, scheduled: list[ScheduledRows], step: Step) -> None:
-        """Put requests that only decode from now on out of the scheduler's sight."""
-        for rows in scheduled:
-            request = rows.request
-            if not rows.samples:
-                continue
-            if request.known == request.prompt_len + 1:
-                step.first.append(request)
-            self.scheduler.running.remove(request)
-            if not self._steady.add(request, self.steps):
-                step.last.append(request)
-
-    def _show_all(self) -> None:
-        """Give the scheduler all requests back, as they are now."""
-        unread = bool(self._in_flight)
-        shown = self._steady.show_all(self.steps, unread, TOKEN)
-        self._steady = Steady(self._microbatches, self.limits.page_size)
-        self.scheduler.running[:0] = shown
-        for step in self._in_flight:
-            step.first, step.last = [], []
-            step.scheduled = [
-                ScheduledRows(each, each.computed - 1, 1, 1, each.rejections) for each in shown
-            ]
-
-    def _time(self, batch: Any, steps: int, sent: float, costs: StageCosts) -> Any:
-        """When so many equal steps end, if the first one is sent then."""
-        ends = np.empty(steps)
-        prior = self._in_flight[-1].end if self._in_flight else sent
-        run_steps(
-            *(ends, self._free, self._sampled, *batch, sent, prior, self._host_seconds),
-            *(costs.compute, costs.read, costs.fixed),
-            *(costs.sample_seconds, costs.pair_seconds, costs.context_seconds),
+    def _next_stretch(self) -> Stretch | None:
+        """The steps from now on in which nothing happens, if there are several."""
+        scheduler = self.scheduler
+        if self._exact or scheduler.running or (scheduler.num_waiting and not self._is_closed):
+            return None
+        parts = [part for part in self._turns() if self._unseen.parts[part].rows]
+        if not parts:
+            return None
+        steps = self._unseen.steps_at_once(parts, _LONGEST_STRETCH)
+        read = read_after(parts, self._in_flight)
+        if scheduler.num_waiting:  # the first one to end makes room
+            ends = zip(read, self._in_flight, strict=True)
+            steps = min([steps, *(after + 1 for after, step in ends if step.last)])
+        if steps < 2:
+            return None
+        steady = [self._unseen.parts[part] for part in parts]
+        rows, context = [each.rows for each in steady], [each.context for each in steady]
+        unread = {step.part: step.end for step in self._in_flight}
+        now = self.env.now
+        leaves, sent = self._stages.plan(
+            *(parts, (rows, rows, context, context), now),
+            *([unread.get(part, now) for part in parts], steps),
         )
-        return ends
+        return Stretch(parts, leaves, sent, steps, read)
 
-    def _equal_steps(self) -> int:
-        """How many steps in which nothing happens can be made at once."""
-        steady = self._steady
-        if self._exact or not steady.decoding or len(self._in_flight) != 1:
-            return 0
-        if self.scheduler.running or self._in_flight[0].eventful:
-            return 0
-        if self.scheduler.num_waiting and not self._is_blocked:
-            return 0
-        steps = min(steady.next_end - 1 - self.steps, _LONGEST_STRETCH)
-        most_pages = steady.decoding * (steps // self.limits.page_size + 1)
-        return steps if most_pages <= self.scheduler.pool.num_available else 0
-
-    def _run_stretch(self, steps: int) -> Process:
-        """Make equal steps at once; a new request cuts the run short at the end of a step."""
-        begun, prior, costs = self.env.now, self._in_flight[0].end, self._effective
-        batch = self._steady.batch(self.steps + 1)
-        before = self._free.copy(), self._sampled.copy()
-        stretch = self._stretch = Stretch(begun, prior, self._time(batch, steps, begun, costs))
-        try:
-            yield self.env.timeout(max(stretch.read_at(steps) - begun, 0.0))
-        except simpy.Interrupt:
-            steps = stretch.steps_read_after(self.env.now)
-            self._free, self._sampled = before
-            stretch.ends = self._time(batch, steps, begun, costs)
-            yield self.env.timeout(max(stretch.read_at(steps) - self.env.now, 0.0))
+    def _run_stretch(self, stretch: Stretch) -> Process:
+        """Make steps at once; a new request cuts the run short at the end of a step."""
+        self._stretch = stretch
+        while True:
+            try:
+                yield from self._live_through(stretch)
+                break
+            except simpy.Interrupt:
+                stretch.cut_at(self.env.now)
+        self._advance(stretch.steps)
         self._stretch = None
-        self._advance(stretch, steps)
-        self._in_flight[0] = Step(float(stretch.ends[-1]))
-        for made in range(1, steps + 1):
-            self._report(stretch.read_at(made))
+        parts, steps = stretch.parts, stretch.steps
+        self._stages.take(parts, stretch.leaves[:steps])
+        self._next = parts[(steps - 1) % len(parts)] + 1
+        for i in range(steps):
+            part = parts[i % len(parts)]
+            if i < steps - len(parts):
+                self._report(part, float(stretch.sent[i + len(parts) + 1]))
+            else:
+                self._in_flight.append(Step(float(stretch.leaves[i, -1]), part))
+                self._unread[part] += 1
 
-    def _advance(self, stretch: Stretch, made: int) -> None:
-        """Count steps of a stretch and the pages that they take."""
-        while stretch.made < made:
-            stretch.made += 1
-            self.steps += 1
-            due = self._steady.due(self.steps)
-            if due:
-                self._steady.grow(due, self.steps, self.scheduler.pool)
+    def _live_through(self, stretch: Stretch) -> Process:
+        """Let the time of a stretch go by, and read what was in flight before."""
+        while stretch.read_after and stretch.read_after[0] < stretch.steps:
+            at = max(
+                stretch.sent[stretch.read_after[0]] + self._host_seconds, self._in_flight[0].end
+            )
+            if at > self.env.now:
+                yield self.env.timeout(at - self.env.now)
+            stretch.read_after.popleft()
+            self._read()
+        if stretch.end > self.env.now:
+            yield self.env.timeout(stretch.end - self.env.now)
 
-    def _report(self, now: float) -> None:
-        """A step was read."""
-        if self._last_read is not None:
-            self._listener.stepped(now, now - self._last_read)
-        self._last_read = now
+    def _advance(self, made: int) -> None:
+        """Count the steps of the stretch until so many are made, and the pages that they take."""
+        assert self._stretch is not None
+        self.steps += self._unseen.advance(self._stretch, made, self.scheduler.pool)
 
-    def _step_with_drafts(self, speculation: SimSpeculation) -> Process:
-        """As `Engine.step` with a speculator."""
-        drafting = speculation.due(self)
-        behind = speculation.steps_behind if drafting else 1
-        yield from self._read_until(behind)
-        if drafting:
-            while any(r.unread > 1 for r in self.scheduler.running) and self._in_flight:
-                yield from self._read_until(len(self._in_flight) - 1)
-            spent = speculation.draft(self)
-            if spent > 0:
-                yield self.env.timeout(spent)
-                speculation.waited()
-        sent = self._send()
-        yield from self._read_until(behind + drafting if sent else 0)
+    def _report(self, part: int, now: float, brings: bool = True) -> None:
+        """A step of the part was read: its requests have waited since the one before."""
+        before, runs = self._last_read[part], self._unseen.parts[part] or self.seen_in(part)
+        self._last_read[part] = now if runs else None
+        if before is not None and brings:
+            self._listener.stepped(now, now - before)

@@ -18,6 +18,7 @@ from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.engine.speculator import Speculator
 from fjx.pipeline.buckets import row_buckets
+from fjx.sim.steps import TOKEN
 from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import LengthPolicy, MarginalGain
 
@@ -25,8 +26,8 @@ DEEPEST = 4
 """Most steps with drafts under way at once: the engine's default."""
 _READ_SECONDS = 1e-4
 """Of the host, to read a step."""
-RIGHT, WRONG = 1, 0
-"""Drafted tokens: `fjx.sim.replica.TOKEN`, and any other."""
+_WRONG = 0
+"""A drafted token that is not the target's own."""
 
 
 class RecordedDraft(NamedTuple):
@@ -115,13 +116,13 @@ class SimDrafter:
         rate = rates[request.index % len(rates)]
         chances = self._random.beta(width * rate, width * (1 - rate), length)
         right = self._random.random(length) < chances
-        return Draft(np.where(right, RIGHT, WRONG).tolist(), tuple(chances.tolist()))
+        return Draft(np.where(right, TOKEN, _WRONG).tolist(), tuple(chances.tolist()))
 
     def _replayed(self, request: Request, length: int) -> Draft:
         drafts = self._drafting.recorded[request.index % len(self._drafting.recorded)]
         confidences, right = drafts[self._turn[request] % len(drafts)]
         self._turn[request] += 1
-        tokens = [RIGHT] * right + [WRONG] * (len(confidences) - right)
+        tokens = [TOKEN] * right + [_WRONG] * (len(confidences) - right)
         return Draft(tokens[:length], confidences[:length])
 
     def forget(self, request: Request) -> None:
@@ -163,32 +164,30 @@ class SimSpeculation:
         """The target has so many stages now."""
         self.speculator.frontiers.stages = stages
 
-    def due(self, replica: Any) -> bool:
+    def due(self, replica: Any, part: int | None) -> bool:
         """See `Speculator.due`."""
-        return self.speculator.due([self._as_engines(replica)])
+        return self.speculator.due([self._as_engines(replica, part)])
 
-    def draft(self, replica: Any) -> float:
-        """Give requests drafts; the seconds that it took."""
-        self.speculator.draft([self._as_engines(replica)])
+    def draft(self, replica: Any, part: int | None) -> float:
+        """Give the requests of a part drafts; the seconds that it took."""
+        self.speculator.draft([self._as_engines(replica, part)])
         return self._drafter.spent
 
-    def _as_engines(self, replica: Any) -> Any:
+    def _as_engines(self, replica: Any, part: int | None) -> Any:
         """What the speculator reads of a replica."""
-        return SimpleNamespace(
-            scheduler=replica.scheduler, executor=SimpleNamespace(limits=replica.limits)
+        scheduler = SimpleNamespace(
+            running=replica.seen_in(part), reserve=replica.scheduler.reserve
         )
+        return SimpleNamespace(scheduler=scheduler, executor=SimpleNamespace(limits=replica.limits))
 
     def waited(self) -> None:
         """The seconds of drafting have gone by on the clock."""
         self._drafter.spent = 0.0
 
-    def sent(self, scheduled: Sequence[ScheduledRows], microbatches: int) -> list[Microbatch]:
+    def sent(self, scheduled: list[ScheduledRows]) -> list[Microbatch]:
         """A step was sent."""
-        parts: list[list[ScheduledRows]] = [[] for _ in range(microbatches)]
-        for rows in scheduled:
-            parts[rows.request.slot % microbatches].append(rows)
         nothing: Any = SimpleNamespace()
-        sent = [Microbatch(part, nothing, nothing, self._env.now) for part in parts if part]
+        sent = [Microbatch(scheduled, nothing, nothing, self._env.now)]
         self.speculator.sent(sent)
         return sent
 

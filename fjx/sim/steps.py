@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +13,9 @@ import simpy
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.sim.costs import StageCosts
+
+TOKEN = 1
+"""What every simulated token is; a drafted token that is another one is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,10 @@ class Step:
     """A step in flight."""
 
     end: float
+    part: int
+    """Whose rows it has."""
+    brings: bool = True
+    """Whether it brings tokens."""
     scheduled: list[ScheduledRows] = field(default_factory=list)
     """Rows whose tokens are committed one by one."""
     first: list[Request] = field(default_factory=list)
@@ -50,11 +59,6 @@ class Step:
     last: list[Request] = field(default_factory=list)
     """Likewise, their last one."""
     microbatches: list[Any] = field(default_factory=list)
-
-    @property
-    def eventful(self) -> bool:
-        """Whether reading it brings anything that only it brings."""
-        return bool(self.scheduled or self.first or self.last)
 
 
 @dataclass
@@ -69,32 +73,48 @@ class Switch:
 
 @dataclass
 class Stretch:
-    """Equal steps that are made at once."""
+    """Steps in which nothing happens, which are made at once."""
 
-    begun: float
-    """When the first one is sent."""
-    prior: float
-    """When the step before ends."""
-    ends: Any
+    parts: list[int]
+    """Whose they are, in turn."""
+    leaves: Any
+    sent: Any
+    """See `fjx.sim.timing.run_steps`."""
+    steps: int
+    read_after: deque[int]
+    """For each step that was in flight before: the one of these after which the host reads it."""
     made: int = 0
     """Steps counted so far."""
     cut: bool = False
 
-    def read_at(self, steps: int) -> float:
-        """When the host has read all but the last of so many steps, and could send another."""
-        if steps == 0:
-            return self.begun
-        return self.prior if steps == 1 else max(float(self.ends[steps - 2]), self.prior)
+    @property
+    def end(self) -> float:
+        """When the host could send another step."""
+        return float(self.sent[self.steps])
 
-    def steps_read_after(self, now: float) -> int:
-        """The fewest steps after which the host looks for work no sooner than now, at least 1."""
-        if now <= self.prior:
-            return 1
-        return min(2 + int(np.searchsorted(self.ends, now)), len(self.ends))
+    def cut_at(self, now: float) -> None:
+        """Make no more steps than are sent by now."""
+        sent = int(np.searchsorted(self.sent[: self.steps + 1], now))
+        self.steps = min(max(sent, self.made, 1), self.steps)
 
     def sent_by(self, now: float) -> int:
         """Steps sent until now."""
-        return self.steps_read_after(now) if now > self.begun else 1
+        return int(np.searchsorted(self.sent[: self.steps], now, side="right"))
+
+    def steps_of(self, turn: int, steps: int) -> int:
+        """How many of the first so many steps are of the part with this turn."""
+        return -(-(steps - turn) // len(self.parts))
+
+
+def read_after(parts: list[int], in_flight: Sequence[Step]) -> deque[int]:
+    """For each step in flight, the one of these parts' next steps after which the host reads it:
+    the first one whose part has it, or a step behind it, in flight."""
+    after, soonest = deque[int](), len(parts)
+    for step in reversed(in_flight):
+        if step.part in parts:
+            soonest = min(soonest, parts.index(step.part))
+        after.appendleft(soonest)
+    return after
 
 
 class Lengths:

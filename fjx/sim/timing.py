@@ -1,57 +1,109 @@
 """When the steps of a pipeline end: the inner loop, compiled.
 
-As in `fjx.sharding.timeline`, a stage takes the microbatches of a step in order, and begins one
-when it is free and the stage before has finished it; the first stage begins a microbatch when the
-one of the step before has left the last stage, because its tokens feed it. On top of that, a step
-begins when the host has sent it, which is when the step before the last one was read.
+As in `fjx.sharding.timeline`, a stage takes steps in the order in which they were sent, and begins
+one when it is free and the stage before has finished it; the first stage begins a step when the
+part's step before has left the last stage, because its tokens feed it. On top of that, a step
+begins when the host has sent it, which is when it has read the part's last step but one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numba import njit
+
+from fjx.sim.costs import StageCosts
 
 
 @njit(cache=True, fastmath=False)
 def run_steps(
-    ends, free, sampled, rows, samples, pairs, context, sent, prior, host_seconds,
+    leaves, sent, free, fed, rows, samples, pairs, context, begun, unread, host_seconds,
     compute, read, fixed, sample_seconds, pair_seconds, context_seconds,
 ):  # fmt: skip
-    """Run identical steps: each request has as many rows in each, and grows by them.
+    """Run steps of some parts in turn: each request has as many rows in each step of its part, and
+    grows by them.
 
     Args:
-        ends: [steps], is filled: when each step has left the last stage.
-        free: [S], is updated: when each stage is free.
-        sampled: [M], is updated: when each microbatch's tokens are there.
-        rows, samples, pairs, context: [M], of the first step; the last two grow.
-        sent: When the host sends the first step.
-        prior: When the step in flight ends.
+        leaves: [steps, S], is filled: when each step has left each stage.
+        sent: [steps + 1], is filled: when the host sends each step, and could send another one.
+        free: [S], when each stage is free.
+        fed: [A], when the tokens of each part are there.
+        rows, samples, pairs, context: [A], of each part's first step; the last two grow.
+        begun: When the host sends the first step.
+        unread: [A], when the step of each part ends that the host reads next; the parts' first
+            steps do not wait for times before ``begun``.
         host_seconds: Of the host's work, for each step.
         compute, read, fixed, sample_seconds, pair_seconds, context_seconds: See
             `fjx.sim.costs`.
     """
-    stages = len(free)
-    last = prior
-    for i in range(len(ends)):
-        if i > 0:
-            sent = max(sent, last)
-            last = ends[i - 1]
-        end = 0.0
-        for m in range(len(rows)):
-            n = rows[m]
-            if n == 0:
-                continue
-            ready = max(sampled[m], sent + host_seconds)
-            for s in range(stages):
-                busy = compute[s, n] + sample_seconds[s] * samples[m]
-                busy += pair_seconds[s] * (pairs[m] + i * n)
-                traffic = read[s, n] + context_seconds[s] * (context[m] + i * n)
-                begin = max(ready, free[s])
-                ready = begin + max(busy, traffic) + fixed[s, n]
-                free[s] = ready
-            sampled[m] = ready
-            end = max(end, ready)
-        ends[i] = end
+    stages, parts = len(free), len(rows)
+    sent[0] = begun
+    for i in range(len(leaves)):
+        m, turn = i % parts, i // parts
+        n = rows[m]
+        ready = sent[i] + host_seconds
+        before = unread[m]
+        if turn > 0:
+            before = leaves[i - parts, stages - 1]
+        sent[i + 1] = max(ready, before)
+        ready = max(ready, before if turn > 0 else fed[m])
+        for s in range(stages):
+            busy = compute[s, n] + sample_seconds[s] * samples[m]
+            busy += pair_seconds[s] * (pairs[m] + turn * n)
+            traffic = read[s, n] + context_seconds[s] * (context[m] + turn * n)
+            begin = max(ready, leaves[i - 1, s] if i > 0 else free[s])
+            ready = begin + max(busy, traffic) + fixed[s, n]
+            leaves[i, s] = ready
+
+
+class Stages:
+    """The stages of a pipeline: when each is free, and when the tokens of each part are there."""
+
+    def __init__(
+        self, costs: StageCosts, microbatches: int, now: float, host_seconds: float
+    ) -> None:
+        self.costs = costs
+        """As they are now."""
+        self._host_seconds = host_seconds
+        self._free = np.full(costs.stages, now, np.float64)
+        self._fed = np.full(microbatches, now, np.float64)
+
+    def plan(
+        self, parts: Sequence[int], batch: Any, begun: float, unread: Sequence[float], steps: int
+    ) -> tuple[Any, Any]:
+        """When steps that are sent from now on will have left the stages, and will be sent.
+
+        Args:
+            parts: Whose steps they are, in turn.
+            batch: Rows, samples, pairs and context of each of these parts, see `run_steps`.
+            begun: When the first one is sent.
+            unread: When the step of each part ends that the host reads next.
+            steps: How many.
+
+        Returns:
+            ``leaves`` and ``sent`` of `run_steps`.
+        """
+        leaves, sent = np.empty((steps, len(self._free))), np.empty(steps + 1)
+        costs, (rows, samples, pairs, context) = self.costs, batch
+        run_steps(
+            *(leaves, sent, self._free, self._fed[parts]),
+            *(np.array(rows, np.int64), np.array(samples, np.int64)),
+            *(np.array(pairs, np.float64), np.array(context, np.float64)),
+            *(begun, np.array(unread, np.float64), self._host_seconds),
+            *(costs.compute, costs.read, costs.fixed),
+            *(costs.sample_seconds, costs.pair_seconds, costs.context_seconds),
+        )
+        return leaves, sent
+
+    def take(self, parts: Sequence[int], leaves: Any) -> None:
+        """These steps are sent, as `plan` has it."""
+        self._free = leaves[-1]
+        last = leaves[-len(parts) :, -1]
+        first = max(len(leaves) - len(parts), 0)
+        for i, end in enumerate(last, start=first):
+            self._fed[parts[i % len(parts)]] = end
 
 
 def warm_up() -> None:
@@ -59,6 +111,6 @@ def warm_up() -> None:
     one, none = np.zeros(1), np.zeros((1, 2))
     counts = np.ones(1, np.int64)
     run_steps(
-        one.copy(), one.copy(), one.copy(), counts, counts, one, one, 0.0, 0.0, 0.0,
+        np.zeros((1, 1)), np.zeros(2), one, one, counts, counts, one, one, 0.0, one, 0.0,
         none, none, none, one, one, one,
     )  # fmt: skip

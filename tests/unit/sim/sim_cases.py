@@ -69,6 +69,7 @@ def serve(
     *,
     exact: bool = False,
     drafting: Drafting | None = None,
+    host_seconds: float = 0.0,
 ) -> tuple[Heard, SimReplica]:
     """Serve a workload on one replica to its end, and audit its pages and slots."""
     env, heard = simpy.Environment(0.0), Heard()
@@ -76,7 +77,10 @@ def serve(
     if drafting is not None:
         speculation = SimSpeculation(env, limits.max_num_batched_tokens, drafting, seed=1)
     replica = SimReplica(
-        env, limits, costs, microbatches, heard, exact=exact, speculation=speculation
+        *(env, limits, costs, microbatches, heard),
+        exact=exact,
+        speculation=speculation,
+        host_seconds=host_seconds,
     )
 
     def arrivals():  # type: ignore[no-untyped-def]

@@ -31,16 +31,25 @@ LIMITS = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=2
     pages=st.integers(60, 900),
     seqs=st.integers(2, 40),
     budget=st.integers(40, 400),
+    host=st.sampled_from([0.0, 5e-4, 1e-2]),
     seed=st.integers(0, 2**20),
 )
 def test_equal_steps_at_once_give_the_times_of_single_steps(
-    rate: float, stages: int, microbatches: int, pages: int, seqs: int, budget: int, seed: int
+    rate: float,
+    stages: int,
+    microbatches: int,
+    pages: int,
+    seqs: int,
+    budget: int,
+    host: float,
+    seed: int,
 ) -> None:
     workload = poisson(60, rate, seed=seed)
     limits = ReplicaLimits(num_pages=pages, max_num_seqs=seqs, max_num_batched_tokens=budget)
     costs = pipeline_costs(stages, budget)
-    exact, by_steps = serve(workload, limits, costs, microbatches, exact=True)
-    quick, at_once = serve(workload, limits, costs, microbatches)
+    given = workload, limits, costs, microbatches
+    exact, by_steps = serve(*given, exact=True, host_seconds=host)
+    quick, at_once = serve(*given, host_seconds=host)
     assert quick.first == pytest.approx(exact.first, abs=1e-9)
     assert quick.end == pytest.approx(exact.end, abs=1e-9)
     assert quick.steps == pytest.approx(exact.steps, abs=1e-9)
@@ -66,6 +75,46 @@ def test_a_long_prompt_is_computed_in_chunks() -> None:
     step = 0.01
     heard, _ = serve([SimRequest(0.0, 600, 1)], LIMITS, constant_costs(step, 256))
     assert heard.first[0] == pytest.approx(3 * step)
+
+
+def test_a_full_pipeline_takes_a_prompt_of_each_part_at_once() -> None:
+    stages, budget, prompt = 4, 256, 2560
+    limits = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=budget)
+    costs = pipeline_costs(stages, budget)
+    one, _ = serve([SimRequest(0.0, prompt, 1)], limits, costs, stages)
+    four, _ = serve([SimRequest(0.0, prompt, 1)] * stages, limits, costs, stages)
+    assert max(four.end.values()) < 1.2 * one.end[0]
+
+
+def test_a_request_that_comes_runs_in_the_next_step_whosever_turn_it_is() -> None:
+    parts, step, late = 4, 0.01, 0.505
+    others = [SimRequest(0.0, 8, 100)] * parts
+    heard, _ = serve([*others, SimRequest(late, 8, 1)], LIMITS, constant_costs(step, 256), parts)
+    ahead = parts + 1  # steps in flight when it comes
+    assert heard.first[parts] - late <= (ahead + 1) * step
+
+
+def test_the_gaps_that_are_reported_are_those_of_one_part() -> None:
+    parts, step = 4, 0.01
+    workload = [SimRequest(0.0, 8, 50)] * parts
+    for exact in (False, True):
+        heard, _ = serve(workload, LIMITS, constant_costs(step, 256), parts, exact=exact)
+        while_all_run = heard.steps[parts:-parts]
+        assert while_all_run == pytest.approx([parts * step] * (parts * 47))
+
+
+def test_parts_without_requests_take_no_time() -> None:
+    workload = [SimRequest(0.0, 8, 50)]
+    one, four = (serve(workload, LIMITS, constant_costs(0.01, 256), parts) for parts in (1, 4))
+    assert one[0].end == pytest.approx(four[0].end)
+    assert one[1].steps == four[1].steps
+
+
+def test_the_host_sends_the_steps_of_several_parts_one_after_the_other() -> None:
+    parts, host = 4, 0.02
+    workload = [SimRequest(0.0, 8, 50)] * parts
+    heard, replica = serve(*(workload, LIMITS, pipeline_costs(4, 256), parts), host_seconds=host)
+    assert max(heard.end.values()) >= replica.steps * host
 
 
 def test_one_at_a_time_with_equal_service_waits_as_in_an_m_d_1_queue() -> None:
