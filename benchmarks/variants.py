@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from fjx.engine.drafter import Draft, Drafter, GoesOn, LookupOrHead
 from fjx.engine.engine import Engine
-from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.engine.speculator import Speculator
+from fjx.engine.turns import Microbatch, Turn
 from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import LengthPolicy, MarginalGain, Off, policy_by_name
 
@@ -65,13 +65,13 @@ class Plain(Speculator):
         super().__init__(drafter, Off(), buckets)
         self._take = drafter.feed if reads else drafter.miss
 
-    def due(self, replicas: Sequence[Replica]) -> bool:
+    def due(self, turns: Sequence[Turn]) -> bool:
         """Never."""
         return False
 
-    def sent(self, microbatches: Sequence[Microbatch]) -> None:
+    def sent(self, step: Sequence[Microbatch]) -> None:
         """See `Speculator`."""
-        for microbatch in microbatches:
+        for microbatch in step:
             self._take(microbatch)
 
     def observe_step(self, *_: Any) -> None:

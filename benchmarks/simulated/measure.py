@@ -12,6 +12,7 @@ from elastic.loop import Streams
 
 from fjx.engine.engine import Engine
 from fjx.engine.scheduler import ScheduledRows
+from fjx.engine.turns import Microbatch
 from fjx.sampling_params import SamplingParams
 from fjx.sim.workload import SimRequest
 
@@ -90,47 +91,35 @@ def _watched(engine: Engine, seen: Seen) -> Iterator[None]:
         with _watched_speculator(engine, seen):
             yield
         return
-    scheduler, sent, last = engine.scheduler, list[list[ScheduledRows]](), [0.0]
-    schedule, collect = scheduler.schedule, engine._collect_until
+    watched: Any = engine
+    collect, last = watched._collect, [0.0]
 
-    def scheduling() -> list[ScheduledRows]:
-        rows = schedule()
-        if rows:
-            if not engine._in_flight:
-                last[0] = time.perf_counter()
-            sent.append(rows)
-        return rows
-
-    def collecting(most: int) -> Any:
-        before = len(engine._in_flight)
-        progress = collect(most)
+    def collecting(step: Sequence[Microbatch]) -> Any:
+        progress = collect(step)
         now = time.perf_counter()
-        for _ in range(before - len(engine._in_flight)):
-            seen.steps.append(StepSeen.of(sent.pop(0), now - last[0]))
-            last[0] = now
+        rows = [each for microbatch in step for each in microbatch.scheduled]
+        seen.steps.append(StepSeen.of(rows, now - max(last[0], step[0].sent)))
+        last[0] = now
         return progress
 
-    watched: Any = engine
-    scheduler.schedule, watched._collect_until = scheduling, collecting  # type: ignore[method-assign]
+    watched._collect = collecting
     try:
         yield
     finally:
-        del watched.scheduler.schedule, watched._collect_until
+        del watched._collect
 
 
 @contextmanager
 def _watched_speculator(engine: Engine, seen: Seen) -> Iterator[None]:
     speculator: Any = engine.speculator
-    observe_step, propose = speculator.observe_step, speculator._propose
+    read, propose = speculator.times.read, speculator._propose
 
-    def observing(microbatches: Any, now: float, tokens: Sequence[int]) -> None:
-        last, drafting = speculator._last_step, speculator._drafting_seconds
-        begun = max(last, min(microbatches[0].sent, last + drafting))
-        if microbatches[0].sent - last > 0.05:
-            begun = microbatches[0].sent
-        rows = [each for microbatch in microbatches for each in microbatch.scheduled]
-        seen.steps.append(StepSeen.of(rows, now - begun))
-        observe_step(microbatches, now, tokens)
+    def reading(step: Sequence[Microbatch], now: float) -> Any:
+        timed = read(step, now)
+        if timed is not None:
+            rows = [each for microbatch in step for each in microbatch.scheduled]
+            seen.steps.append(StepSeen.of(rows, timed.seconds))
+        return timed
 
     def proposing(*given: Any) -> Any:
         drafts = propose(*given)
@@ -138,8 +127,8 @@ def _watched_speculator(engine: Engine, seen: Seen) -> Iterator[None]:
             seen.rounds.append(speculator.drafter.rounds)
         return drafts
 
-    speculator.observe_step, speculator._propose = observing, proposing
+    speculator.times.read, speculator._propose = reading, proposing
     try:
         yield
     finally:
-        del speculator.observe_step, speculator._propose
+        del speculator.times.read, speculator._propose

@@ -175,9 +175,12 @@ class ClusterChange:
         return executors
 
     def _count_pages(self) -> None:
-        for each, in_use in zip(self._moving, self._order.pages_in_use, strict=False):
+        order = self._order
+        for each, in_use, plan in zip(
+            self._moving, order.pages_in_use, order.before.replicas, strict=False
+        ):
             if each.page_bytes:
-                each.dirty = DirtyPages(in_use())
+                each.dirty = DirtyPages(in_use(), plan.microbatches)
         self._counted = True
 
     def _copy_slices(self) -> bool:
@@ -189,8 +192,7 @@ class ClusterChange:
                 continue
             results(each.calls, self._cluster.patience.step)
             each.calls = []
-            # What a step writes is dirty again after the next one: it is left for the switch.
-            written, each.dirty.written_last = each.dirty.written_last, 0
+            written = each.dirty.written_again()  # it is left for the switch
             if each.page_bytes and len(each.dirty) > written:
                 ready = False
                 most = max(_SLICE_BYTES // each.page_bytes, 1)

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
-from fjx.engine.replica import Microbatch
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
+from fjx.engine.turns import Microbatch
 from fjx.models.granules import Params
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler

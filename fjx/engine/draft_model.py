@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
-from fjx.engine.replica import Built, Microbatch, Replica
+from fjx.engine.replica import Built, Replica
 from fjx.engine.request import Request
+from fjx.engine.turns import Microbatch
 from fjx.pipeline.chain import Chain
 from fjx.pipeline.executor import StepOutput
 from fjx.pipeline.placement import Placement
@@ -47,7 +48,7 @@ class DraftModel:
         begun = time.perf_counter()
         rounds, count = self._want(requests, lengths)
         steps = self._build()
-        outputs = self._replica.local.dispatch_all([(each.batch, each.part) for each in steps])
+        outputs = self._replica.local.dispatch_all([(each.batch, each.turn.part) for each in steps])
         self._under_way = list(zip(steps, outputs, strict=True))
         self._read()
         seconds = (time.perf_counter() - begun) / max(rounds, 1)
@@ -137,8 +138,8 @@ class DraftModel:
     def _build(self) -> list[Built]:
         """The steps until no copy wants a row."""
         steps: list[Built] = []
-        while built := list(self._replica.build()):
-            steps += built
+        while built := self._replica.build():
+            steps.append(built)
         return steps
 
     def _read(self) -> None:

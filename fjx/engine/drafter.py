@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from fjx.engine.replica import Microbatch
 from fjx.engine.request import Request
+from fjx.engine.turns import Microbatch
 from fjx.speculation.ngram import SuffixIndex
 
 

@@ -1,10 +1,10 @@
-"""The engine: schedule, dispatch, collect the step before, report."""
+"""The engine: schedule, dispatch, collect a step that was sent before, report."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections import Counter, deque
 from collections.abc import Sequence
 
 from fjx.config import EngineConfig
@@ -12,12 +12,14 @@ from fjx.engine.autopilot import Autopilot
 from fjx.engine.intake import Intake
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.progress import Progress, commit
-from fjx.engine.replica import Microbatch, Replica
+from fjx.engine.replicas import Replicas
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.engine.speculator import Speculator
+from fjx.engine.tally import Tally
 from fjx.engine.text import Transcripts
 from fjx.engine.tracing import StepTrace
+from fjx.engine.turns import Gaps, InFlight, Microbatch
 from fjx.errors import (
     MeshError,
     QueueFullError,
@@ -26,11 +28,7 @@ from fjx.errors import (
     StageLostError,
 )
 from fjx.models.tokenizer import Tokenizer
-from fjx.outputs import (
-    EngineStats,
-    FinishReason,
-    SwitchRecord,
-)
+from fjx.outputs import EngineStats, FinishReason, SwitchRecord
 from fjx.pipeline.executor import Pipeline, StepOutput
 from fjx.pipeline.home import Home
 from fjx.pipeline.plan_target import Planner, PlanTarget
@@ -69,7 +67,7 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.max_model_len = limits.max_model_len
-        self.replicas = [self._new_replica(executor) for executor in executors]
+        self.replicas = Replicas(executors, config.enable_prefix_caching, tokenizer.eos_token_ids)
         self.autopilot = autopilot
         self.speculator = speculator
         self.plans = PlanChanges(
@@ -86,21 +84,12 @@ class Engine:
             seed=config.seed,
         )
         self._requests: dict[str, list[Request]] = {}
-        self._replica_of: dict[Request, Replica] = {}
         self._transcripts = Transcripts(tokenizer)
-        self._counts: Counter[str] = Counter()
-        self._finished: Counter[str] = Counter()
-        self._step_seconds = self._wait_seconds = 0.0
-        self._last_collected: float | None = None
         self._idle_since: float | None = None
-        self._in_flight: deque[list[Microbatch]] = deque()
-        """The steps that were sent and not read yet, the oldest first."""
+        self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), Tally()
         self._trace: StepTrace | None = None
         if config.trace_dir is not None:
             self._trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
-
-    def _new_replica(self, executor: Pipeline) -> Replica:
-        return Replica(executor, self.config.enable_prefix_caching, self.tokenizer.eos_token_ids)
 
     @property
     def executor(self) -> Pipeline:
@@ -115,73 +104,54 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._in_flight) or any(each.scheduler.has_work for each in self.replicas)
+        return bool(self._in_flight) or self.replicas.has_work
 
     def rest(self) -> float | None:
         """There is no work; seconds after which to call again if there is none until then, None: no
         need to."""
         now = time.monotonic()
         self._idle_since = now if self._idle_since is None else self._idle_since
-        return self.plans.idle(
-            [replica.executor for replica in self.replicas], now - self._idle_since
-        )
+        return self.plans.idle(self.replicas.executors, now - self._idle_since)
 
     def step(self) -> list[Progress]:
-        """Run one step; the host reads the step before while the device runs this one."""
+        """Send one step, of the part of the requests whose turn it is, and read one that was sent
+        before: while the host does so, the devices run this one, and those of the other parts."""
         self._idle_since = None
-        if self._trace is None:
-            return self._step()
-        with self._trace.step():
+        trace = contextlib.nullcontext() if self._trace is None else self._trace.step()
+        with trace, self._tally.step():
             return self._step()
 
     def _step(self) -> list[Progress]:
-        started, waited = time.perf_counter(), self._wait_seconds
         self.look()
         progress = self._mend()
-        speculator = drafting = self.speculator
-        if speculator is not None and not speculator.due(self.replicas):
-            drafting = None
-        switches = self.plans.advance()
-        behind = 1 if drafting is None else drafting.steps_behind
-        progress += self._collect_until(0 if switches else behind)
-        if switches:
+        speculator = self.speculator
+        drafting = speculator if speculator and speculator.due(self.replicas.turns) else None
+        if self.plans.advance():
+            progress += self._collect_until(0)
             self._adopt(self.plans.switch())
-        if drafting is not None:
-            while self._is_far_ahead and self._in_flight:
-                progress += self._collect_until(len(self._in_flight) - 1)
-            if not self._lost:
-                drafting.draft(self.replicas)
+        behind = 1 if drafting is None else drafting.steps_behind
+        progress += self._collect_for_turns(behind, drafts=drafting is not None)
+        if drafting is not None and not self.replicas.lost:
+            drafting.draft(self.replicas.turns)
         sent = self._dispatch(drafting)
         if speculator is not None:
             speculator.sent(sent)
-        left = behind + (drafting is not None) if sent and self.config.overlap else 0
-        progress += self._collect_until(left)
-        self._step_seconds += time.perf_counter() - started
-        self._counts["host_us"] += int(
-            1e6 * (time.perf_counter() - started - self._wait_seconds + waited)
-        )
+        if sent:
+            most = behind + (drafting is not None) if self.config.overlap else 0
+            progress += self._collect_until(most)
+        elif self._in_flight:
+            progress += self._collect(self._in_flight.take())
         return progress
-
-    @property
-    def _lost(self) -> list[Replica]:
-        """Those whose pages are lost."""
-        return [replica for replica in self.replicas if replica.executor.lost]
 
     def _mend(self) -> list[Progress]:
         """Have replicas that lost their pages replaced, and compute their requests again."""
-        if not self._lost:
+        if not self.replicas.lost:
             return []
         progress = self._collect_until(0)
-        for replica in self._lost:
+        for replica in self.replicas.lost:  # reading may have shown that others are, too
             replica.scheduler.lose_pages()
-        self._adopt(self.plans.mend([replica.executor for replica in self.replicas]))
+        self._adopt(self.plans.mend(self.replicas.executors))
         return progress
-
-    @property
-    def _is_far_ahead(self) -> bool:
-        """Whether there is a request about whose next tokens the host knows too little for a draft,
-        because it has none, and several steps of it are under way."""
-        return any(r.unread > 1 for each in self.replicas for r in each.scheduler.running)
 
     def add(
         self,
@@ -204,7 +174,7 @@ class Engine:
             raise RequestError(f"request id {request_id!r} is in use")
         if params.n > self.queue_room:
             raise QueueFullError(
-                f"{self._num_waiting} requests are waiting, the limit is "
+                f"{self.replicas.num_waiting} requests are waiting, the limit is "
                 f"{self.config.max_waiting_requests}; retry later",
                 retry_after=1.0,
             )
@@ -214,7 +184,7 @@ class Engine:
             if self.autopilot is not None:
                 self.autopilot.arrived(time.monotonic())
             self._transcripts.begin(request)
-            self._give_to_replica(request)
+            self.replicas.add(request)
         return requests
 
     def check_request(self, prompt: list[int], params: SamplingParams) -> None:
@@ -229,11 +199,7 @@ class Engine:
     @property
     def queue_room(self) -> int:
         """Completions that may still be added now."""
-        return self.config.max_waiting_requests - self._num_waiting
-
-    @property
-    def _num_waiting(self) -> int:
-        return sum(replica.scheduler.num_waiting for replica in self.replicas)
+        return self.config.max_waiting_requests - self.replicas.num_waiting
 
     def abort(self, request_id: str) -> list[Progress]:
         """End a request now; unknown ids are ignored (it may have just finished)."""
@@ -255,38 +221,18 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics."""
-        schedulers = [replica.scheduler for replica in self.replicas]
-        return EngineStats(
-            num_requests_running=sum(len(each.running) for each in schedulers),
-            num_requests_waiting=sum(each.num_waiting for each in schedulers),
-            kv_cache_usage=sum(each.pool.usage for each in schedulers) / len(schedulers),
-            prefix_cache_queries=sum(
-                (each.prefix_queries for each in schedulers), self._counts["prefix_queries"]
-            ),
-            prefix_cache_hits=sum(
-                (each.prefix_hits for each in schedulers), self._counts["prefix_hits"]
-            ),
-            prompt_tokens=self._counts["prompt_tokens"],
-            generation_tokens=self._counts["generation_tokens"],
-            num_preemptions=sum(
-                (each.num_preemptions for each in schedulers), self._counts["preemptions"]
-            ),
-            num_steps=self._counts["steps"],
-            step_seconds=self._step_seconds,
-            host_seconds=self._counts["host_us"] * 1e-6,
-            compiles=dict(self.executor.compiler.counts),
-            requests_finished=dict(self._finished),
-            plan=self.plans.stats(None if self.autopilot is None else self.autopilot.decisions),
-            speculation=None if self.speculator is None else self.speculator.stats(),
+        return self._tally.stats(
+            self.replicas,
+            self.executor.compiler.counts,
+            self.plans.stats(None if self.autopilot is None else self.autopilot.decisions),
+            None if self.speculator is None else self.speculator.stats(),
         )
 
     def check_idle(self) -> None:
-        """Audit pages and slots while nothing runs; see `Scheduler.check`."""
-        for replica in self.replicas:
-            replica.scheduler.check()
+        """Audit what is held while nothing runs."""
+        self.replicas.check_idle()
         assert not self._requests, "a finished request is still known"
         assert not self._transcripts, "a finished request still has text"
-        assert not self._replica_of, "a finished request still has a replica"
         if self.speculator is not None:
             self.speculator.check_idle()
 
@@ -301,7 +247,7 @@ class Engine:
         return self.plans.begin(
             target,
             reason,
-            [replica.executor for replica in self.replicas],
+            self.replicas.executors,
             [replica.scheduler.pool.pages_in_use for replica in self.replicas],
         )
 
@@ -310,15 +256,14 @@ class Engine:
         pilot, now = self.autopilot, time.monotonic()
         if pilot is None or not pilot.due(now):
             return
-        stats = self.stats()
         decision = pilot.look(
             now,
             serving=self.plans.deployment,
             switching=self.plans.active,
-            running=stats.num_requests_running,
-            waiting=stats.num_requests_waiting,
-            kv_usage=stats.kv_cache_usage,
-            preemptions=stats.num_preemptions,
+            running=self.replicas.num_running,
+            waiting=self.replicas.num_waiting,
+            kv_usage=self.replicas.kv_usage,
+            preemptions=self.replicas.counts["preemptions"],
         )
         if decision.target is None:
             return
@@ -331,71 +276,70 @@ class Engine:
         """Go on with the executors of a new plan; None: with the old ones."""
         if executors is None:
             return
-        dropped = self.replicas[len(executors) :]
-        for replica, executor in zip(self.replicas, executors, strict=False):
-            replica.executor = executor
-        begun = [self._new_replica(executor) for executor in executors[len(self.replicas) :]]
-        self.replicas = [*self.replicas[: len(executors)], *begun]
+        self.replicas.adopt(executors)
+        self._gaps.clear()
         if self.speculator is not None:
             self.speculator.plan_changed(executors[0].plan)
-        for replica in dropped:
-            self._count_scheduler(replica.scheduler)
-            for request in replica.scheduler.take_all():
-                self._give_to_replica(request)
-
-    def _give_to_replica(self, request: Request) -> None:
-        """To the one with the fewest unfinished requests."""
-        replica = min(self.replicas, key=lambda replica: replica.load)
-        self._replica_of[request] = replica
-        replica.scheduler.add(request)
-
-    def _count_scheduler(self, scheduler: Scheduler) -> None:
-        """Keep the counts of a scheduler that ends."""
-        self._counts["preemptions"] += scheduler.num_preemptions
-        self._counts["prefix_queries"] += scheduler.prefix_queries
-        self._counts["prefix_hits"] += scheduler.prefix_hits
 
     def _dispatch(self, drafting: Speculator | None) -> list[Microbatch]:
-        """Send each replica's next step; ``drafting``: if it may have drafts."""
+        """Send the step of each replica's turn; ``drafting``: if it may have drafts."""
         sent: list[Microbatch] = []
         now = time.monotonic()
         pruning = None if drafting is None else drafting.pruning
         ahead = None if drafting is None else drafting.may_draft_ahead
         for index, replica in enumerate(self.replicas):
-            scheduled = replica.dispatch(pruning, ahead)
-            self._counts["steps"] += bool(scheduled)
+            microbatch = replica.dispatch(pruning, ahead)
             if self.plans.active:
-                self.plans.wrote(index, _written_pages(scheduled, replica.scheduler.pool.page_size))
-            for granted in scheduled:
-                request = granted.request
+                pages = [] if microbatch is None else microbatch.written_pages()
+                self.plans.wrote(index, pages)
+            if microbatch is None:
+                continue
+            sent.append(microbatch)
+            for request, *_ in microbatch.scheduled:
                 if request.scheduled is None:
                     request.scheduled = now
-                    self._counts["prompt_tokens"] += request.prompt_len
-            sent += replica.take_in_flight()
+                    self._tally.count(prompt_tokens=request.prompt_len)
         if sent:
-            self._in_flight.append(sent)
+            self._in_flight.add(sent)
+        self._tally.count(steps=len(sent))
         return sent
 
     def _collect_until(self, most: int) -> list[Progress]:
-        """Read the oldest steps until at most so many are in flight."""
+        """Read the oldest steps until at most so many of any part are in flight."""
         progress: list[Progress] = []
-        while len(self._in_flight) > most:
-            microbatches = self._in_flight.popleft()
-            brought = [each for microbatch in microbatches for each in self._collect(microbatch)]
-            progress += brought
-            if self.speculator is not None and not self._lost:
-                counts = [len(each.token_ids) for each in brought]
-                self.speculator.observe_step(microbatches, time.perf_counter(), counts)
+        while self._in_flight.most_of() > most:
+            progress += self._collect(self._in_flight.take())
         return progress
 
-    def _collect(self, microbatch: Microbatch) -> list[Progress]:
+    def _collect_for_turns(self, most: int, drafts: bool) -> list[Progress]:
+        """Read the oldest steps until at most so many are in flight of the parts whose turn it is;
+        ``drafts``: and until the host knows enough of their requests to draft."""
+        progress: list[Progress] = []
+        while self._in_flight:
+            turns = self.replicas.turns
+            # With several steps under way, a request that has no draft runs too far ahead of the
+            # host for one.
+            far = drafts and any(r.unread > 1 for turn in turns for r in turn.running)
+            if self._in_flight.most_of(turns) <= most and not far:
+                break
+            progress += self._collect(self._in_flight.take())
+        return progress
+
+    def _collect(self, step: list[Microbatch]) -> list[Progress]:
+        """Read what a step has brought."""
+        progress = [each for microbatch in step for each in self._read(microbatch)]
+        if self.speculator is not None and not self.replicas.lost:
+            counts = [len(each.token_ids) for each in progress]
+            self.speculator.observe_step(step, time.perf_counter(), counts)
+        return progress
+
+    def _read(self, microbatch: Microbatch) -> list[Progress]:
         """Read the tokens that were chosen: extend, stop, stream and free."""
-        started = time.perf_counter()
         try:
-            tokens = microbatch.output.read_tokens()
+            with self._tally.waiting():
+                tokens = microbatch.output.read_tokens()
         except StageLostError:
             return []  # see `_mend`
-        self._wait_seconds += time.perf_counter() - started
         now = time.monotonic()
         progress, end = [], 0
         for rows in microbatch.scheduled:
@@ -403,10 +347,9 @@ class Engine:
             if begin == end or rows.request.finished or rows.is_void:
                 continue
             progress.append(self._take(rows, tokens[begin:end], microbatch.output, begin, now))
-        if self.autopilot is not None:
-            if self._last_collected is not None and tokens:
-                self.autopilot.step(now, now - self._last_collected)
-            self._last_collected = now if self.has_work else None
+        gap = self._gaps.read(microbatch.turn, now)
+        if self.autopilot is not None and gap is not None and tokens:
+            self.autopilot.step(now, gap)
         return progress
 
     def _take(
@@ -425,27 +368,17 @@ class Engine:
             self.speculator.observe(request, confidences, *verified)
         if progress.finish_reason is not None:
             self._finish(request, progress.finish_reason)
-        self._counts["generation_tokens"] += len(progress.token_ids)
+        self._tally.count(generation_tokens=len(progress.token_ids))
         return progress
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason
         request.ended = time.monotonic()
-        scheduler = self._replica_of.pop(request).scheduler
-        scheduler.share_full_pages(request)
-        scheduler.finish(request)
-        self._finished[reason] += 1
+        self.replicas.finish(request)
+        self._tally.finished(reason)
         if self.speculator is not None:
             self.speculator.forget(request)
         if self.autopilot is not None:
             self.autopilot.ended(request.ended, len(request.tokens))
         if all(sibling.finished for sibling in self._requests[request.id]):
             del self._requests[request.id]
-
-
-def _written_pages(scheduled: list[ScheduledRows], page_size: int) -> list[int]:
-    return [
-        page
-        for request, start, count, *_ in scheduled
-        for page in request.pages[start // page_size : (start + count - 1) // page_size + 1]
-    ]

@@ -1,10 +1,9 @@
-"""One pipeline with its requests: their pages, their batches and the steps in flight."""
+"""One pipeline with its requests: their pages, their batches, and which part's turn it is."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from fjx.cache.page_pool import PagePool
@@ -12,19 +11,9 @@ from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.draft_ahead import DraftAhead
 from fjx.engine.pruning import Pruning
 from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.engine.turns import Microbatch, Turn
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.executor import Executor, Pipeline, StepOutput
-
-
-@dataclass(frozen=True)
-class Microbatch:
-    """Some rows of a step, and what they will bring."""
-
-    scheduled: list[ScheduledRows]
-    batch: Batch
-    output: StepOutput
-    sent: float
-    """When the step was begun, in seconds of ``time.perf_counter``."""
+from fjx.pipeline.executor import Executor, Pipeline
 
 
 class Built(NamedTuple):
@@ -32,12 +21,16 @@ class Built(NamedTuple):
 
     scheduled: list[ScheduledRows]
     batch: Batch
-    part: int
-    """Which of the plan's microbatches it is."""
+    turn: Turn
+    """Whose rows they are."""
 
 
 class Replica:
-    """Schedules and sends the steps of the requests that were given to it."""
+    """Schedules and sends the steps of the requests that were given to it.
+
+    A plan of several microbatches serves its parts in turn, one in each step; a part that has
+    nothing to do is passed over.
+    """
 
     def __init__(
         self, executor: Pipeline, share_prefixes: bool, end_tokens: tuple[int, ...]
@@ -51,7 +44,7 @@ class Replica:
             limits.max_draft_rows,
         )
         self._builder = BatchBuilder(limits, end_tokens)
-        self._in_flight: list[Microbatch] = []
+        self._next = 0
 
     @property
     def local(self) -> Executor:
@@ -65,47 +58,44 @@ class Replica:
         """Unfinished requests."""
         return len(self.scheduler.running) + self.scheduler.num_waiting
 
-    def build(self) -> Iterator[Built]:
-        """The next step's microbatches, which are taken to be sent, in order."""
-        for part, rows in enumerate(self._parts(self.scheduler.schedule())):
-            if rows:
-                yield Built(rows, self._builder.build(rows, part), part)
+    @property
+    def turn(self) -> Turn | None:
+        """Whose turn it is; None: nobody has anything to do."""
+        return next((turn for turn in self._turns() if turn.has_rows), None)
+
+    def build(self) -> Built | None:
+        """The next step, which is taken to be sent; None: there is nothing to do."""
+        for turn in self._turns():
+            scheduled = turn.schedule()
+            if scheduled:
+                self._next = turn.part + 1
+                return Built(scheduled, self._builder.build(scheduled, turn.part), turn)
+        return None
 
     def dispatch(
         self, pruning: Pruning | None = None, ahead: DraftAhead | None = None
-    ) -> list[ScheduledRows]:
+    ) -> Microbatch | None:
         """Send the next step to the devices; ``pruning`` may take rows out of it, ``ahead`` may let
-        it draft on meanwhile."""
-        if self.executor.lost:
-            return []
+        it draft on meanwhile. None: there was nothing to do."""
         begun = time.perf_counter()
-        sent: list[ScheduledRows] = []
-        for rows, batch, part in self.build():
-            sent += rows
-            step = beside = None
-            if pruning is not None:
-                step = pruning.begin(self.local, self._builder, rows, batch)
-            if ahead is not None and step is None:
-                beside = ahead.begin(self.local, rows, batch)
-            output = self.executor.dispatch(batch, part, step, beside)
-            if ahead is not None and beside is not None:
-                ahead.sent()
-            if step is not None:
-                rows, batch = step.scheduled, step.batch
-            self._in_flight.append(Microbatch(rows, batch, output, begun))
-        return sent
+        built = None if self.executor.lost else self.build()
+        if built is None:
+            return None
+        scheduled, batch, turn = built
+        step = beside = None
+        if pruning is not None:
+            step = pruning.begin(self.local, self._builder, scheduled, batch)
+        if ahead is not None and step is None:
+            beside = ahead.begin(self.local, scheduled, batch)
+        output = self.executor.dispatch(batch, turn.part, step, beside)
+        if ahead is not None and beside is not None:
+            ahead.sent()
+        if step is not None:
+            scheduled, batch = step.scheduled, step.batch
+        return Microbatch(scheduled, batch, output, begun, turn)
 
-    def take_in_flight(self) -> list[Microbatch]:
-        """The microbatches that were sent and not taken yet; the caller reads them."""
-        taken, self._in_flight = self._in_flight, []
-        return taken
-
-    def _parts(self, scheduled: list[ScheduledRows]) -> list[list[ScheduledRows]]:
-        """A slot is always in the same part: what it samples stays with that part on the device."""
-        count = self.executor.plan.microbatches
-        if count == 1:
-            return [scheduled]
-        parts: list[list[ScheduledRows]] = [[] for _ in range(count)]
-        for rows in scheduled:
-            parts[rows.request.slot % count].append(rows)
-        return parts
+    def _turns(self) -> Iterator[Turn]:
+        """Of all parts, from the one that is next."""
+        parts = self.executor.plan.microbatches
+        for number in range(self._next, self._next + parts):
+            yield Turn(self.scheduler, number % parts, parts)

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from fjx.engine.drafter import Draft
-from fjx.engine.replica import Microbatch
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
+from fjx.engine.turns import Microbatch
 from fjx.speculation.rounds import Drafting, Rounds, Step
 
 

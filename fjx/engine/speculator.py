@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from fjx.engine.draft_ahead import Ahead, DraftAhead, draft_ahead
 from fjx.engine.drafter import Draft, Drafter, GoesOn
 from fjx.engine.pruning import Lens, Pruning
-from fjx.engine.replica import Microbatch, Replica
 from fjx.engine.request import Request
 from fjx.engine.round_log import RoundLog
+from fjx.engine.step_times import Prepared, StepTimes
+from fjx.engine.turns import Microbatch, Turn
 from fjx.outputs import SpeculationStats
 from fjx.sharding.plan import Plan
 from fjx.speculation.acceptance import AcceptanceModel
 from fjx.speculation.cost import CostModel
 from fjx.speculation.frontiers import FrontierDepth
 from fjx.speculation.policies import LengthPolicy, RequestView, RoundView
-from fjx.speculation.worth import Mode, Worth
+from fjx.speculation.worth import Mode, Round, Worth
 
 _PATIENCE = 8
 """Rounds in a row without a draft for each step that goes by without trying."""
-_IDLE_SECONDS = 0.05
-"""From a step to the next one: more means that there was nothing to do."""
 _LONGEST_REST = 4
 """Most steps without trying."""
 _FREE_REST, _LONG_REST = 16, 1024
@@ -33,12 +33,24 @@ _FREE_REST, _LONG_REST = 16, 1024
 another one."""
 
 
+@dataclass
+class _Tries:
+    """How drafting went for a part of the requests."""
+
+    drafted: bool = False
+    """Whether drafts are under way."""
+    empty: int = 0
+    """Rounds in a row without a draft."""
+    rest: int = 0
+
+
 class Speculator:
     """Gives requests drafts before a step, and learns from what the steps bring.
 
-    While drafts are verified, each step is read before the next one is drafted for and sent, or a
-    few steps later: see `FrontierDepth`. While none pay, steps overlap as they do without
-    speculation, and drafting is tried again now and then.
+    Only the part of the requests is drafted for whose step it is: those of other parts stay in
+    flight meanwhile. While drafts are verified, each step is read before the part's next one is
+    drafted for and sent, or a few steps later: see `FrontierDepth`. While none pay, steps overlap
+    as they do without speculation, and drafting is tried again now and then.
     """
 
     def __init__(
@@ -79,34 +91,39 @@ class Speculator:
         if lens is not None:
             self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always)
         self.ahead = draft_ahead(drafter, self._target_cost, ahead)
-        self._drafted = False
-        """Whether drafts are under way."""
+        self.times = StepTimes()
+        self._tries: dict[int, _Tries] = defaultdict(_Tries)
+        """By part."""
+        self._part = self._running = 0
         self._mode = Mode.DRAFT
-        self._modes: dict[float, Mode] = {}
-        """Of the steps in flight, by when they were sent."""
-        self._last_step = self._drafting_seconds = 0.0
-        self._empty = self._rest = 0
+        self._drafting_seconds = 0.0
         self.round_log: RoundLog | None = None
         """Follows a request, where one wants to see its rounds."""
         self._counts: Counter[str] = Counter()
         self._accepted_at: Counter[int] = Counter()
         self._lengths: Counter[int] = Counter()
 
-    def due(self, replicas: Sequence[Replica]) -> bool:
-        """Whether `draft` is to be called before the next step."""
-        running = sum(len(each.scheduler.running) for each in replicas)
-        self._mode = Mode.DRAFT
-        if self.worth is not None and running:
-            self._mode = self.worth.next_mode(running)
-        if self._mode is Mode.DRAFT and not self._drafted:
-            self._rest = max(self._rest - 1, 0)
-            if self._rest:
+    def due(self, turns: Sequence[Turn]) -> bool:
+        """Whether `draft` is to be called before the next step, which is that of these turns, one
+        of each replica."""
+        self._mode = Mode.READ
+        if not turns:
+            return False
+        self._mode, self._part = Mode.DRAFT, turns[0].part
+        self._running = sum(turn.share for turn in turns)
+        if self.worth is not None and self._running:
+            self.worth.parts = turns[0].parts
+            self._mode = self.worth.next_mode(self._running)
+        tries = self._tries[self._part]
+        if self._mode is Mode.DRAFT and not tries.drafted:
+            tries.rest = max(tries.rest - 1, 0)
+            if tries.rest:
                 self._mode = Mode.READ
         return self._mode is Mode.DRAFT
 
     @property
     def steps_behind(self) -> int:
-        """How many steps may be unread when `draft` is called."""
+        """How many steps of a part may be unread when `draft` is called for it."""
         return self.frontiers.depth - 1
 
     @property
@@ -114,17 +131,21 @@ class Speculator:
         """What drafts while the next step verifies; None: nothing."""
         return self.ahead if self.frontiers.depth == 1 else None
 
-    def draft(self, replicas: Sequence[Replica]) -> None:
-        """Give drafts to the requests that can have one, where the policy says that they pay."""
-        self._drafted = False
-        running = [request for each in replicas for request in each.scheduler.running]
+    def draft(self, turns: Sequence[Turn]) -> None:
+        """Give drafts to the requests of these turns, one of each replica, that can have one, where
+        the policy says that they pay."""
+        if not turns:
+            return
+        self._part = turns[0].part
+        self._tries[self._part].drafted = False
+        running = [request for turn in turns for request in turn.running]
         most = {
-            request: each.scheduler.reserve(request, self._most(request))
-            for each in replicas
-            for request in each.scheduler.running
+            request: turn.scheduler.reserve(request, self._most(request))
+            for turn in turns
+            for request in turn.running
             if request.awaits_draft
         }
-        view = self._view(most, running, replicas)
+        view = self._view(most, running, turns)
         if not any(each.most for each in view.requests):
             if most:
                 self._count_empty(True)
@@ -137,7 +158,7 @@ class Speculator:
             self.round_log.drafted(begun, self._clock(), waiting, drafts, kept)
         for request, draft, length in zip(waiting, drafts, kept, strict=True):
             self._give(request, draft, length)
-        self._count_empty(not self._drafted)
+        self._count_empty(not self._tries[self._part].drafted)
 
     def _propose(
         self, waiting: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
@@ -168,15 +189,23 @@ class Speculator:
         first = self._first_cost.seconds(count, context)
         return first + (rounds - 1) * self._draft_cost.seconds(count, context)
 
-    def sent(self, microbatches: Sequence[Microbatch]) -> None:
-        """A step has been sent."""
+    def sent(self, step: Sequence[Microbatch]) -> None:
+        """A step has been sent; empty: there was nothing to do."""
+        if not step:
+            return
         take = self.drafter.miss if self._mode is Mode.REST else self.drafter.feed
-        for microbatch in microbatches:
+        for microbatch in step:
             take(microbatch)
-        if microbatches:
-            self._modes[microbatches[0].sent] = self._mode
+        prepared = Prepared(
+            mode=self._mode,
+            running=self._running,
+            drafted=self._mode is Mode.DRAFT and self._tries[self._part].drafted,
+            drafting_seconds=self._drafting_seconds,
+        )
+        self._drafting_seconds = 0.0
+        self.times.sent(step, prepared)
         if self.round_log is not None:
-            self.round_log.sent(microbatches)
+            self.round_log.sent(step)
 
     def observe(
         self, request: Request, confidences: Sequence[float], drafted: int, accepted: int
@@ -190,46 +219,38 @@ class Speculator:
             self.pruning.observe(request, drafted, accepted)
         self._acceptance.observe(request, tuple(confidences[:drafted]), accepted)
 
-    def observe_step(
-        self, microbatches: Sequence[Microbatch], now: float, tokens: Sequence[int]
-    ) -> None:
+    def observe_step(self, step: Sequence[Microbatch], now: float, tokens: Sequence[int]) -> None:
         """A step has brought so many tokens to each of some requests, at this time of
-        ``time.perf_counter``.
-
-        For the cost of the target's steps, what the host did since the step before counts, too, but
-        for drafting: where steps overlap it is nothing.
-        """
+        ``time.perf_counter``."""
         if self.round_log is not None:
-            self.round_log.read(microbatches, now)
-        scheduled = [rows for each in microbatches for rows in each.scheduled]
-        begun, between = microbatches[0].sent, microbatches[0].sent - self._last_step
-        if between < _IDLE_SECONDS:
-            begun = min(begun, self._last_step + self._drafting_seconds)
+            self.round_log.read(step, now)
+        timed = self.times.read(step, now)
+        if timed is None:
+            return
+        scheduled = [rows for each in step for rows in each.scheduled]
         rows = sum(each.count for each in scheduled)
         context = sum(each.start + each.count for each in scheduled)
-        seconds = now - max(begun, self._last_step)
-        pruned = False
-        if self.pruning is not None:
-            for each in microbatches:
-                pruned |= self.pruning.observe_step(each.scheduled, seconds)
-        ahead = False
-        if self.ahead is not None:
-            for each in microbatches:
-                ahead |= self.ahead.observe_step(each.scheduled, seconds)
-        mode = self._modes.pop(microbatches[0].sent, Mode.READ)
-        if self.frontiers.depth == 1 and not (pruned or ahead) and mode is not Mode.REST:
+        prepared, seconds, cycle, is_plain, at_once = timed
+        ordinary = prepared.mode is not Mode.REST
+        for watcher in (self.pruning, self.ahead):
+            if watcher is not None:
+                for each in step:
+                    ordinary &= not watcher.observe_step(each.scheduled, seconds)
+        if self.frontiers.depth == 1 and ordinary:
             self._target_cost.offer(rows, context, seconds)
-        interval = now - self._last_step
-        if self._drafted and between < _IDLE_SECONDS:
+        if cycle is None:
+            return
+        if prepared.drafted:
             alone = self._target_cost.seconds(rows, context)
-            self.frontiers.observe_step(interval, alone, self._drafting_seconds)
-        if self.worth is not None and tokens and between < _IDLE_SECONDS:
-            if mode is Mode.DRAFT:
-                plain = rows - sum(max(each.samples - 1, 0) for each in scheduled)
-                self.worth.observe_round(plain, context, interval, sum(tokens), len(tokens))
-            elif mode is Mode.REST and between < 0:
-                self.worth.observe_plain(rows, context, interval)
-        self._last_step, self._drafting_seconds = now, 0.0
+            self.frontiers.observe_step(cycle, alone, prepared.drafting_seconds)
+        if self.worth is None or not tokens:
+            return
+        if prepared.mode is Mode.DRAFT:
+            plain = rows - sum(max(each.samples - 1, 0) for each in scheduled)
+            made = Round(plain, context, cycle, sum(tokens), len(tokens), at_once)
+            self.worth.observe_round(prepared.running, made)
+        elif is_plain:
+            self.worth.observe_plain(rows, context, cycle)
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
@@ -241,6 +262,7 @@ class Speculator:
     def plan_changed(self, plan: Plan) -> None:
         """The target runs by another plan now."""
         self.frontiers.stages = len(plan.stages)
+        self.times.plan_changed()
         if self.pruning is not None:
             self.pruning.plan_changed()
 
@@ -276,18 +298,17 @@ class Speculator:
         )
 
     def _view(
-        self, most: Mapping[Request, int], running: Sequence[Request], replicas: Sequence[Replica]
+        self, most: Mapping[Request, int], running: Sequence[Request], turns: Sequence[Turn]
     ) -> RoundView:
-        limits = replicas[0].executor.limits
         others = sum(request.wanted_rows for request in running) - len(most)
-        budget = limits.max_num_batched_tokens * len(replicas) - len(most)
+        budget = sum(turn.scheduler.max_num_batched_tokens for turn in turns) - len(most)
         return RoundView(
             requests=tuple(
                 RequestView(request, longest, request.num_tokens)
                 for request, longest in most.items()
             ),
             other_rows=max(min(others, budget), 0),
-            most_rows=limits.max_draft_rows * len(replicas),
+            most_rows=sum(turn.scheduler.max_draft_rows for turn in turns),
             acceptance=self._acceptance,
             target_cost=self._target_cost,
             draft_cost=self._draft_cost,
@@ -308,9 +329,10 @@ class Speculator:
         else:
             self._counts["given"] += length
             request.extend_draft(draft.tokens[:length], draft.confidences[:length])
-            self._drafted = True
+            self._tries[self._part].drafted = True
 
     def _count_empty(self, empty: bool) -> None:
         """After rounds without a draft, rest for a while."""
-        self._empty = self._empty + 1 if empty else 0
-        self._rest = min(self._empty // _PATIENCE, _LONGEST_REST) + 1
+        tries = self._tries[self._part]
+        tries.empty = tries.empty + 1 if empty else 0
+        tries.rest = min(tries.empty // _PATIENCE, _LONGEST_REST) + 1

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 
 class DirtyPages:
     """Pages to copy, those that were not written for the longest time first.
 
-    A page that is being filled is written in every step: copying it early is for nothing.
+    A page that is being filled is written in every step of its part of the requests: copying it
+    early is for nothing.
     """
 
-    def __init__(self, pages: Iterable[int]) -> None:
+    def __init__(self, pages: Iterable[int], parts: int = 1) -> None:
+        """
+        Args:
+            pages: what must be copied.
+            parts: of the requests, whose steps take turns.
+        """
         # A dictionary keeps the order: whatever is written goes to its end.
         self._left: dict[int, None] = dict.fromkeys(pages)
         self._first = set(self._left)
         self.total = len(self._left)
         """Pages that had to be copied at the beginning."""
-        self.written_last = 0
-        """Pages written since this was last set to 0: by one step, as a rule."""
+        self._parts = parts
+        self._written: deque[int] = deque()
+        """Pages of each of the last steps."""
+        self._new = 0
+        """Steps since someone has asked."""
 
     def __len__(self) -> int:
         """Pages that are left to copy."""
         return len(self._left)
 
     def wrote(self, pages: Sequence[int]) -> None:
-        """A step writes these pages."""
+        """A step writes these pages; empty where there was none."""
         for page in pages:
             self._left.pop(page, None)
             self._left[page] = None
-        self.written_last += len(pages)
+        self._written.append(len(pages))
+        self._new += 1
+
+    def written_again(self) -> int:
+        """How many pages will be dirty again after a step of each part: those that were written
+        since this was last asked, or by the last step of each part."""
+        while len(self._written) > max(self._new, self._parts):
+            self._written.popleft()
+        self._new = 0
+        return sum(self._written)
 
     def take(self, count: int) -> list[int]:
         """Up to ``count`` pages, which count as copied from now on."""

@@ -220,8 +220,10 @@ class Regranularization:
         for number, new in enumerate(self._new, start=1):
             got = yield from run_probe(self._programs, self._compiler, new.pieces)
             compare_logits(number, self.expected, got)
-        for new, in_use in zip(self._new, self._pages_in_use, strict=False):
-            new.dirty = DirtyPages(in_use())
+        for new, in_use, plan in zip(
+            self._new, self._pages_in_use, self._before.replicas, strict=False
+        ):
+            new.dirty = DirtyPages(in_use(), plan.microbatches)
             new.left = len(new.dirty)
             self._planned_bytes += len(new.dirty) * new.pages.page_bytes
         self._verified = True
@@ -234,8 +236,7 @@ class Regranularization:
             dirty = new.dirty
             if dirty is None or not new.pages.page_bytes:
                 continue
-            # What a step writes is dirty again after the next one: it is left for the switch.
-            written, dirty.written_last = dirty.written_last, 0
+            written = dirty.written_again()  # it is left for the switch
             if len(dirty) > written:
                 ready = False
                 new.slices = 2 * new.slices if len(dirty) > new.left else 1

@@ -24,6 +24,7 @@ from fjx.cache.page_pool import PagePool
 from fjx.engine.progress import commit
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.engine.turns import Turn
 from fjx.sim.admission import Admission
 from fjx.sim.costs import StageCosts
 from fjx.sim.sight import OutOfSight
@@ -196,10 +197,10 @@ class SimReplica:
     def _step(self) -> Process:
         """As `Engine.step`."""
         speculation, left = self._speculation, 1
-        if speculation is not None and speculation.due(self, self._turn):
+        if speculation is not None and speculation.due(self._turn):
             behind = speculation.steps_behind
             yield from self._read_for_turn(behind)
-            spent = speculation.draft(self, self._turn)
+            spent = speculation.draft(self._turn)
             if spent > 0:
                 yield self.env.timeout(spent)
                 speculation.waited()
@@ -220,9 +221,9 @@ class SimReplica:
         """Read the oldest steps until at most so many are in flight of the part whose turn it is,
         and the host knows enough of its requests to draft."""
         while self._in_flight:
-            part = self._turn
-            unread = max(self._unread) if part is None else self._unread[part]
-            if unread <= most and not any(r.unread > 1 for r in self.seen_in(part)):
+            unread = [self._unread[turn.part] for turn in self._turn] or self._unread
+            far = any(each.unread > 1 for turn in self._turn for each in turn.running)
+            if max(unread) <= most and not far:
                 return
             yield from self._read_oldest()
 
@@ -283,18 +284,17 @@ class SimReplica:
         self._listener.ended(request, now)
 
     @property
-    def _turn(self) -> int | None:
-        """Whose turn it is, while all requests are in sight; None: nobody has anything to do."""
-        has_rows = self.scheduler.has_rows
-        return next((part for part in self._turns() if has_rows(part, self._parts)), None)
+    def _turn(self) -> list[Turn]:
+        """Whose turn it is, while all requests are in sight; empty: nobody has anything to do."""
+        turns = (self._turn_of(part) for part in self._turns())
+        return next(([turn] for turn in turns if turn.has_rows), [])
 
     def _turns(self) -> list[int]:
         """All parts, from the one that is next."""
         return [(self._next + i) % self._parts for i in range(self._parts)]
 
-    def seen_in(self, part: int | None) -> list[Request]:
-        """The requests of a part that the scheduler sees."""
-        return [] if part is None else self.scheduler.running_in(part, self._parts)
+    def _turn_of(self, part: int) -> Turn:
+        return Turn(self.scheduler, part, self._parts)
 
     def _send(self) -> bool:
         """Schedule and send a step of the next part that has anything to do; whether there was
@@ -331,7 +331,7 @@ class SimReplica:
         if self._exact:
             step.scheduled = scheduled
             if self._speculation is not None:
-                step.microbatches = self._speculation.sent(scheduled)
+                step.microbatches = self._speculation.sent(scheduled, self._turn_of(part))
         else:
             step.last = last
             self._unseen.hide(step, scheduled)
@@ -418,7 +418,10 @@ class SimReplica:
 
     def _report(self, part: int, now: float, brings: bool = True) -> None:
         """A step of the part was read: its requests have waited since the one before."""
-        before, runs = self._last_read[part], self._unseen.parts[part] or self.seen_in(part)
+        before, runs = (
+            self._last_read[part],
+            self._unseen.parts[part] or self._turn_of(part).running,
+        )
         self._last_read[part] = now if runs else None
         if before is not None and brings:
             self._listener.stepped(now, now - before)

@@ -13,10 +13,10 @@ import numpy as np
 import simpy
 
 from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
-from fjx.engine.replica import Microbatch
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.engine.speculator import Speculator
+from fjx.engine.turns import Microbatch, Turn
 from fjx.pipeline.buckets import row_buckets
 from fjx.sim.steps import TOKEN
 from fjx.speculation.frontiers import FrontierDepth
@@ -162,32 +162,26 @@ class SimSpeculation:
 
     def plan_changed(self, stages: int) -> None:
         """The target has so many stages now."""
-        self.speculator.frontiers.stages = stages
+        plan: Any = SimpleNamespace(stages=range(stages))
+        self.speculator.plan_changed(plan)
 
-    def due(self, replica: Any, part: int | None) -> bool:
+    def due(self, turns: Sequence[Turn]) -> bool:
         """See `Speculator.due`."""
-        return self.speculator.due([self._as_engines(replica, part)])
+        return self.speculator.due(turns)
 
-    def draft(self, replica: Any, part: int | None) -> float:
+    def draft(self, turns: Sequence[Turn]) -> float:
         """Give the requests of a part drafts; the seconds that it took."""
-        self.speculator.draft([self._as_engines(replica, part)])
+        self.speculator.draft(turns)
         return self._drafter.spent
-
-    def _as_engines(self, replica: Any, part: int | None) -> Any:
-        """What the speculator reads of a replica."""
-        scheduler = SimpleNamespace(
-            running=replica.seen_in(part), reserve=replica.scheduler.reserve
-        )
-        return SimpleNamespace(scheduler=scheduler, executor=SimpleNamespace(limits=replica.limits))
 
     def waited(self) -> None:
         """The seconds of drafting have gone by on the clock."""
         self._drafter.spent = 0.0
 
-    def sent(self, scheduled: list[ScheduledRows]) -> list[Microbatch]:
+    def sent(self, scheduled: list[ScheduledRows], turn: Turn) -> list[Microbatch]:
         """A step was sent."""
         nothing: Any = SimpleNamespace()
-        sent = [Microbatch(scheduled, nothing, nothing, self._env.now)]
+        sent = [Microbatch(scheduled, nothing, nothing, self._env.now, turn)]
         self.speculator.sent(sent)
         return sent
 

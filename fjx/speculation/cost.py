@@ -77,7 +77,10 @@ class CostModel:
         return bool(np.all(self._visits[self._weights(rows) > 0] >= _TRUSTED))
 
     def offer(self, rows: int, context: float, seconds: float) -> None:
-        """`observe`, but of sizes that were observed often only now and then."""
+        """`observe`, but of sizes that were observed often only now and then. A step that took no
+        time was read together with the one before, because the host came late: it says nothing."""
+        if seconds <= 0:
+            return
         self._offered[rows] += 1
         if self._offered[rows] <= _OFTEN or self._offered[rows] % _EVERY == 0:
             self.observe(rows, context, seconds)

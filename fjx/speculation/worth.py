@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from fjx.speculation.cost import CostModel
 from fjx.speculation.mean import ForgettingMean
@@ -27,6 +28,9 @@ GLANCE = 5
 """Steps without drafts from which plain decoding is learned."""
 _FIRST_GLANCE, _GLANCES = 8, 512
 """Rounds at a size before the first one, and from one to the next."""
+_MOST_LOST = 4.0
+"""Plain steps that a round can lose, as far as it is judged by: one that the machine holds up for
+long says nothing of the others."""
 
 
 class Mode(Enum):
@@ -45,7 +49,7 @@ class _Record:
     """Of one number of requests."""
 
     gain: ForgettingMean = field(default_factory=lambda: ForgettingMean(_MEMORY))
-    """Of the share of its time that a round saved."""
+    """Of the plain steps whose time a round saved."""
     square: ForgettingMean = field(default_factory=lambda: ForgettingMean(_MEMORY))
     tried: int = 0
     """Rounds since the last rest."""
@@ -62,7 +66,7 @@ class _Record:
         self.square.discount(_FEWEST)
 
     def add(self, gain: float) -> None:
-        """Count a round."""
+        """Count a round that saved the time of so many plain steps."""
         self.tried += 1
         self.gain.add(gain)
         self.square.add(gain * gain)
@@ -77,6 +81,23 @@ class _Record:
         return self.gain.value + _DOUBT * math.sqrt(variance) / rounds < 0
 
 
+class Round(NamedTuple):
+    """A step that was drafted for, and was read."""
+
+    rows: int
+    """Without those of drafted tokens."""
+    context: int
+    """Tokens of all requests."""
+    seconds: float
+    """Since the step before it, of the same part of the requests."""
+    tokens: int
+    """That it brought."""
+    requests: int
+    """That it brought them to."""
+    at_once: int = 1
+    """Steps that came in that time, of all parts."""
+
+
 class Worth:
     """Switches speculation off for a number of requests at which it loses, and tries again later.
 
@@ -85,6 +106,11 @@ class Worth:
     them. Where rounds take longer than that, steps are plain for a while; the last ones before the
     next try are read by the drafter, which has to catch up. What a plain step takes is learned from
     a few of them now and then.
+
+    Where the requests are in several parts, whose steps are under way at once, a step's time is
+    that from one step of a part to its next one, for rounds and for plain steps alike: where the
+    stages of a pipeline are busy with the other parts anyway, a round that keeps them busy for
+    longer loses.
     """
 
     def __init__(self, buckets: Sequence[int], catching_up: int = 0, longest: int = 1024) -> None:
@@ -99,11 +125,13 @@ class Worth:
         self._records: dict[int, _Record] = defaultdict(_Record)
         self._catching_up = catching_up
         self._longest = longest
+        self.parts = 1
+        """Parts of the requests: glances and rests are so many times as many steps."""
         self.saved_seconds = 0.0
         """By all rounds."""
 
     def next_mode(self, requests: int) -> Mode:
-        """Of a step with so many running requests; counts it."""
+        """Of a step with so many requests in its part; counts it."""
         record = self._records[self._size(requests)]
         if record.glance > 0:
             record.glance -= 1
@@ -111,36 +139,27 @@ class Worth:
         if record.rest <= 0:
             return Mode.DRAFT
         record.rest -= 1
-        return Mode.READ if record.rest <= self._catching_up else Mode.REST
+        return Mode.READ if record.rest <= self._catching_up * self.parts else Mode.REST
 
     def observe_plain(self, rows: int, context: int, seconds: float) -> None:
         """A step without drafts, which overlapped with the host's work."""
         self._plain.offer(rows, context, seconds)
 
-    def observe_round(
-        self, rows: int, context: int, seconds: float, tokens: int, requests: int
-    ) -> None:
-        """A step that was drafted for has been read.
-
-        Args:
-            rows: without those of drafted tokens.
-            context: tokens of all requests.
-            seconds: since the step before it.
-            tokens: that it brought.
-            requests: that it brought them to.
-        """
+    def observe_round(self, requests: int, made: Round) -> None:
+        """A step that was drafted for has been read; ``requests``: as `next_mode` was asked."""
         record = self._records[self._size(requests)]
         record.total += 1
-        if record.total % _GLANCES == _FIRST_GLANCE:
-            record.glance = GLANCE
-        if not self._plain.knows(rows):
+        if record.total % (_GLANCES * self.parts) == _FIRST_GLANCE * self.parts:
+            record.glance = GLANCE * self.parts
+        if not self._plain.knows(made.rows):
             return
-        saved = self._plain.seconds(rows, context) * tokens / requests - seconds
-        self.saved_seconds += saved
-        record.add(saved / seconds)
+        plain = self._plain.seconds(made.rows, made.context)
+        saved = plain * made.tokens / made.requests - made.seconds
+        self.saved_seconds += saved / made.at_once
+        record.add(max(saved / plain, -_MOST_LOST))
         if record.loses:
             record.spacing = min(2 * record.spacing or _SHORT, self._longest)
-            record.rest = record.spacing + self._catching_up
+            record.rest = (record.spacing + self._catching_up) * self.parts
             record.begin()
         elif record.tried >= _PROVEN:
             record.spacing = 0

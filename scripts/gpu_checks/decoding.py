@@ -25,8 +25,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from fjx.engine.replica import Microbatch, Replica
+from fjx.engine.replica import Replica
 from fjx.engine.request import Request
+from fjx.engine.turns import Microbatch
 from fjx.kernels import mosaic, tuning
 from fjx.kernels.attention import api as attention
 from fjx.kernels.matmul import api as matmul
@@ -154,7 +155,7 @@ class Decoder:
         weights = (pieces.head.params, [granule.params for granule in pieces.granules])
         self._weight_bytes = sum(array.nbytes for array in jax.tree.leaves(weights))
         self._token_bytes = 4 * config.num_layers * config.num_kv_heads * config.head_dim
-        self._in_flight: deque[list[Microbatch]] = deque()
+        self._in_flight: deque[Microbatch] = deque()
 
     def measured(self, requests: int, bandwidth: float | None = None) -> dict[str, Any]:
         """Milliseconds of a step of so many requests; ``bandwidth``: bytes a second."""
@@ -202,18 +203,19 @@ class Decoder:
         """Send a step, then read the oldest until so many are in flight; the seconds that sending
         took."""
         begun = time.perf_counter()
-        self._replica.dispatch()
-        self._in_flight.append(self._replica.take_in_flight())
+        sent = self._replica.dispatch()
+        assert sent is not None, "all requests decode"
+        self._in_flight.append(sent)
         spent = time.perf_counter() - begun
         self._collect(ahead)
         return spent
 
     def _collect(self, ahead: int) -> None:
         while len(self._in_flight) > ahead:
-            for microbatch in self._in_flight.popleft():
-                tokens = microbatch.output.read_tokens()
-                for rows, token in zip(microbatch.scheduled, tokens, strict=True):
-                    rows.request.commit(token)
+            microbatch = self._in_flight.popleft()
+            tokens = microbatch.output.read_tokens()
+            for rows, token in zip(microbatch.scheduled, tokens, strict=True):
+                rows.request.commit(token)
 
 
 def _programs(hf_config: Mapping[str, Any], requests: int, context: int) -> Programs:

@@ -63,7 +63,20 @@ def test_the_writes_since_the_last_look_are_counted() -> None:
     dirty = DirtyPages([1])
     dirty.wrote([1, 2])
     dirty.wrote([2])
-    assert dirty.written_last == 3
-    dirty.written_last = 0
+    assert dirty.written_again() == 3
     dirty.wrote([])
-    assert dirty.written_last == 0
+    assert dirty.written_again() == 0
+
+
+def test_pages_that_other_parts_are_filling_are_left_for_the_switch() -> None:
+    dirty = DirtyPages([1, 2, 3, 7], parts=3)
+    left = []
+    for turn in range(8):
+        dirty.wrote([1 + turn % 3])
+        written = dirty.written_again()
+        dirty.take(max(len(dirty) - written, 0))
+        left.append((len(dirty), written))
+    assert left[3:] == [(3, 3)] * 5, "they are copied once, not after each step"
+    for _ in range(3):
+        dirty.wrote([])
+    assert dirty.written_again() == 0

@@ -177,6 +177,14 @@ def test_each_number_of_rows_may_have_its_own_context() -> None:
     assert read.tolist() == [0, model.seconds(1, 1000), model.seconds(2, 2000)]
 
 
+def test_a_step_that_was_read_together_with_another_says_nothing() -> None:
+    model = CostModel(BUCKETS)
+    for _ in range(3):
+        model.offer(8, 1000, 0.02)
+        model.offer(8, 1000, 0.0)
+    assert model.seconds(8, 1000) == pytest.approx(0.02, rel=0.1)
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="increasing numbers of rows"):
         CostModel([4, 2])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
-from fjx.speculation.worth import GLANCE, Mode, Worth
+import pytest
+
+from fjx.speculation.worth import GLANCE, Mode, Round, Worth
 
 BUCKETS = (2, 4, 8, 16, 32)
 PLAIN = 0.03
@@ -22,7 +24,8 @@ def serve(
             worth.observe_plain(requests, 2000, PLAIN)
         elif mode is Mode.DRAFT:
             tokens = 1.5 * requests * (1 + gain + source.uniform(-noise, noise))
-            worth.observe_round(requests, 2000, 1.5 * PLAIN, round(tokens), requests)
+            made = Round(requests, 2000, 1.5 * PLAIN, round(tokens), requests)
+            worth.observe_round(requests, made)
     return modes
 
 
@@ -69,6 +72,46 @@ def test_nothing_is_judged_before_plain_decoding_was_seen() -> None:
     worth, modes = Worth(BUCKETS), []
     for _ in range(60):
         modes.append(worth.next_mode(16))
-        worth.observe_round(16, 2000, 10.0, 16, 16)  # far too slow, but than what?
+        # Far too slow, but than what?
+        worth.observe_round(16, Round(16, 2000, 10.0, 16, 16))
     assert modes.count(Mode.REST) == GLANCE
     assert worth.saved_seconds == 0
+
+
+def test_rounds_that_are_read_at_once_with_another_are_counted() -> None:
+    worth = Worth(BUCKETS)
+    for _ in range(GLANCE):
+        worth.observe_plain(16, 2000, PLAIN)
+    for turn in range(300):
+        # Where the host comes late, a round seems to take no time, and the next one twice its own.
+        worth.next_mode(16)
+        worth.observe_round(16, Round(16, 2000, 3 * PLAIN * (turn % 2), 24, 16))
+    assert worth.saved_seconds == pytest.approx(0, abs=1e-6)
+    assert worth.next_mode(16) is Mode.DRAFT, "they take as long as what they bring"
+
+
+def test_a_round_that_the_machine_holds_up_is_no_reason_to_rest() -> None:
+    worth = Worth(BUCKETS)
+    serve(worth, 300, gain=0.05)
+    worth.observe_round(16, Round(16, 2000, 1000 * PLAIN, 24, 16))
+    assert serve(worth, 100, gain=0.05).count(Mode.DRAFT) == 100
+
+
+def test_parts_that_are_under_way_at_once_save_time_together() -> None:
+    alone, together = Worth(BUCKETS), Worth(BUCKETS)
+    for worth, at_once in ((alone, 1), (together, 4)):
+        for _ in range(GLANCE):
+            worth.observe_plain(16, 2000, PLAIN)
+        for _ in range(40):
+            worth.observe_round(16, Round(16, 2000, PLAIN, 32, 16, at_once))
+    assert alone.saved_seconds == pytest.approx(4 * together.saved_seconds)
+
+
+def test_glances_and_rests_are_as_long_for_each_part() -> None:
+    worth = Worth(BUCKETS, catching_up=3)
+    worth.parts = 4
+    modes = serve(worth, 2000, gain=-0.3)
+    first = modes.index(Mode.REST)
+    assert modes[first : first + 4 * GLANCE + 1] == [Mode.REST] * (4 * GLANCE) + [Mode.DRAFT]
+    caught_up = modes.index(Mode.READ)
+    assert modes[caught_up : caught_up + 4 * 3] == [Mode.READ] * (4 * 3)

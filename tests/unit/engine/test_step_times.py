@@ -1,0 +1,117 @@
+"""How long steps take, by when they were sent and read."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fjx.engine.step_times import Prepared, StepTimes, Timed
+from fjx.engine.turns import Microbatch, Turn
+from fjx.speculation.worth import Mode
+
+NOTHING: Any = SimpleNamespace()
+
+
+class Clocked:
+    """Steps of the parts of one replica, all of which always have requests."""
+
+    def __init__(self, parts: int) -> None:
+        self.times = StepTimes()
+        self.busy = [True] * parts
+        self.scheduler: Any = self
+
+    def running_in(self, part: int, parts: int) -> list[None]:
+        return [None] * self.busy[part]
+
+    def send(
+        self, part: int, at: float, mode: Mode = Mode.REST, drafting: float = 0.0
+    ) -> list[Microbatch]:
+        turn = Turn(self.scheduler, part, len(self.busy))
+        step = [Microbatch([], NOTHING, NOTHING, at, turn)]
+        prepared = Prepared(mode=mode, drafted=drafting > 0, drafting_seconds=drafting)
+        self.times.sent(step, prepared)
+        return step
+
+    def read(self, step: list[Microbatch], at: float) -> Timed:
+        timed = self.times.read(step, at)
+        assert timed is not None
+        return timed
+
+
+def test_a_step_that_overlaps_takes_the_time_between_two_readings() -> None:
+    clocked = Clocked(1)
+    first, second = clocked.send(0, 1.0), clocked.send(0, 1.001)
+    assert clocked.read(first, 1.010).cycle is None, "there was none before"
+    timed = clocked.read(second, 1.025)
+    assert (timed.cycle, timed.seconds) == (pytest.approx(0.015), pytest.approx(0.015))
+    assert timed.is_plain
+
+
+def test_drafting_for_a_step_is_no_part_of_it_but_of_the_cycle() -> None:
+    clocked = Clocked(1)
+    clocked.read(clocked.send(0, 1.0), 1.010)
+    timed = clocked.read(clocked.send(0, 1.018, Mode.DRAFT, drafting=0.007), 1.030)
+    assert timed.seconds == pytest.approx(0.013), "the host's other 1 ms counts"
+    assert timed.cycle == pytest.approx(0.020)
+    assert not timed.is_plain
+
+
+def test_a_cycle_is_of_a_part_however_many_others_are_read_in_it() -> None:
+    clocked = Clocked(3)
+    in_flight = [clocked.send(part, 1.0) for part in range(3)]
+    cycles = []
+    for number in range(9):
+        now = 1.010 + 0.010 * number
+        in_flight.append(clocked.send(number % 3, now - 0.001))
+        cycles.append(clocked.read(in_flight.pop(0), now))
+    assert [each.cycle for each in cycles[:3]] == [None] * 3
+    assert [each.cycle for each in cycles[3:]] == pytest.approx([0.030] * 6)
+    assert {each.at_once for each in cycles[3:]} == {3}
+    assert all(each.is_plain for each in cycles[3:])
+
+
+def test_a_cycle_in_which_another_part_was_drafted_for_is_not_plain() -> None:
+    clocked = Clocked(2)
+    in_flight = [clocked.send(part, 1.0) for part in (0, 1)]
+    plain = []
+    for number in range(8):
+        now = 1.010 + 0.010 * number
+        mode = Mode.DRAFT if number == 3 else Mode.REST
+        in_flight.append(clocked.send(number % 2, now - 0.001, mode))
+        plain.append(clocked.read(in_flight.pop(0), now).is_plain)
+    assert plain == [False, False, True, False, False, False, False, True]
+
+
+def test_a_part_that_had_nothing_to_do_has_no_cycle() -> None:
+    clocked = Clocked(2)
+    clocked.read(clocked.send(0, 1.0), 1.010)
+    clocked.busy[0] = False
+    clocked.read(clocked.send(0, 1.011), 1.020)
+    clocked.busy[0] = True
+    other = clocked.send(1, 1.021)
+    clocked.read(other, 1.030)
+    timed = clocked.read(clocked.send(0, 1.031), 1.040)
+    assert (timed.cycle, timed.seconds) == (None, pytest.approx(0.009))
+
+
+def test_time_in_which_the_engine_was_idle_does_not_count() -> None:
+    clocked = Clocked(1)
+    clocked.read(clocked.send(0, 1.0), 1.010)
+    timed = clocked.read(clocked.send(0, 2.0), 2.010)
+    assert (timed.cycle, timed.seconds) == (None, pytest.approx(0.010))
+
+
+def test_two_steps_can_be_read_at_once() -> None:
+    clocked = Clocked(1)
+    first, second = clocked.send(0, 1.0), clocked.send(0, 1.001)
+    clocked.read(first, 1.050)
+    assert clocked.read(second, 1.050).seconds == 0
+
+
+def test_steps_that_were_never_read_are_forgotten() -> None:
+    clocked = Clocked(1)
+    lost, read = clocked.send(0, 1.0), clocked.send(0, 1.001)
+    assert clocked.read(read, 1.010).seconds == pytest.approx(0.009)
+    assert clocked.times.read(lost, 1.020) is None
