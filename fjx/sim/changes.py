@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fjx.sharding.difference import difference
-from fjx.sharding.plan import Deployment, Device
+from fjx.sharding.plan import Deployment, Device, Plan
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import CopySeconds, copy_seconds
 from fjx.sim.replica import Process
@@ -71,16 +71,33 @@ class Deployed:
 
     def _take(self, after: Deployment) -> bool:
         """Take the devices that a deployment needs on top."""
-        wanted: list[tuple[Device, int]] = []
-        for plan in after.replicas:
-            needs = self._service.needs(plan, self._limits)
-            pairs = zip(plan.devices, needs, strict=True)
-            wanted += [(d, need) for d, need in pairs if d not in self._devices]
-        needed = [need for _, need in wanted]
-        chosen = self._service.cluster.take(needed, self._service.env.now)
+        before = dict(self._devices)
+        if all(self._take_plan(plan) for plan in after.replicas):
+            return True
+        taken = [self._devices[device] for device in self._devices.keys() - before.keys()]
+        self._service.cluster.give_back(taken, self._service.env.now)
+        self._devices = before
+        return False
+
+    def _take_plan(self, plan: Plan) -> bool:
+        """Place the stages of one plan that have no devices yet; the others stay where they are."""
+        cluster, need = self._service.cluster, self._service.need(plan, self._limits)
+        absent = []
+        for stage, needed in zip(plan.stages, need.stages, strict=True):
+            held = [self._devices[d] for d in stage.mesh.devices if d in self._devices]
+            if not held:
+                absent.append((stage, needed))
+            elif len(held) < needed.tensor or len({cluster.devices[i].host for i in held}) > 1:
+                return False  # shards that are to be on one host, and are not
+        if not absent:
+            return True
+        chosen = cluster.take(
+            replace(need, stages=tuple(each for _, each in absent)), self._service.env.now
+        )
         if chosen is None:
             return False
-        self._devices |= {d: index for (d, _), index in zip(wanted, chosen, strict=True)}
+        wanted = [device for stage, _ in absent for device in stage.mesh.devices]
+        self._devices |= dict(zip(wanted, chosen, strict=True))
         return True
 
     def _change(self, after: Deployment) -> Process:
@@ -99,7 +116,7 @@ class Deployed:
         common = min(len(before.replicas), len(after.replicas))
         switched = []
         for instance, plan in zip(self._instances[:common], after.replicas, strict=False):
-            costs = self._service.setup.costs(plan)
+            costs = self._service.costs(plan, self._devices)
             switched.append(instance.replica.switch(costs, plan.microbatches, pause))
             instance.plan = plan
         yield env.all_of(switched)
@@ -143,7 +160,8 @@ class Deployed:
     def _grow(self, after: Deployment) -> None:
         """Let the replicas serve that were not there before, and note where each one is."""
         for plan in after.replicas[len(self._instances) :]:
-            self._instances.append(self._service.add_instance(plan, {}, self._limits))
+            held = {device: self._devices[device] for device in plan.devices}
+            self._instances.append(self._service.add_instance(plan, held, self._limits))
         for instance, plan in zip(self._instances, after.replicas, strict=False):
             instance.devices = {device: self._devices[device] for device in plan.devices}
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fjx.errors import UserError
+from fjx.sharding.errors import MemoryFitError
+from fjx.sharding.fleet import Fleet, Integers
+from fjx.sharding.needs import PlanNeed
+from fjx.sharding.placement import Placer, place
+from fjx.sharding.plan import Device, Mesh, Plan, Stage
+from fjx.sharding.topology import DeviceState, Link, Topology
+from fjx.sim.hardware import NETWORK, WITHIN_HOST
 
 _POD_COLUMNS = ("num_gpu", "gpu_milli", "creation_time", "deletion_time")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One device of the cluster."""
-
-    host: str
-    index: int
-    """Of all devices."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,6 @@ class Tenancy:
     end: float
 
 
-PlaceStages = Callable[[Sequence[int], Sequence[tuple[Slot, int]]], list[int] | None]
-"""Devices for stages: from the bytes that each stage needs, and the devices that could be taken
-with their free bytes, to the index of a device for each stage; None: there is no room."""
-
-
-def first_fit(needs: Sequence[int], free: Sequence[tuple[Slot, int]]) -> list[int] | None:
-    """The first device with room for each stage, in order."""
-    left = list(free)
-    chosen = []
-    for need in needs:
-        found = next((i for i, (_, room) in enumerate(left) if room >= need), None)
-        if found is None:
-            return None
-        chosen.append(left.pop(found)[0].index)
-    return chosen
-
-
 class Cluster:
     """Hands out devices, and counts how long they are held."""
 
@@ -59,24 +40,28 @@ class Cluster:
         hosts: Sequence[int],
         memory_bytes: int,
         tenancies: Iterable[Tenancy] = (),
-        place: PlaceStages = first_fit,
+        placer: Placer = place,
+        *,
+        within: Link = WITHIN_HOST,
+        between: Link = NETWORK,
     ) -> None:
         """
         Args:
             hosts: devices of each host.
             memory_bytes: of each device, as far as a model may use it.
-            tenancies: of others.
-            place: chooses devices.
+            tenancies: of others. Who comes while a model holds the device goes elsewhere.
+            placer: chooses devices; by default as the product does.
+            within: link between devices of a host.
+            between: link between hosts.
         """
-        self.slots = tuple(
-            Slot(f"host-{h}", i)
-            for i, h in enumerate(h for h, count in enumerate(hosts) for _ in range(count))
-        )
+        of_host = [h for h, count in enumerate(hosts) for _ in range(count)]
+        self.devices = tuple(Device(f"host-{h}", "gpu", i) for i, h in enumerate(of_host))
+        states = tuple(DeviceState(device, memory_bytes) for device in self.devices)
+        self.topology = Topology(states, within=within, between=between)
         self.memory_bytes = memory_bytes
-        self._place = place
-        self._tenancies: dict[int, list[Tenancy]] = {}
-        for each in tenancies:
-            self._tenancies.setdefault(each.device, []).append(each)
+        self._fleet = Fleet.of(self.topology)
+        self._placer = placer
+        self._tenancies = tuple(tenancies)
         self._held: dict[int, float] = {}
         self.held_seconds = 0.0
         """Device-seconds, as far as they are counted."""
@@ -88,30 +73,47 @@ class Cluster:
         """Devices that are held now; a share of a device counts as that share."""
         return sum(self._held.values())
 
-    def free_bytes(self, index: int, now: float) -> int:
-        """What other tenants leave of a device."""
-        taken = sum(t.share for t in self._tenancies.get(index, ()) if t.begin <= now < t.end)
-        return int(self.memory_bytes * max(0.0, 1 - taken))
+    def fleet(self, now: float) -> Fleet:
+        """What is free: nothing of a device that is held, and of the others what tenants leave."""
+        left, tenants = np.ones(len(self.devices)), np.zeros(len(self.devices), np.int64)
+        for each in self._tenancies:
+            if each.begin <= now < each.end:
+                left[each.device] -= each.share
+                tenants[each.device] += 1
+        left[list(self._held)] = 0.0
+        free: Integers = (self.memory_bytes * np.maximum(left, 0.0)).astype(np.int64)
+        return replace(self._fleet, free_bytes=free, tenants=tenants)
 
-    def take(self, needs: Sequence[int], now: float, share: float = 1.0) -> list[int] | None:
-        """A device for each stage; None: there is no room now.
+    def take(self, need: PlanNeed, now: float, share: float = 1.0) -> list[int] | None:
+        """Devices by index, stage by stage; None: there is no room now.
 
         Args:
-            needs: bytes of each stage.
+            need: what the stages need.
             now: the time.
             share: of each device that counts as held.
         """
-        free = [
-            (slot, self.free_bytes(slot.index, now))
-            for slot in self.slots
-            if slot.index not in self._held
-        ]
-        chosen = self._place(needs, free)
-        if chosen is not None:
-            self._count(now)
-            self._held |= dict.fromkeys(chosen, share)
-            self.most_held = max(self.most_held, self.held)
+        try:
+            placement = self._placer(self.fleet(now), [need])
+        except MemoryFitError:
+            return None
+        chosen = [device for stage in placement.indices for device in stage]
+        self._count(now)
+        self._held |= dict.fromkeys(chosen, share)
+        self.most_held = max(self.most_held, self.held)
         return chosen
+
+    def placed(self, plan: Plan, devices: Mapping[Device, int]) -> Plan:
+        """A plan on the cluster's devices.
+
+        Args:
+            plan: its devices stand for others.
+            devices: for which, by index.
+        """
+        stages = []
+        for stage in plan.stages:
+            keys = tuple(self.devices[devices[device]] for device in stage.mesh.devices)
+            stages.append(Stage(stage.granules, Mesh(keys, stage.mesh.axes)))
+        return Plan(tuple(stages), plan.microbatches, plan.shared_devices)
 
     def give_back(self, indices: Iterable[int], now: float) -> None:
         """Devices are held no longer."""

@@ -13,6 +13,11 @@ utilizations of prefill and training lie between 0.4 and 0.6."""
 MEMORY_EFFICIENCY = 0.8
 """Share of the peak bandwidth that reading parameters and KV pages reaches."""
 
+NETWORK = Link(bytes_per_second=12.5e9, latency_seconds=10e-6)
+"""Between hosts: 100 Gb/s, as in FlexPipe's cluster (arXiv:2510.11938, section 9)."""
+WITHIN_HOST = Link(bytes_per_second=25e9, latency_seconds=5e-6)
+"""Between devices of a host: PCIe 4.0 x16, of whose 32 GB/s about 25 arrive."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
@@ -31,7 +36,7 @@ class Gpu:
             flops_per_second=COMPUTE_EFFICIENCY * self.flops_per_second,
             memory_bytes_per_second=MEMORY_EFFICIENCY * self.memory_bytes_per_second,
             pass_seconds=20e-6,
-            reduce_bytes_per_second=150e9,
+            reduce_bytes_per_second=WITHIN_HOST.bytes_per_second,
             reduce_seconds=15e-6,
         )
 
@@ -83,11 +88,6 @@ _GPUS = (
 
 GPUS = {gpu.name: gpu for gpu in _GPUS}
 """By name."""
-
-NETWORK = Link(bytes_per_second=12.5e9, latency_seconds=10e-6)
-"""Between hosts: 100 Gb/s, as in FlexPipe's cluster (arXiv:2510.11938, section 9)."""
-WITHIN_HOST = Link(bytes_per_second=25e9, latency_seconds=5e-6)
-"""Between devices of a host: PCIe 4.0 x16, of whose 32 GB/s about 25 arrive."""
 
 
 @dataclass(frozen=True, kw_only=True)

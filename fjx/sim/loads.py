@@ -9,9 +9,9 @@ from typing import Literal
 
 from fjx.sharding.difference import Difference
 from fjx.sharding.plan import Device
-from fjx.sharding.topology import Link
+from fjx.sharding.topology import Topology
 from fjx.sim.cluster import Cluster
-from fjx.sim.hardware import NETWORK, WITHIN_HOST, Storage
+from fjx.sim.hardware import Storage
 
 Tier = Literal["host", "disk", "remote"]
 """Where parameters are read from: the host's memory, its disks, or networked storage."""
@@ -32,7 +32,7 @@ def load_seconds(
     """
     by_host: Counter[str] = Counter()
     for need, index in zip(needs, chosen, strict=True):
-        by_host[cluster.slots[index].host] += need
+        by_host[cluster.devices[index].host] += need
     if tier == "host":
         reading = max(needs) / storage.host_rate
     else:
@@ -56,8 +56,6 @@ def copy_seconds(
     storage: Storage,
     *,
     from_host_memory: bool,
-    network: Link = NETWORK,
-    within: Link = WITHIN_HOST,
 ) -> CopySeconds:
     """Copy what a change of plan moves: all at once, as fast as the busiest link allows.
 
@@ -68,8 +66,6 @@ def copy_seconds(
         storage: Rates of host memory.
         from_host_memory: Whether each host has the parameters in its memory; otherwise they come
             from the devices that hold them.
-        network: Of each host, in and out.
-        within: Into and out of each device.
     """
     parameters, kv = _Traffic(), _Traffic()
     loading: Counter[int] = Counter()
@@ -84,7 +80,7 @@ def copy_seconds(
                 parameters.add(sources, target, each.parameter_bytes, cluster)
     from_memory = max(loading.values(), default=0) / storage.host_rate
     return CopySeconds(
-        max(from_memory, parameters.seconds(network, within)), kv.seconds(network, within)
+        max(from_memory, parameters.seconds(cluster.topology)), kv.seconds(cluster.topology)
     )
 
 
@@ -97,16 +93,17 @@ class _Traffic:
 
     def add(self, sources: Sequence[int], target: int, size: int, cluster: Cluster) -> None:
         """So many bytes go to a device, in equal parts from others."""
-        to = cluster.slots[target].host
+        to = cluster.devices[target].host
         self._devices[target, "in"] += size
         for source in sources:
-            part, host = size // len(sources), cluster.slots[source].host
+            part, host = size // len(sources), cluster.devices[source].host
             self._devices[source, "out"] += part
             if host != to:
                 self._hosts[host, "out"] += part
                 self._hosts[to, "in"] += part
 
-    def seconds(self, network: Link, within: Link) -> float:
-        """Of the busiest link."""
-        between = max(self._hosts.values(), default=0) / network.bytes_per_second
-        return max(between, max(self._devices.values(), default=0) / within.bytes_per_second)
+    def seconds(self, topology: Topology) -> float:
+        """Of the busiest link: of a host to others, or of a device within its host."""
+        between, within = (link.bytes_per_second for link in (topology.between, topology.within))
+        busiest_host = max(self._hosts.values(), default=0)
+        return max(busiest_host / between, max(self._devices.values(), default=0) / within)

@@ -5,7 +5,7 @@ What a system decides it tells the service, which carries it out and takes the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ import simpy
 
 from fjx.engine.request import Request
 from fjx.sampling_params import SamplingParams
+from fjx.sharding.needs import PlanNeed
 from fjx.sharding.plan import Device, Plan
 from fjx.sim.cluster import Cluster
 from fjx.sim.costs import StageCosts
@@ -164,7 +165,7 @@ class Service:
         replica = SimReplica(
             self.env,
             limits,
-            costs or self.setup.costs(plan),
+            costs or self.costs(plan, devices),
             plan.microbatches,
             self,
             exact=self._exact,
@@ -190,8 +191,7 @@ class Service:
             limits: Its sizes.
             seconds: From the devices that it gets to how long it takes to start.
         """
-        needs = self.needs(plan, limits)
-        chosen = self.cluster.take(needs, self.env.now)
+        chosen = self.cluster.take(self.need(plan, limits), self.env.now)
         if chosen is None:
             return False
         self.env.process(self._start(plan, chosen, limits, seconds(chosen)))
@@ -214,17 +214,13 @@ class Service:
         for request in requests:
             self.route(request)
 
-    def needs(self, plan: Plan, limits: ReplicaLimits) -> list[int]:
-        """Bytes that each device of a plan must have free, in the order of `Plan.devices`."""
-        tokens = (limits.num_pages - 1) * limits.page_size
-        needs = []
-        held = self.setup.parameter_bytes(plan)
-        for stage, parameters in zip(plan.stages, held, strict=True):
-            degree = stage.mesh.tensor
-            pieces = [self.setup.graph.granules[i] for i in stage.granules]
-            kv = sum(piece.kv_bytes(tokens, degree) for piece in pieces)
-            needs += [parameters + kv] * degree
-        return needs
+    def need(self, plan: Plan, limits: ReplicaLimits) -> PlanNeed:
+        """What a replica of this plan and of these sizes needs of its devices."""
+        return self.setup.need(plan, (limits.num_pages - 1) * limits.page_size)
+
+    def costs(self, plan: Plan, devices: Mapping[Device, int]) -> StageCosts:
+        """What a plan's steps cost on these devices, with the links between them."""
+        return self.setup.costs(self.cluster.placed(plan, devices), self.cluster.topology)
 
     def route(self, request: Request) -> None:
         """To the replica with the fewest unfinished requests, as the engine does."""

@@ -14,6 +14,7 @@ from fjx.sharding.assign import places_of
 from fjx.sharding.figures import Workload as PlanWorkload
 from fjx.sharding.figures import plan_figures
 from fjx.sharding.graph import GranuleGraph
+from fjx.sharding.needs import PlanNeed, need_of
 from fjx.sharding.plan import Deployment, Device, Plan
 from fjx.sharding.planner import even_mesh, plan_auto, plan_mesh
 from fjx.sharding.topology import DeviceState, Link, Topology
@@ -43,7 +44,7 @@ class Setup:
     page_size: int = 16
     max_draft_rows: int = 256
     """Drafted tokens in a step, where there is a drafter."""
-    _costs: dict[Plan, StageCosts] = field(default_factory=dict, compare=False, repr=False)
+    _costs: dict[object, StageCosts] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def topology(self) -> Topology:
@@ -80,13 +81,26 @@ class Setup:
     def _plan_workload(self, kv_tokens: int) -> PlanWorkload:
         return PlanWorkload(rows=self.max_num_seqs, kv_tokens=kv_tokens)
 
-    def costs(self, plan: Plan) -> StageCosts:
-        """What the plan's steps cost."""
-        if plan not in self._costs:
-            self._costs[plan] = roofline_costs(
-                self.sizes, self.graph, plan, self.topology, self.device, self._most_rows
+    def need(self, plan: Plan, kv_tokens: int) -> PlanNeed:
+        """What the plan's stages need, wherever they are."""
+        return need_of(self.graph, plan, self._plan_workload(kv_tokens))
+
+    def costs(self, plan: Plan, topology: Topology | None = None) -> StageCosts:
+        """What the plan's steps cost.
+
+        Args:
+            plan: Of devices of the topology, all alike.
+            topology: With the links that its stages get; by default `topology`.
+        """
+        topology = topology or self.topology
+        links = [place.link for place in places_of(plan, topology)]
+        stages = [(s.granules, s.mesh.tensor) for s in plan.stages]
+        key = (*stages, *links)  # not the devices: placements are many, and few differ in links
+        if key not in self._costs:
+            self._costs[key] = roofline_costs(
+                self.sizes, self.graph, plan, topology, self.device, self._most_rows
             )
-        return self._costs[plan]
+        return self._costs[key]
 
     @property
     def _most_rows(self) -> int:

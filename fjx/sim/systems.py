@@ -64,12 +64,14 @@ class Static:
         """Start, and leave it at that."""
         limits = service.setup.limits(self.kv_tokens)
         for plan in self.deployment.replicas:
-            needs = service.needs(plan, limits)
-            chosen = service.cluster.take(needs, service.env.now, self.compute_share)
+            need = service.need(plan, limits)
+            chosen = service.cluster.take(need, service.env.now, self.compute_share)
             if chosen is None:
-                raise RuntimeError(f"{self.name}: the cluster has no room for {len(needs)} devices")
-            costs = service.setup.costs(plan).shared(self.compute_share, self.memory_share)
+                raise RuntimeError(
+                    f"{self.name}: the cluster has no room for {need.devices} devices"
+                )
             devices = dict(zip(plan.devices, chosen, strict=True))
+            costs = service.costs(plan, devices).shared(self.compute_share, self.memory_share)
             service.add_instance(plan, devices, limits, costs)
         yield service.done
 
@@ -250,7 +252,7 @@ class ScaleOut:
         warm: set[str] = set()
 
         def seconds(chosen: list[int]) -> float:
-            hosts = {service.cluster.slots[index].host for index in chosen}
+            hosts = {service.cluster.devices[index].host for index in chosen}
             tier: Tier = "host" if hosts <= warm else self.first_tier
             warm.update(hosts)
             return load_seconds(parameters, chosen, service.cluster, tier, self.storage)

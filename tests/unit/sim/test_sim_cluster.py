@@ -9,6 +9,9 @@ import pytest
 
 from fjx.errors import UserError
 from fjx.sharding.difference import difference
+from fjx.sharding.needs import PlanNeed, StageNeed
+from fjx.sharding.placement_baselines import first_fit, random_fit
+from fjx.sharding.topology import Link
 from fjx.sim.cluster import Cluster, Tenancy, flexpipe_hosts, tenancies_from_pods
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import copy_seconds, load_seconds
@@ -18,15 +21,30 @@ from tests.unit.sim.sim_cases import DEVICES, cluster, setup
 GB = 10**9
 
 
+def need(*sizes: int, sent: int = 0, tensor: int = 1) -> PlanNeed:
+    """A plan whose stages need so many bytes on each of their devices."""
+    stages = (
+        StageNeed(
+            granules=range(i, i + 1),
+            granule_bytes=(size,),
+            seconds=1.0,
+            sent_bytes=sent,
+            tensor=tensor,
+        )
+        for i, size in enumerate(sizes)
+    )
+    return PlanNeed(model="any", stages=tuple(stages))
+
+
 def test_flexpipes_cluster_has_82_devices_on_42_hosts() -> None:
     hosts = flexpipe_hosts()
     assert (sum(hosts), len(hosts)) == (82, 42)
 
 
 def test_held_devices_are_counted_over_time_and_shares_as_shares() -> None:
-    of = Cluster([2, 2], GB)
-    assert of.take([1, 1], 0.0) == [0, 1]
-    assert of.take([1], 5.0, share=0.5) == [2]
+    of = Cluster([2, 2], GB, placer=first_fit)
+    assert of.take(need(1, 1), 0.0) == [0, 1]
+    assert of.take(need(1), 5.0, share=0.5) == [2]
     of.give_back([0], 10.0)
     of.end(20.0)
     assert of.held_seconds == pytest.approx(2 * 10 + 1 * 10 + 0.5 * 15)
@@ -35,14 +53,45 @@ def test_held_devices_are_counted_over_time_and_shares_as_shares() -> None:
 
 def test_a_device_that_others_fill_is_passed_over_until_they_leave() -> None:
     of = Cluster([2], GB, [Tenancy(0, 0.8, 0.0, 10.0)])
-    assert of.take([GB // 2, GB // 2], 5.0) is None
-    assert of.take([GB // 2], 5.0) == [1]
-    assert of.take([GB // 2], 11.0) == [0]
+    assert of.take(need(GB // 2, GB // 2), 5.0) is None
+    assert of.take(need(GB // 2), 5.0) == [1]
+    assert of.take(need(GB // 2), 11.0) == [0]
 
 
-def test_another_placement_can_choose() -> None:
-    of = Cluster([4], GB, place=lambda needs, free: [slot.index for slot, _ in free[-len(needs) :]])
-    assert of.take([1, 1], 0.0) == [2, 3]
+def test_the_products_placement_keeps_slow_links_out_of_a_pipeline() -> None:
+    # First fit would begin on the first host, and send from host to host.
+    slow, sent = Link(bytes_per_second=1.0 * GB), GB // 10
+    own = Cluster([1, 2], GB, between=slow)
+    assert own.take(need(1, 1, sent=sent), 0.0) == [1, 2]
+    assert Cluster([1, 2], GB, between=slow, placer=first_fit).take(need(1, 1), 0.0) == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shards_of_a_stage_are_on_one_host_whoever_places_them(seed: int) -> None:
+    for placer in (None, first_fit, random_fit(seed)):
+        of = Cluster([1, 2, 1, 2], GB, **({} if placer is None else {"placer": placer}))
+        chosen = of.take(need(1, 1, tensor=2), 0.0)
+        assert chosen is not None
+        assert {frozenset(chosen[:2]), frozenset(chosen[2:])} == {
+            frozenset({1, 2}),
+            frozenset({4, 5}),
+        }
+        assert of.take(need(1, tensor=2), 0.0) is None
+
+
+def test_a_plan_gets_the_devices_and_the_links_that_it_was_placed_on() -> None:
+    of, spread, together = setup(), Cluster([1, 1], GB), Cluster([2], GB)
+    plan = of.deployment(2).replicas[0]
+    devices = {plan.devices[0]: 1, plan.devices[1]: 0}
+    assert [device.host for device in spread.placed(plan, devices).devices] == ["host-1", "host-0"]
+    far, near = (of.costs(each.placed(plan, devices), each.topology) for each in (spread, together))
+    rows = 64
+    residual = rows * of.sizes.hidden_size * 4
+    expected = spread.topology.between.transfer_seconds(
+        residual
+    ) - together.topology.within.transfer_seconds(residual)
+    assert far.fixed[1, rows] - near.fixed[1, rows] == pytest.approx(expected)
+    assert np.array_equal(far.fixed[0], near.fixed[0])
 
 
 def test_tenants_take_the_wanted_share(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,21 @@ def test_no_more_devices_are_held_than_other_tenants_leave() -> None:
     result = simulate(systems()["elastic"], setup(), crowded, surges())
     assert result.metrics.devices_most <= 4
     assert result.metrics.refused == 0
+
+
+def test_replicas_of_shards_grow_on_hosts_that_are_free_as_a_whole() -> None:
+    of = setup()
+    rungs = {f"1x{n}": of.deployment(1, n, tensor=2) for n in (1, 2, 4)}
+    kv = of.kv_tokens(rungs["1x1"].replicas[0])
+    elastic = systems()["elastic"]
+    assert isinstance(elastic, systems_module.Elastic)
+    sharded = replace(elastic, ladder=of.ladder(rungs, kv), kv_tokens=kv)
+    # One device of every other host is taken: half of the free devices are in no pair.
+    taken = [Tenancy(4 * i, 0.9, 0.0, 1e9) for i in range(4)]
+    crowded = Cluster([2] * 8, of.memory_bytes, taken)
+    metrics = simulate(sharded, of, crowded, surges()).metrics
+    assert metrics.refused == 0
+    assert 2 < metrics.devices_most <= 8
 
 
 def test_a_request_longer_than_the_memory_is_refused_and_the_others_are_served() -> None:
