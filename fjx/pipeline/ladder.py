@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fjx.errors import UserError
 from fjx.pipeline.observation import ORDINARY_CV, check_numbers
@@ -42,6 +42,9 @@ class Rung:
     """Token slots of KV memory, of all replicas."""
     devices: int
     """How many it holds."""
+    idle_latency_seconds: float | None = None
+    """Likewise for a microbatch of one row: the time for a token where nobody else is served. None:
+    not known, and taken for `latency_seconds`."""
     best_cv: float = ORDINARY_CV
     """The coefficient of variation of arrivals that suits it best. Only `FlexPipeScorer` reads
     it."""
@@ -51,6 +54,8 @@ class Rung:
         check_numbers(f"rung {self.name!r}", self, figures, above=True)
         check_numbers(f"rung {self.name!r}", self, ("kv_tokens", "devices"), least=1)
         check_numbers(f"rung {self.name!r}", self, ("best_cv",))
+        if self.idle_latency_seconds is not None:
+            check_numbers(f"rung {self.name!r}", self, ("idle_latency_seconds",), above=True)
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ def _rung(
     topology: Topology,
     coarsest: int,
 ) -> Rung:
-    rate, latency, kv_tokens = 0.0, 0.0, 0
+    rate, latency, idle, kv_tokens = 0.0, 0.0, 0.0, 0
     work: dict[Device, float] = defaultdict(float)
     for plan in deployment.replicas:
         places = places_of(plan, topology)
@@ -191,6 +196,8 @@ def _rung(
         step = step_seconds(figures, plan.microbatches) or math.ulp(0.0)
         rate += plan.microbatches * workload.rows / step
         latency = max(latency, sum(stage.seconds for stage in figures))
+        alone = plan_figures(graph, plan, places, replace(workload, rows=1))
+        idle = max(idle, sum(stage.seconds for stage in alone))
         kv_tokens += _kv_room(graph, plan, places, figures, workload)
         for stage, each in zip(plan.stages, figures, strict=True):
             for device in stage.mesh.devices:
@@ -202,6 +209,7 @@ def _rung(
         latency_seconds=latency,
         kv_tokens=kv_tokens,
         devices=len(deployment.devices),
+        idle_latency_seconds=idle or None,
         best_cv=best_cv(_stages(deployment), coarsest),
     )
 

@@ -49,12 +49,14 @@ class PolicyConfig:
     devices for ever (see `ServiceScorer.device_weight`)."""
     hold_observations: int = 3
     """In how many observations on end it must be."""
-    finer_hold_seconds: float = 5.0
+    finer_hold_seconds: float = 2.0
     """For how long, if the rung is finer than the one that serves."""
     coarser_hold_seconds: float = 60.0
     """For how long, if it is coarser: giving devices up too early hurts more than too late."""
     cooldown_seconds: float = 30.0
-    """After a change, no other one for so long."""
+    """After a change, none to a coarser rung for so long; after one that someone else ordered, none
+    at all. To a finer rung it is only the hold: what overloads one rung may overload the next one
+    too, and to climb on is not to flap, because the way back is long."""
     aborted_cooldown_seconds: float = 120.0
     """After an aborted change, no other one for so long, and none to the same rung for this long,
     twice as long after the second time, and so on."""
@@ -108,6 +110,9 @@ class PolicyState:
     pending: str | None = None
     """The rung that was decided for, until its outcome is seen."""
     cooling_until: float | None = None
+    """No change to a coarser rung before."""
+    finer_cooling_until: float | None = None
+    """Nor to a finer one; None: the cool-down is for coarser ones only."""
     streaks: tuple[Streak, ...] = ()
     backoffs: tuple[Backoff, ...] = ()
 
@@ -175,8 +180,9 @@ def decide(
         return stay
     allowed = _allowed(better, state.backoffs, now)
     held = _held(allowed, serving, state.streaks, now, ladder, config)
+    ready = [rung for rung in held if not _is_cooling(rung, serving, state, now, ladder)]
     offer = max(
-        (_offer(rung, serving, scores, ladder, config) for rung in held or allowed or better),
+        (_offer(r, serving, scores, ladder, config) for r in ready or held or allowed or better),
         key=lambda offer: offer.gain - offer.cost,
     )
     stay = replace(
@@ -186,7 +192,7 @@ def decide(
         return replace(stay, reason="backing_off")
     if not held:
         return replace(stay, reason="not_yet")
-    if state.cooling_until is not None and now < state.cooling_until:
+    if not ready:
         return replace(stay, reason="cooling_down")
     if offer.gain <= offer.cost:
         return replace(stay, reason="too_costly")
@@ -209,14 +215,19 @@ def _outcome(observation: Observation, state: PolicyState, config: PolicyConfig)
     others = tuple(each for each in state.backoffs if each.rung not in (target, serving))
     if target in (None, serving):
         until = observation.now + config.cooldown_seconds
-        return replace(after, cooling_until=until, streaks=(), backoffs=others)
+        finer = until if target is None else None
+        return replace(
+            after, cooling_until=until, finer_cooling_until=finer, streaks=(), backoffs=others
+        )
     before = (each.aborted for each in state.backoffs if each.rung == target)
     aborted = next(before, 0) + 1
     span = config.aborted_cooldown_seconds * 2.0 ** min(aborted - 1, _MOST_DOUBLINGS)
     until = observation.now + min(span, config.longest_backoff_seconds)
+    cooling = observation.now + config.aborted_cooldown_seconds
     return replace(
         after,
-        cooling_until=observation.now + config.aborted_cooldown_seconds,
+        cooling_until=cooling,
+        finer_cooling_until=cooling,
         streaks=(),
         backoffs=(*others, Backoff(target, aborted, until)),
     )
@@ -236,6 +247,13 @@ def _allowed(rungs: Iterable[Rung], backoffs: Iterable[Backoff], now: float) -> 
     """The rungs to which no change was aborted lately."""
     refused = {each.rung for each in backoffs if now < each.until}
     return [rung for rung in rungs if rung.name not in refused]
+
+
+def _is_cooling(rung: Rung, serving: Rung, state: PolicyState, now: float, ladder: Ladder) -> bool:
+    """Whether it is too soon after the last change for one to this rung."""
+    finer = ladder.position(rung.name) > ladder.position(serving.name)
+    until = state.finer_cooling_until if finer else state.cooling_until
+    return until is not None and now < until
 
 
 def _held(

@@ -26,6 +26,9 @@ _REASONS: dict[str, SwitchReason] = {
 }
 """By the term of `ServiceScorer` in which a rung is better."""
 
+_LEAST_PACED = 0.2
+"""Of a rung's throughput: an objective just above what one row takes asks for no more than five
+times the devices."""
 _MOST_LATE = 2.0
 """Measured lateness makes the demand at most this many times larger: it shows that the model is
 optimistic, and not by how much."""
@@ -102,7 +105,8 @@ class ServiceScorer:
 
     - ``served``: `sustained` over `demand`, at most 1.
     - ``room``: the rung's KV memory, as far as it may fill, over what requests hold, at most 1.
-    - ``pace``: the objective for the time from token to token over the rung's latency, at most 1.
+    - ``pace``: the objective for the time from token to token over the rung's latency with one row,
+      at most 1.
     - ``devices`` and ``hops``: fewest devices and lowest latency of the ladder over the rung's,
       under small exponents, so that they decide where the others do not.
 
@@ -122,8 +126,9 @@ class ServiceScorer:
     """Longest time from token to token."""
     tokens_per_request: float = 512.0
     """Prompt and output, until requests have ended and the observation says it."""
-    drain_seconds: float = 10.0
-    """In how long the waiting requests shall be served beside the arriving ones."""
+    drain_seconds: float = 5.0
+    """In how long the waiting requests shall be served beside the arriving ones. With 2 s the
+    policy takes twice the devices for the queue of a rise, and gives them back a minute later."""
     headroom: float = 1.25
     """How many times the demand a rung of less throughput than the serving one must serve. So
     what made the policy leave it does not come back with the next small rise; 1: none."""
@@ -152,15 +157,28 @@ class ServiceScorer:
         return rate * self._tokens(observation) * self._lateness(observation, ladder)
 
     def sustained(self, rung: Rung, observation: Observation) -> float:
-        """Tokens a second that a rung can serve with a mean wait within the objective.
+        """Tokens a second that a rung can serve within both objectives.
 
-        By Kingman's formula for the mean wait of a queue, ``u / (1 - u) (cv^2 + 1) / 2 s`` with
-        utilization u and mean service time s (of coefficient of variation 1), solved for u.
+        The first token by Kingman's formula for the mean wait of a queue,
+        ``u / (1 - u) (cv^2 + 1) / 2 s`` with utilization u and mean service time s (of coefficient
+        of variation 1), solved for u; the others by `_paced`.
         """
         service = self._tokens(observation) / rung.tokens_per_second
         unevenness = (observation.burstiness**2 + 1) / 2
         objective = self.ttft_objective_seconds
-        return rung.tokens_per_second * objective / (objective + unevenness * service)
+        utilization = min(objective / (objective + unevenness * service), self._paced(rung))
+        return rung.tokens_per_second * utilization
+
+    def _paced(self, rung: Rung) -> float:
+        """The utilization at which tokens come as slowly as the objective allows.
+
+        Between one row and full microbatches the latency grows with the rows. An objective that
+        even one row misses says nothing here: more devices would not meet it.
+        """
+        idle, full = _idle_latency(rung), rung.latency_seconds
+        if full <= self.itl_objective_seconds or self.itl_objective_seconds <= idle:
+            return 1.0
+        return max((self.itl_objective_seconds - idle) / (full - idle), _LEAST_PACED)
 
     def terms(self, rung: Rung, observation: Observation, ladder: Ladder) -> dict[str, float]:
         """The factors of the score."""
@@ -174,7 +192,7 @@ class ServiceScorer:
         return {
             "served": _share(self.sustained(rung, observation), demand),
             "room": _share(self.kv_target * rung.kv_tokens, held),
-            "pace": _share(self.itl_objective_seconds, rung.latency_seconds),
+            "pace": _share(self.itl_objective_seconds, _idle_latency(rung)),
             "devices": (fewest / rung.devices) ** self.device_weight,
             "hops": (shortest / rung.latency_seconds) ** self.latency_weight,
         }
@@ -218,6 +236,11 @@ class ServiceScorer:
             return 0.0
         held = observation.kv_usage * ladder.rung(observation.serving).kv_tokens
         return held + observation.preemptions * self._tokens(observation)
+
+
+def _idle_latency(rung: Rung) -> float:
+    known = rung.idle_latency_seconds
+    return rung.latency_seconds if known is None else min(known, rung.latency_seconds)
 
 
 def _share(supply: float, demand: float) -> float:

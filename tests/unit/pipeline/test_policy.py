@@ -45,7 +45,7 @@ def test_a_plan_that_serves_stays() -> None:
 
 
 def test_a_finer_plan_is_ordered_when_it_was_better_for_long_enough() -> None:
-    decisions = follow([see(now=now, rate=BUSY) for now in (0.0, 2.0, 4.9, 5.0)])
+    decisions = follow([see(now=now, rate=BUSY) for now in (0.0, 1.0, 1.9, 2.0)])
     assert reasons(decisions) == ["not_yet", "not_yet", "not_yet", "load"]
     assert [each.target for each in decisions] == [None, None, None, "pipeline-2"]
 
@@ -63,7 +63,7 @@ def test_one_calm_observation_begins_the_wait_anew() -> None:
 
 def test_rungs_that_take_turns_in_being_best_do_not_begin_the_wait_anew() -> None:
     rates = [BUSY, 30.0, BUSY, 30.0]
-    decisions = follow([see(now=2.0 * i, rate=rate) for i, rate in enumerate(rates)])
+    decisions = follow([see(now=0.7 * i, rate=rate) for i, rate in enumerate(rates)])
     assert [each.candidate for each in decisions[:3]] == ["pipeline-2", "pipeline-4", "pipeline-2"]
     assert decisions[3].target == "pipeline-4"
 
@@ -97,10 +97,17 @@ def test_while_a_change_is_under_way_nothing_is_decided() -> None:
     assert decisions[-1].state.pending == "pipeline-2"
 
 
-def test_after_a_change_the_policy_cools_down() -> None:
-    after = [see(now=now, serving="pipeline-2", rate=30.0) for now in (10.0, 39.0, 40.0)]
+def test_after_a_change_the_policy_cools_down_before_it_gives_devices_back() -> None:
+    after = [see(now=now, serving="pipeline-2", rate=1.0) for now in (10.0, 39.0, 40.0)]
     decisions = follow(after, QUICK, ordered().state)
-    assert reasons(decisions) == ["cooling_down", "cooling_down", "load"]
+    assert reasons(decisions) == ["cooling_down", "cooling_down", "quiet"]
+    assert decisions[-1].target == "pipeline-1"
+
+
+def test_where_the_first_step_was_too_small_the_next_one_waits_for_its_hold_only() -> None:
+    after = [see(now=now, serving="pipeline-2", rate=30.0) for now in (10.0, 11.0, 12.0)]
+    decisions = follow(after, CONFIG, ordered().state)
+    assert reasons(decisions) == ["not_yet", "not_yet", "load"]
     assert decisions[-1].target == "pipeline-4"
 
 
@@ -156,6 +163,13 @@ def test_a_plan_that_someone_else_chose_is_kept_for_the_cool_down() -> None:
         "cooling_down",
         "quiet",
     ]
+
+
+def test_nor_is_a_finer_one_taken_at_once_after_someone_elses_order() -> None:
+    began = see(now=0.0, serving="pipeline-1", rate=1.0)
+    busy = [see(now=now, serving="pipeline-2", rate=30.0) for now in (1.0, 30.0, 31.0)]
+    decisions = follow([began, *busy], QUICK)
+    assert reasons(decisions) == ["steady", "cooling_down", "cooling_down", "load"]
 
 
 def test_a_plan_that_is_no_rung_is_not_touched() -> None:

@@ -61,6 +61,16 @@ def test_finer_pipelines_hold_more_devices_serve_more_and_take_longer_for_a_toke
     assert two.kv_tokens > 2 * one.kv_tokens
 
 
+def test_a_token_alone_comes_sooner_than_one_of_a_full_batch() -> None:
+    figures = DeviceFigures(flops_per_second=1e9, memory_bytes_per_second=1e9)
+    graph = analytic_graph(SIZES, [2] * 8, [1, 8], figures)
+    eight = ladder_from_graph(graph, DEPLOYMENTS, WORKLOAD, machine()).rungs
+    one = ladder_from_graph(graph, DEPLOYMENTS, replace(WORKLOAD, rows=1), machine()).rungs
+    for full, alone in zip(eight, one, strict=True):
+        assert full.idle_latency_seconds == alone.latency_seconds
+        assert alone.latency_seconds < full.latency_seconds
+
+
 def test_one_stage_does_its_rows_once_in_its_latency() -> None:
     one = modelled().rung("one")
     assert one.tokens_per_second == pytest.approx(WORKLOAD.rows / one.latency_seconds)

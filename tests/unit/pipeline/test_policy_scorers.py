@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -192,6 +193,42 @@ def test_sustained_throughput_keeps_kingmans_mean_wait_at_the_objective() -> Non
     service = 100 / each.tokens_per_second
     wait = utilization / (1 - utilization) * (4.0**2 + 1) / 2 * service
     assert wait == pytest.approx(SERVICE.ttft_objective_seconds)
+
+
+REPLICAS = Ladder(
+    tuple(
+        rung(each, latency_seconds=0.2, idle_latency_seconds=0.1, tokens_per_second=1000.0 * each)
+        for each in (1, 2, 4)
+    )
+)
+"""As replicas of one plan: twice the devices do twice the tokens, none of them any sooner."""
+
+
+def test_an_objective_between_the_idle_and_the_full_latency_is_met_by_more_devices() -> None:
+    seen = see(rate=8.0)  # of the 10 that the coarsest rung serves
+    assert favourite(seen, REPLICAS, ServiceScorer(itl_objective_seconds=0.2)) == "pipeline-1"
+    assert favourite(seen, REPLICAS, ServiceScorer(itl_objective_seconds=0.15)) == "pipeline-2"
+    assert favourite(seen, REPLICAS, ServiceScorer(itl_objective_seconds=0.12)) == "pipeline-4"
+
+
+def test_an_objective_that_an_idle_rung_misses_takes_no_devices() -> None:
+    assert favourite(see(rate=4.0), REPLICAS, ServiceScorer(itl_objective_seconds=0.05)) == (
+        "pipeline-1"
+    )
+
+
+@given(observations(REPLICAS), positive(0, 50), positive(0, 50), positive(0.01, 1.0))
+def test_with_objectives_between_a_higher_rate_still_never_favours_fewer_replicas(
+    seen: Observation, one: float, other: float, objective: float
+) -> None:
+    scorer = ServiceScorer(itl_objective_seconds=objective)
+    low, high = (with_windows(seen, rate=rate) for rate in sorted((one, other)))
+    for less, more in itertools.combinations(REPLICAS.rungs, 2):
+        before, after = (
+            scorer.score(less, each, REPLICAS) / scorer.score(more, each, REPLICAS)
+            for each in (low, high)
+        )
+        assert after <= before * (1 + 1e-9)
 
 
 def test_flexpipe_scores_by_equation_4() -> None:
