@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -13,6 +14,8 @@ Floats = NDArray[np.float64]
 STALLED, RECOVERED = 1.5, 1.2
 """FlexPipe: a request stalls whose latency is more than 1.5 times the first quartile; the stall is
 over at one below 1.2 times it (arXiv:2510.11938, section 9)."""
+_SMOOTHED = 25
+"""Requests whose median tells how the service is, where one slow request is no burst."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Metrics:
     recovery_p50: float
     """Seconds from the first request of a stall to the first one after it; 0: there was none."""
     recovery_p95: float
+    burst_recovery_mean: float
+    """Likewise, of the running median of 25 requests: one slow request among fast ones is no stall,
+    and one fast request among slow ones does not end it."""
+    burst_recovery_most: float
     changes: int
     """Of plan, or replicas started and stopped."""
     seconds: float
@@ -96,6 +103,7 @@ def measure(
     good = int((latency <= objective * alone).sum())
     seconds = float(end.max() - outcomes.arrival[0])
     recoveries = stall_seconds(arrival, latency / alone)
+    bursts = _burst_seconds(arrival, latency / alone)
     least, most = devices
     return Metrics(
         requests=len(served),
@@ -115,9 +123,19 @@ def measure(
         stalls=len(recoveries),
         recovery_p50=float(np.percentile(recoveries, 50)) if len(recoveries) else 0.0,
         recovery_p95=float(np.percentile(recoveries, 95)) if len(recoveries) else 0.0,
+        burst_recovery_mean=float(bursts.mean()) if len(bursts) else 0.0,
+        burst_recovery_most=float(bursts.max(initial=0.0)),
         changes=changes,
         seconds=seconds,
     )
+
+
+def _burst_seconds(arrival: Floats, slowness: Floats) -> Floats:
+    """How long each stall of the running median lasted."""
+    if len(arrival) < _SMOOTHED:
+        return np.empty(0)
+    medians: Floats = np.median(sliding_window_view(slowness, _SMOOTHED), axis=1)
+    return stall_seconds(arrival[_SMOOTHED - 1 :], medians)
 
 
 def stall_seconds(arrival: Floats, slowness: Floats) -> Floats:

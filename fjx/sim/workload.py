@@ -102,14 +102,8 @@ def servegen_arrivals(path: Path, count: int, rate: float, seed: int, begin: flo
         UserError: the archive cannot be read or has too few requests from there on.
     """
     random, times = np.random.default_rng(seed), []
-    try:
-        with tarfile.open(path) as archive:
-            for member in sorted(archive.getmembers(), key=lambda each: each.name):
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is not None and member.name.endswith(".csv"):
-                    times += _client(io.TextIOWrapper(file, "utf-8"), random, begin, count)
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise UserError(f"cannot read the ServeGen archive {path}: {error}") from error
+    for client in _servegen(path):
+        times += _drawn(client, random, begin, math.inf, 1.0, count)
     times.sort()
     if len(times) < count:
         raise UserError(f"{path} has {len(times)} requests from {begin} s on, expected {count}")
@@ -117,25 +111,90 @@ def servegen_arrivals(path: Path, count: int, rate: float, seed: int, begin: flo
     return [(at - times[0]) * scale for at in times[:count]]
 
 
-def _client(
-    lines: io.TextIOWrapper, random: np.random.Generator, begin: float, count: int
+def servegen_span(
+    path: Path, count: int, rate: float, seed: int, *, begin: float, seconds: float
 ) -> list[float]:
-    """Arrivals of one client, no more than all clients together need."""
+    """Draw about so many arrivals that have the shape of a longer span of a ServeGen archive, such
+    as a day: each client comes as much more seldom as the span has more requests, with its own
+    burstiness, and time is then shortened to the mean rate.
+
+    Args:
+        path: See `servegen_arrivals`.
+        count: Expected number of requests.
+        rate: Mean arrivals a second, after scaling.
+        seed: Fixes the draw.
+        begin: Seconds of the archive at which to begin.
+        seconds: Of the archive, whole windows of 600.
+
+    Raises:
+        UserError: the archive cannot be read or has no requests in the span.
+    """
+    random, times, clients = np.random.default_rng(seed), [], _servegen(path)
+    end = begin + seconds
+    total = sum(row.rate for rows in clients for row in rows if begin <= row.start < end)
+    if not total:
+        raise UserError(f"{path} has no requests from {begin} s to {end} s")
+    share = count / (total * _SERVEGEN_WINDOW)
+    for client in clients:
+        times += _drawn(client, random, begin, end, share, None)
+    shortened = count / rate / seconds
+    return [(at - begin) * shortened for at in sorted(times)]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What one client of a ServeGen archive does for 600 s."""
+
+    start: float
+    rate: float
+    family: str
+    shape: float
+    scale: float
+
+
+def _servegen(path: Path) -> list[list[_Window]]:
+    """The clients of an archive, without windows in which nobody comes."""
+    clients = []
+    try:
+        with tarfile.open(path) as archive:
+            for member in sorted(archive.getmembers(), key=lambda each: each.name):
+                file = archive.extractfile(member) if member.isfile() else None
+                if file is not None and member.name.endswith(".csv"):
+                    lines = io.TextIOWrapper(file, "utf-8").read().splitlines()
+                    clients.append([row for row in map(_window, lines) if row is not None])
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise UserError(f"cannot read the ServeGen archive {path}: {error}") from error
+    return clients
+
+
+def _window(line: str) -> _Window | None:
+    start, rate, _, family, *rest = line.strip().split(",")
+    if not float(rate) or not family:
+        return None
+    return _Window(float(start), float(rate), family.lower(), float(rest[0]), float(rest[1]))
+
+
+def _drawn(
+    client: Sequence[_Window],
+    random: np.random.Generator,
+    begin: float,
+    end: float,
+    share: float,
+    most: int | None,
+) -> list[float]:
+    """Arrivals of one client in a span, the given share of them; about ``most`` are enough."""
     times: list[float] = []
-    for line in lines:
-        start, rate, _, family, *rest = line.strip().split(",")
-        at, end = float(start), float(start) + _SERVEGEN_WINDOW
-        if at < begin or not float(rate) or not family:
+    for window in client:
+        if not begin <= window.start < end:
             continue
-        shape, scale = float(rest[0]), float(rest[1])
-        expected = int(2 * float(rate) * _SERVEGEN_WINDOW) + 16
-        if family.lower().startswith("weibull"):
-            gaps = scale * random.weibull(shape, expected)
+        expected = int(2 * share * window.rate * _SERVEGEN_WINDOW) + 16
+        if window.family.startswith("weibull"):
+            gaps = window.scale * random.weibull(window.shape, expected)
         else:
-            gaps = random.gamma(shape, scale, expected)
-        arrived = at + np.cumsum(gaps)
-        times += arrived[arrived < end].tolist()
-        if len(times) > count:
+            gaps = random.gamma(window.shape, window.scale, expected)
+        arrived = window.start + np.cumsum(gaps / share)
+        times += arrived[arrived < window.start + _SERVEGEN_WINDOW].tolist()
+        if most is not None and len(times) > most:
             break
     return times
 

@@ -15,7 +15,7 @@ from fjx.sharding.topology import Link
 from fjx.sim.cluster import Cluster, Tenancy, flexpipe_hosts, tenancies_from_pods
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import copy_seconds, load_seconds
-from fjx.sim.metrics import stall_seconds
+from fjx.sim.metrics import Outcomes, measure, stall_seconds
 from tests.unit.sim.sim_cases import DEVICES, cluster, setup
 
 GB = 10**9
@@ -137,3 +137,17 @@ def test_a_stall_lasts_until_requests_are_as_fast_as_before() -> None:
     arrival = np.arange(10.0)
     slowness = np.array([1, 1, 1, 2, 3, 1.3, 1.1, 1, 1.4, 1])
     assert stall_seconds(arrival, slowness).tolist() == [3.0]
+
+
+def test_one_slow_request_is_a_stall_and_no_burst() -> None:
+    arrival = np.arange(400.0)
+    latency = np.ones(400)
+    latency[50] = 9.0  # alone
+    latency[200:300] = 9.0
+    latency[250] = 1.0  # one that was lucky
+    output = np.full(400, 5)
+    outcomes = Outcomes(arrival, arrival + 0.5, arrival + latency, output, np.ones(400))
+    metrics = measure(outcomes, objective=5, device_seconds=1, devices=(1, 1), changes=0)
+    assert metrics.stalls == 3
+    assert metrics.burst_recovery_most == pytest.approx(100, abs=1)
+    assert metrics.burst_recovery_mean == metrics.burst_recovery_most

@@ -16,6 +16,7 @@ from fjx.sim.workload import (
     gamma_arrivals,
     interval_cv,
     servegen_arrivals,
+    servegen_span,
     surge_arrivals,
     with_lengths,
 )
@@ -79,3 +80,19 @@ def test_clients_of_a_servegen_archive_come_at_the_wanted_rate(tmp_path: Path) -
     assert cv_of(times) == pytest.approx(1.0, rel=0.15)
     with pytest.raises(UserError, match="expected 100000"):
         servegen_arrivals(path, 100_000, 20.0, 0, 0.0)
+
+
+def test_a_span_of_a_servegen_archive_keeps_its_shape_at_any_rate(tmp_path: Path) -> None:
+    # 600 s with a fifth of the requests, 600 s with the others, 600 s that are not asked for.
+    rows = "0,2.0,1.0,Gamma,1.0,0.5\n600,8.0,1.0,Gamma,1.0,0.125\n1200,9.0,1.0,Gamma,1.0,0.1\n"
+    (tmp_path / "a.csv").write_text(rows)
+    path = tmp_path / "clients.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(tmp_path / "a.csv", "a.csv")
+    times = servegen_span(path, 2000, 20.0, 0, begin=0.0, seconds=1200.0)
+    assert len(times) == pytest.approx(2000, rel=0.1)
+    assert 90 < times[-1] <= 100
+    assert times == sorted(times)
+    assert sum(at < 50 for at in times) / len(times) == pytest.approx(0.2, abs=0.03)
+    with pytest.raises(UserError, match="has no requests from 1800"):
+        servegen_span(path, 10, 20.0, 0, begin=1800.0, seconds=600.0)
