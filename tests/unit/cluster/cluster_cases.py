@@ -1,11 +1,8 @@
-"""Three Ray nodes on this machine, and a tiny model served by them."""
+"""A tiny model served by the nodes of a Ray cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -23,19 +20,26 @@ from tests.unit.engine.tiny import HF_CONFIG, LetterTokenizer
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
+from fjx.cluster.actor import Member
 from fjx.cluster.cluster import Patience
-from fjx.cluster.local import local_nodes
 from fjx.cluster.orders import Setup, Weights
 from fjx.cluster.start import Started, start_cluster
 
 NODES = ("n0", "n1", "n2")
 
 
-@contextmanager
-def ray_nodes() -> Iterator[Any]:
-    """Three nodes, whose workers find this folder."""
-    with local_nodes(NODES, str(Path.cwd())) as cluster:
-        yield cluster
+def pid_of(member: Member) -> int:
+    """A worker's process."""
+    pid: int = member.call("pid").result(10)
+    return pid
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def spread(*counts: int, nodes: tuple[str, ...] = NODES, microbatches: int = 1) -> Plan:

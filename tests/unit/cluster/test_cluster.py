@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,8 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
 from fjx.cluster.cluster import Patience
-from tests.unit.cluster.cluster_cases import cluster_engine, ray_nodes, spread
+from tests.unit.cluster.cluster_cases import cluster_engine, pid_of, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    with ray_nodes() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled programs, which the first test leaves to the others."""
-    return tmp_path_factory.mktemp("programs")
 
 
 @pytest.mark.slow
@@ -50,7 +37,7 @@ def test_a_killed_stage_costs_no_request_and_no_token(nodes: Any, cache: Path, s
         served = Served(engine, MIXED)
         served.step(12)
         member = started.executors[0].members[stage]
-        os.kill(member.call("pid").result(10), signal.SIGKILL)
+        os.kill(pid_of(member), signal.SIGKILL)
         for answer, ask in zip(served.finish(), MIXED, strict=True):
             assert answer == expected(ask)
         engine.check_idle()
@@ -90,7 +77,7 @@ def test_a_stopped_worker_is_replaced(nodes: Any, cache: Path) -> None:
     try:
         served = Served(engine, MIXED[:3])
         served.step(8)
-        pid = started.executors[0].members[1].call("pid").result(10)
+        pid = pid_of(started.executors[0].members[1])
         os.kill(pid, signal.SIGSTOP)  # it neither works nor ends, like a node that is cut off
         assert served.finish() == [expected(ask) for ask in MIXED[:3]]
         assert len(started.home.repairs) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,8 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
 from fjx.cluster.local import add_node
-from tests.unit.cluster.cluster_cases import cluster_engine, ray_nodes, spread
+from tests.unit.cluster.cluster_cases import cluster_engine, pid_of, spread
 from tests.unit.engine.plan_cases import MIXED, PATIENCE, Served, expected, serve_through
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    with ray_nodes() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled programs, which the first test leaves to the others."""
-    return tmp_path_factory.mktemp("programs")
 
 
 @pytest.mark.slow
@@ -43,13 +30,14 @@ def test_nodes_are_drained_and_added_while_requests_are_served(nodes: Any, cache
         # The last two granules went from n2 to n1, with the head; the first three stayed.
         assert records[0].parameter_bytes > 0
         assert all(record.kv_bytes > 0 for record in records)
-        add_node(nodes, "n3")
+        added = add_node(nodes, "n3")
         target = spread(4, 4, nodes=("n3", "n1"))
         answers, _ = serve_through(engine, MIXED[:4], [target])
         assert answers == [expected(ask) for ask in MIXED[:4]]
         assert sorted(members) == ["n1", "n3"]
     finally:
         engine.plans.close("the test ends")
+    nodes.remove_node(added)
 
 
 @pytest.mark.slow
@@ -63,7 +51,7 @@ def test_a_stage_that_is_lost_in_a_change_aborts_it_and_costs_no_token(
         engine.regranularize(spread(2, 6, nodes=("n2", "n1")))
         engine.plans.wait(PATIENCE)
         served.step(1)
-        os.kill(started.executors[0].members[0].call("pid").result(10), signal.SIGKILL)
+        os.kill(pid_of(started.executors[0].members[0]), signal.SIGKILL)
         assert served.finish() == [expected(ask) for ask in MIXED]
         last = engine.plans.status().last
         assert last is not None
@@ -80,7 +68,7 @@ def test_a_lost_node_leaves_its_stages_to_the_others(nodes: Any, cache: Path) ->
     try:
         served = Served(engine, MIXED)
         served.step(8)
-        pid = started.executors[0].members[1].call("pid").result(10)
+        pid = pid_of(started.executors[0].members[1])
         nodes.remove_node(node, allow_graceful=False)
         os.kill(pid, signal.SIGKILL)  # a worker outlives its node's Ray for a while
         assert served.finish() == [expected(ask) for ask in MIXED]

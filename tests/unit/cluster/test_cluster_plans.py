@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
 from fjx.sharding.plan import Deployment
-from tests.unit.cluster.cluster_cases import cluster_engine, placed, ray_nodes
+from tests.unit.cluster.cluster_cases import cluster_engine, pid_of, placed
 from tests.unit.engine.plan_cases import MIXED, Served, expected, is_near_tie, serve_through
 
 pytestmark = pytest.mark.slow
@@ -31,18 +30,6 @@ TENSOR = placed((4, "n0", (0, 1)), (4, "n2", (0,)))
 OTHER_WAY = placed((2, "n2", (1,)), (6, "n1", (1, 0)))
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    with ray_nodes() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled programs, which the first test leaves to the others."""
-    return tmp_path_factory.mktemp("programs")
-
-
 def test_replicas_and_stages_that_come_back_to_a_node(nodes: Any, cache: Path) -> None:
     engine, started = cluster_engine(THERE_AND_BACK, cache, cpu_devices=2)
     try:
@@ -51,7 +38,7 @@ def test_replicas_and_stages_that_come_back_to_a_node(nodes: Any, cache: Path) -
         served = Served(engine, MIXED, "again")
         served.step(6)
         member = started.home.cluster.members["n2"]
-        os.kill(member.call("pid").result(10), signal.SIGKILL)
+        os.kill(pid_of(member), signal.SIGKILL)
         assert served.finish() == [expected(ask) for ask in MIXED]
         # The replica that was left had all parameters, and served on.
         (loaded,) = started.home.cluster.loaded

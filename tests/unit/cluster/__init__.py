@@ -1,0 +1,1 @@
+"""What the tests of this folder share is let go of after the last one."""
