@@ -162,6 +162,8 @@ class PlanStats:
     """Pages that wait to be copied again, now."""
     decisions: dict[str, int] = field(default_factory=dict)
     """The policy's decisions by reason."""
+    slow: dict[str, float] = field(default_factory=dict)
+    """How many times as long as usual each of a cluster's workers takes that is slow now."""
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,13 @@ class _Families:
         family.add_metric([self._model_name], value)
         return family
 
+    def gauges(self, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+        """A gauge for each value of ``label`` that there is now."""
+        family = GaugeMetricFamily(f"fjx:{name}", text, labels=[*_LABELS, label])
+        for key, value in values.items():
+            family.add_metric([self._model_name, key], value)
+        return family
+
     def counter(self, name: str, text: str, value: float) -> Metric:
         """A number that only rises."""
         family = CounterMetricFamily(f"fjx:{name}", text, labels=_LABELS)
@@ -274,6 +281,12 @@ def _plan_metrics(make: _Families, plan: PlanStats) -> Iterable[Metric]:
         "reason",
         (),
         plan.decisions,
+    )
+    yield make.gauges(
+        "plan_slow_stages",
+        "How many times as long as usual each of a cluster's workers takes that is slow now.",
+        "stage",
+        plan.slow,
     )
 
 

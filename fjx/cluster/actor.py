@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,14 +16,18 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fjx.cluster.lease import Lease
 from fjx.cluster.nodes import Node
-from fjx.cluster.orders import Setup
+from fjx.cluster.orders import Beat, Setup
+from fjx.cluster.speed import Speed
 from fjx.errors import StageLostError
 
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
 """How often a call that waits looks whether its worker is lost."""
+_QUICK_STEP, _QUICK_ANSWER = 0.002, 0.005
+"""Seconds; what takes less is not told from what takes this."""
 _THREADS = {"steps": 1, "work": 1, "beats": 1}
 START_SECONDS = 120.0
 """Limit for a node to start a process with JAX in it."""
@@ -33,7 +39,9 @@ _started = itertools.count(1)
 class _StageActor:
     """Runs a `Worker`. Three threads: steps in the order of the calls, work beside them, beats."""
 
-    def __init__(self, setup: Setup, host: str, address: str, cpu_devices: int, label: str) -> None:
+    def __init__(
+        self, setup: Setup, host: str, address: str, cpu_devices: int, label: str, lease: float
+    ) -> None:
         if cpu_devices:
             update: Callable[[str, Any], None] = jax.config.update
             update("jax_platforms", "cpu")
@@ -41,6 +49,7 @@ class _StageActor:
         from fjx.cluster.worker import Worker
 
         self._worker, self._label = Worker(setup, host, address), label
+        self._lease = Lease(lease, partial(_end_process, label))
 
     def __repr__(self) -> str:
         return self._label
@@ -48,6 +57,7 @@ class _StageActor:
     @ray.method(concurrency_group="steps")  # type: ignore[untyped-decorator]
     def steps(self, method: str, *arguments: Any) -> Any:
         """Call a method of the worker in the order of these calls."""
+        self._lease.check()
         return getattr(self._worker, method)(*arguments)
 
     @ray.method(concurrency_group="work")  # type: ignore[untyped-decorator]
@@ -56,17 +66,28 @@ class _StageActor:
         return getattr(self._worker, method)(*arguments)
 
     @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
-    def beat(self) -> dict[int, int]:
+    def beat(self) -> Beat:
         """See `Worker.beat`."""
-        beat: dict[int, int] = self._worker.beat()
-        return beat
+        self._lease.renew()
+        return self._worker.beat()
+
+    @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
+    def forget(self, address: str) -> None:
+        """See `Worker.forget`. Steps and work may be waiting for just this."""
+        self._worker.forget(address)
+
+
+def _end_process(label: str, seconds: float) -> None:
+    """End a worker without waiting for anything."""
+    logger.error("%s has heard nothing from its driver for %.1f s, and ends", label, seconds)
+    os._exit(1)
 
 
 class Call:
     """A call that was sent to a worker."""
 
     def __init__(self, member: Member, method: str, reference: Any) -> None:
-        self.member, self._method, self._reference = member, method, reference
+        self.member, self._method, self.reference = member, method, reference
 
     @property
     def done(self) -> bool:
@@ -75,7 +96,7 @@ class Call:
 
     def done_within(self, seconds: float) -> bool:
         """Whether it has ended, at the latest after so many seconds."""
-        ready, _ = ray.wait([self._reference], timeout=seconds)
+        ready, _ = ray.wait([self.reference], timeout=seconds)
         return bool(ready)
 
     def result(self, seconds: float, check: Callable[[], None] | None = None) -> Any:
@@ -96,7 +117,7 @@ class Call:
                     f"did not answer {self._method!r} within {seconds:g} s"
                 )
         try:
-            return ray.get(self._reference)
+            return ray.get(self.reference)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else error) from None
@@ -109,14 +130,19 @@ class Call:
 class Member:
     """The driver's handle of a worker."""
 
-    def __init__(self, setup: Setup, node: Node, label: str) -> None:
-        """Begin to start a worker on a node; `wait_started` returns when it is there."""
+    def __init__(self, setup: Setup, node: Node, label: str, lease: float) -> None:
+        """Begin to start a worker on a node; `wait_started` returns when it is there. ``lease``:
+        seconds without a call of `beat` after which it ends by itself."""
         self.node, self.label = node, label
         self.address = ""
         """Where others fetch what it offers."""
         self.started = False
         self.steps: dict[int, int] = {}
         """Steps of each run that it had begun by then."""
+        self.steps_speed, self.answers_speed = Speed(_QUICK_STEP), Speed(_QUICK_ANSWER)
+        """How long its part of a step takes, and how long it takes to answer."""
+        self.slowdown: float | None = None
+        """How many times as long as usual it takes; None: it is not slow."""
         self.lost: str | None = None
         """Why nothing is to be expected of it any more."""
         name = f"{label} ({node.host}, {next(_started)})"
@@ -132,7 +158,7 @@ class Member:
             num_gpus=node.gpus,
             max_restarts=0,
             scheduling_strategy=strategy,
-        ).remote(setup, node.host, node.address, 0 if node.gpus else node.cpu_devices, label)
+        ).remote(setup, node.host, node.address, 0 if node.gpus else node.cpu_devices, label, lease)
 
     def wait_started(self, seconds: float, is_there: Callable[[Node], bool]) -> None:
         """Return when the worker answers; ``is_there``: whether a node is.
@@ -159,6 +185,10 @@ class Member:
         """Ask for a sign of life."""
         return Call(self, "beat", self._actor.beat.remote())
 
+    def forget(self, address: str) -> None:
+        """Have it forget another worker."""
+        self._actor.forget.remote(address)
+
     def lose(self, why: str) -> None:
         """Expect nothing of it any more; the message says which stage on which node."""
         if self.lost is None:
@@ -177,6 +207,13 @@ class Member:
 
     def __str__(self) -> str:
         return f"{self.label} on node {self.node.host}"
+
+
+def first_done(calls: Sequence[Call], seconds: float) -> list[Call]:
+    """Those that have ended as soon as any has, at the latest after so many seconds."""
+    by_reference = {call.reference: call for call in calls}
+    ready, _ = ray.wait(list(by_reference), timeout=seconds)
+    return [by_reference[each] for each in ready]
 
 
 def results(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ from fjx.sharding.errors import listed
 from fjx.sharding.plan import Deployment, Mesh, Plan
 
 logger = logging.getLogger(__name__)
+
+_LEASE_BEATS = 4
+"""A worker ends by itself after so many times the limit at which it counts as lost: by then it is
+lost in any case, unless the driver itself stood still."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,11 @@ class Cluster:
         self.patience = patience
         self.members: dict[str, Member] = {}
         """By the name of their node."""
-        self.driver = Driver(
-            programs, Compiler(cache_dir=None), Wire(address), itertools.count(1), patience.step
-        )
+        # Another driver's worker may get the address of one of ours that has ended: numbers of
+        # different drivers are different.
+        numbers = itertools.count(secrets.randbits(48))
+        compiler = Compiler(cache_dir=None)
+        self.driver = Driver(programs, compiler, Wire(address), numbers, patience.step)
         self._runs = itertools.count(1)
         self._watch = Watch(self.members, patience.beat)
         self._copies: dict[str, _Copy] = {}
@@ -172,7 +179,8 @@ class Cluster:
         for host in dict.fromkeys(hosts):
             if host not in self.members:
                 held = [index for index, of in enumerate(hosts) if of == host]
-                self.members[host] = Member(self._setup, nodes[host], label(replica, held))
+                lease = _LEASE_BEATS * self.patience.beat
+                self.members[host] = Member(self._setup, nodes[host], label(replica, held), lease)
                 begun.append(self.members[host])
         try:
             for member in begun:
@@ -182,6 +190,11 @@ class Cluster:
                 self.end_member(member.node.host)
             raise
         return [self.members[host] for host in hosts]
+
+    def slow(self) -> dict[str, float]:
+        """How many times as long as usual each of those workers takes that are slow."""
+        members = list(self.members.values())
+        return {f"{each}": each.slowdown for each in members if each.slowdown is not None}
 
     def check(self, executor: ClusterExecutor) -> None:
         """Find out which of a run's workers are gone: those that do not answer now."""
@@ -211,7 +224,7 @@ class Cluster:
         member.end()
         self.driver.wire.forget(member.address)
         for other in self.members.values():
-            other.step("forget", member.address)
+            other.forget(member.address)
 
     def end_all(self) -> None:
         """End all workers; those that are needed again are started again."""

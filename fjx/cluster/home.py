@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from fjx.sharding.planner import even_mesh
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 2.0
+_LOOK_SECONDS, _MEND_SECONDS = 1.0, 0.1
+"""How often an idle engine looks whether a worker is lost, and whether its replacement is there."""
 _MOST_FRUITLESS = 3
 
 
@@ -42,6 +45,8 @@ class ClusterHome:
         self._patience = patience
         self._mending: _Mending | None = None
         self._fruitless = 0
+        self._sleeps = False
+        """Whether all workers have ended because there was no work."""
         self.repairs: list[float] = []
         """Seconds that each replacement of lost stages took."""
 
@@ -59,6 +64,7 @@ class ClusterHome:
         self, planner: Planner, executors: Sequence[Pipeline], seconds: float
     ) -> Mended | None:
         """See `Home`."""
+        self._sleeps = False
         if self._mending is None:
             self._count_fruitless(executors)
             ours = [each for each in executors if isinstance(each, ClusterExecutor)]
@@ -90,17 +96,24 @@ class ClusterHome:
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
         """See `Home`: in the end all workers end, and their devices are free for others."""
-        if self._idle_seconds is None or all(each.lost for each in executors):
+        if self._sleeps:
             return None
-        left = self._idle_seconds - seconds
+        if any(each.lost for each in executors):
+            return _MEND_SECONDS
+        left = math.inf if self._idle_seconds is None else self._idle_seconds - seconds
         if left > 0:
-            return left
+            return min(left, _LOOK_SECONDS)
         logger.info("idle for %.0f s: all workers end until there is work", seconds)
         for each in executors:
             if isinstance(each, ClusterExecutor):
                 each.fail("its worker has ended, because there was no work")
         self.cluster.end_all()
+        self._sleeps = True
         return None
+
+    def slow(self) -> dict[str, float]:
+        """See `Home`."""
+        return self.cluster.slow()
 
     def close(self) -> None:
         """See `Home`: ends all workers."""

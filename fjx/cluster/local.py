@@ -8,17 +8,21 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 80 << 20
 """Of each node: the least that Ray takes; fjx puts nothing into it."""
 
 
 @contextmanager
-def local_nodes(names: Sequence[str], python_path: str = "") -> Iterator[Any]:
+def local_nodes(
+    names: Sequence[str], python_path: str = "", address: str = LOOPBACK
+) -> Iterator[Any]:
     """Nodes with one processor each, and this process connected to them.
 
     Args:
         names: of the nodes.
         python_path: where workers find modules that are not installed.
+        address: of this process and all of these nodes.
 
     Returns:
         The `ray.cluster_utils.Cluster`.
@@ -37,27 +41,33 @@ def local_nodes(names: Sequence[str], python_path: str = "") -> Iterator[Any]:
         patch.dict(os.environ, environment),
         patch("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False),
     ):
-        cluster = Cluster(initialize_head=True, head_node_args=_node(names[0]))
+        cluster = Cluster(initialize_head=True, head_node_args=_node(names[0], address))
         try:
             for name in names[1:]:
-                add_node(cluster, name)
-            ray.init(cluster.address, namespace="fjx", log_to_driver=False, logging_level="error")
+                add_node(cluster, name, address)
+            ray.init(
+                cluster.address,
+                namespace="fjx",
+                log_to_driver=False,
+                logging_level="error",
+                _node_ip_address=address,
+            )
             yield cluster
         finally:
             ray.shutdown()
             cluster.shutdown()
 
 
-def add_node(cluster: Any, name: str) -> Any:
+def add_node(cluster: Any, name: str, address: str = LOOPBACK) -> Any:
     """Start another node."""
-    return cluster.add_node(**_node(name))
+    return cluster.add_node(**_node(name, address))
 
 
-def _node(name: str) -> dict[str, Any]:
+def _node(name: str, address: str) -> dict[str, Any]:
     return {
         "num_cpus": 1,
         "object_store_memory": _OBJECT_STORE_BYTES,
-        "node_ip_address": "127.0.0.1",
+        "node_ip_address": address,
         "node_name": name,
         "include_dashboard": False,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from fjx.errors import UserError
 from fjx.sharding.plan import Device
 from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Topology
 
+_REACH_SECONDS = 1.0
+"""For a node to accept a connection."""
 _CONNECT_HINT = "run `ray start --head` on one machine and `ray start --address=...` on the others"
 
 
@@ -58,7 +61,11 @@ def connect(address: str) -> None:
 
 def live_nodes(cpu_devices: int = 1) -> tuple[Node, ...]:
     """The nodes that are alive and have a processor to give, in the order of their names."""
-    alive = [each for each in ray.nodes() if each["Alive"] and each["Resources"].get("CPU", 0) >= 1]
+    alive = [
+        each
+        for each in ray.nodes()
+        if each["Alive"] and each["Resources"].get("CPU", 0) >= 1 and _is_reachable(each)
+    ]
     names = Counter(each["NodeName"] for each in alive)
     return tuple(
         sorted((_node(each, names, cpu_devices) for each in alive), key=lambda node: node.host)
@@ -84,6 +91,17 @@ def topology_of(nodes: Sequence[Node]) -> Topology:
             for device in node.devices
         )
     )
+
+
+def _is_reachable(entry: dict[str, Any]) -> bool:
+    """Whether the node's Ray accepts a connection: Ray counts a node that is cut off as alive for
+    half a minute."""
+    address = entry["NodeManagerAddress"], entry["NodeManagerPort"]
+    try:
+        socket.create_connection(address, _REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _node(entry: dict[str, Any], names: Counter[str], cpu_devices: int) -> Node:

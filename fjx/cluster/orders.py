@@ -132,6 +132,24 @@ class StepOrder:
         return tuple(number for number in numbers if number is not None)
 
 
+class Timed(NamedTuple):
+    """How long a worker's part of a step took, once it had what it needed."""
+
+    run: int
+    rows: int
+    """Of the step, padding included."""
+    seconds: float
+
+
+class Beat(NamedTuple):
+    """A worker's sign of life."""
+
+    steps: dict[int, int]
+    """Steps of each run that it has begun."""
+    timed: tuple[Timed, ...]
+    """Some steps since the last sign of life."""
+
+
 def narrow(batch: Batch, limits: Limits, chooses: bool) -> NarrowBatch:
     """A batch for a message; ``chooses``: whether the receiver holds the last stage."""
     table: Any = limits.layout(batch.num_rows).split(batch.packed).rows.page_table

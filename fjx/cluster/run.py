@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fjx.cluster.orders import Hop, RunOrder, StepOrder, widen
+from fjx.cluster.pace import Pace, Span, copy
 from fjx.cluster.wire import Wire
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.choice import choose_tokens
@@ -34,6 +35,7 @@ class StageRun:
         programs: Programs,
         compiler: Compiler,
         wire: Wire,
+        pace: Pace,
     ) -> None:
         """
         Args:
@@ -43,9 +45,11 @@ class StageRun:
             programs: what runs.
             compiler: has it.
             wire: leads to the other workers and the driver.
+            pace: measures how long steps take.
         """
         self.order, self.shapes, self.pieces = order, tuple(shapes), pieces
         self._programs, self._compiler, self._wire = programs, compiler, wire
+        self._pace = pace
         self.steps = 0
         self.last_output: Any = None
         """What is ready when all steps so far are done."""
@@ -87,13 +91,18 @@ class StageRun:
     def _step(self, order: StepOrder, kept: set[int]) -> None:
         batch, x = widen(order.batch, self._programs.limits), None
         slots: Any = None
+        spans: list[Span] | None = [] if self._pace.due else None
         for stage, hop in zip(self._stages, order.hops, strict=True):
-            x, slots, _ = stage.run(
-                batch.num_rows, self._source(stage, hop, x, order), batch.packed
-            )
+            source = self._source(stage, hop, x, order)
+            taken = None if spans is None else copy(source)
+            x, slots, _ = stage.run(batch.num_rows, source, batch.packed)
+            if spans is not None:
+                spans.append(Span(taken, copy(x)))
             if hop.offer is not None:
                 self._offer(hop.offer, [stage.placement.parts(x)[0]], kept)
         self.last_output = x
+        if spans is not None:
+            self._pace.measure(order.run, batch.num_rows, spans)
         if self._stages[-1].shape.last and batch.num_samples:
             self._choose(batch, x, slots, order, kept)
         self.steps += 1

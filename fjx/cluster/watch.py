@@ -1,4 +1,4 @@
-"""Notices lost workers."""
+"""Notices lost workers, and slow ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Mapping
 
-from fjx.cluster.actor import Call, Member
+from fjx.cluster.actor import Call, Member, first_done
+from fjx.cluster.orders import Beat
+from fjx.cluster.speed import SLOW, SLOW_ANSWER, slowdown
 from fjx.errors import StageLostError
 
 logger = logging.getLogger(__name__)
@@ -42,24 +44,59 @@ class Watch:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._seconds / _BEATS):
-            members = list(self._members.values())
-            now = time.monotonic()
-            self._asked = {
-                member: self._asked.get(member) or (member.beat(), now)
-                for member in members
-                if member.started and member.lost is None
-            }
-            for member in list(self._asked):
-                self._look(member)
+        while not self._stopped.is_set():
+            next_time = time.monotonic() + self._seconds / _BEATS
+            self._ask()
+            while self._asked and (left := next_time - time.monotonic()) > 0:
+                done = first_done([call for call, _ in self._asked.values()], left)
+                for call in done:
+                    self._take(call)
+            self._lose_silent()
+            self._judge()
+            self._stopped.wait(max(next_time - time.monotonic(), 0.0))
 
-    def _look(self, member: Member) -> None:
-        asked, when = self._asked[member]
-        if asked.done:
-            del self._asked[member]
-            try:
-                member.steps = asked.result(1.0)
-            except StageLostError as error:
-                member.lose(str(error))
-        elif time.monotonic() - when > self._seconds:
-            member.lose(f"{member} gave no sign of life for {self._seconds:g} s")
+    def _ask(self) -> None:
+        """Ask those that owe no answer."""
+        now, members = time.monotonic(), list(self._members.values())
+        self._asked = {
+            member: self._asked.get(member) or (member.beat(), now)
+            for member in members
+            if member.started and member.lost is None
+        }
+
+    def _take(self, call: Call) -> None:
+        member = call.member
+        _, when = self._asked.pop(member)
+        try:
+            beat: Beat = call.result(1.0)
+        except StageLostError as error:
+            member.lose(str(error))
+            return
+        member.steps, learn = beat.steps, member.slowdown is None
+        member.answers_speed.observe(None, time.monotonic() - when, learn)
+        for timed in beat.timed:
+            member.steps_speed.observe((timed.run, timed.rows), timed.seconds, learn)
+
+    def _lose_silent(self) -> None:
+        for member, (_, when) in self._asked.items():
+            if time.monotonic() - when > self._seconds:
+                member.lose(f"{member} gave no sign of life for {self._seconds:g} s")
+
+    def _judge(self) -> None:
+        """Say who has become slow, and who is no longer."""
+        members = [m for m in list(self._members.values()) if m.started and m.lost is None]
+        for member in members:
+            steps, answers = member.steps_speed, member.answers_speed
+            others = [each.steps_speed.factor for each in members if each is not member]
+            was = member.slowdown is not None
+            late = slowdown(steps.factor, others, SLOW, was)
+            mute = slowdown(answers.factor, (), SLOW_ANSWER, was)
+            member.slowdown = late or mute
+            if member.slowdown is not None and not was:
+                what, seconds = ("its part of a step", steps) if late else ("an answer", answers)
+                logger.warning(
+                    "slow: %s: %s takes %.2g s, %.1f times as long as usual",
+                    member, what, seconds.seconds, member.slowdown,
+                )  # fmt: skip
+            elif was and member.slowdown is None:
+                logger.info("no longer slow: %s", member)

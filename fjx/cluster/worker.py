@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.cluster.movement import fetch_pages, fetch_params, fetch_parts, params_offered
-from fjx.cluster.orders import PieceOffer, Remote, RunOrder, Setup, StepOrder
+from fjx.cluster.orders import Beat, PieceOffer, Remote, RunOrder, Setup, StepOrder
+from fjx.cluster.pace import Pace
 from fjx.cluster.run import StageRun
 from fjx.cluster.wire import Wire, wait_for
 from fjx.models.granules import Model
@@ -62,7 +63,7 @@ class Worker:
         """
         self._setup = setup
         self._devices = {Device(host, d.platform, d.id): d for d in jax.local_devices()}
-        self._wire = Wire(address)
+        self._wire, self._pace = Wire(address), Pace()
         model = Model(setup.config, setup.granule_layers)
         self._programs = Programs(model, setup.limits, jnp.dtype(setup.dtype))
         self._compiler = Compiler(setup.cache_dir)
@@ -158,7 +159,13 @@ class Worker:
         """Be ready for the steps of a run whose pieces are loaded."""
         order, pieces = self._prepared.pop(run)
         self._runs[run] = StageRun(
-            order, self._shapes(order), pieces, self._programs, self._compiler, self._wire
+            order,
+            self._shapes(order),
+            pieces,
+            self._programs,
+            self._compiler,
+            self._wire,
+            self._pace,
         )
 
     def drop(self, run: int) -> None:
@@ -247,9 +254,10 @@ class Worker:
                 granule.kv_pages = put(granule.kv_pages, ids, contents)
             wait_for([granule.kv_pages for granule in held], FETCH_SECONDS, "pages")
 
-    def beat(self) -> dict[int, int]:
-        """A sign of life: steps that each run was sent."""
-        return {number: run.steps for number, run in list(self._runs.items())}
+    def beat(self) -> Beat:
+        """A sign of life."""
+        steps = {number: run.steps for number, run in list(self._runs.items())}
+        return Beat(steps, self._pace.take())
 
     def counts(self) -> dict[str, int]:
         """Compilations by place, see `EngineStats.compiles`."""

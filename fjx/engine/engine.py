@@ -107,11 +107,17 @@ class Engine:
         return bool(self._in_flight) or self.replicas.has_work
 
     def rest(self) -> float | None:
-        """There is no work; seconds after which to call again if there is none until then, None: no
-        need to."""
+        """There is no work; what is lost is replaced.
+
+        Returns:
+            Seconds after which to call again if there is none until then; None: no need to.
+        """
         now = time.monotonic()
         self._idle_since = now if self._idle_since is None else self._idle_since
-        return self.plans.idle(self.replicas.executors, now - self._idle_since)
+        wait = self.plans.idle(self.replicas.executors, now - self._idle_since)
+        if wait is not None:
+            self._mend()
+        return wait
 
     def step(self) -> list[Progress]:
         """Send one step, of the part of the requests whose turn it is, and read one that was sent

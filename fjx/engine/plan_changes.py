@@ -176,6 +176,7 @@ class PlanChanges:
             moved_bytes=dict(self._moved),
             dirty_pages=0 if running is None else running.dirty_pages,
             decisions=dict(decisions or {}),
+            slow=dict(self.home.slow()),
         )
 
     def _close_ended(self) -> None:

@@ -106,8 +106,12 @@ class Home(Protocol):
         then, and `mend` brings others when there is work.
 
         Returns:
-            Seconds until it wants to be told again; None: never.
+            Seconds until it wants to be told again, and those that are lost are to be replaced
+            meanwhile; None: never, and they are not.
         """
+
+    def slow(self) -> Mapping[str, float]:
+        """How many times as long as usual each of those places takes that are slow, by name."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -147,6 +151,10 @@ class ThisProcess:
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
         """See `Home`; this process keeps its devices."""
         return None
+
+    def slow(self) -> Mapping[str, float]:
+        """See `Home`; nobody looks."""
+        return {}
 
     def close(self) -> None:
         """See `Home`; the process ends with its memory."""

@@ -50,3 +50,12 @@ def test_waiting_has_a_limit_and_says_for_what(ends: tuple[Wire, Wire]) -> None:
         wait_for(pending, 0.05, "piece 7")
     ours.offer(4, [jnp.zeros(3)])
     wait_for(pending, 10.0, "piece 7")
+
+
+def test_who_is_forgotten_keeps_nobody_waiting() -> None:
+    ours, theirs = Wire("127.0.0.1"), Wire("127.0.0.1")
+    (pending,) = theirs.fetch(Remote(ours.address, 1), [struct()])
+    later = jax.jit(lambda x: x + 1)(pending)
+    theirs.forget(ours.address)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        wait_for([later], 10.0, "it")

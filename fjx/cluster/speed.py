@@ -1,0 +1,65 @@
+"""Which worker is slow, and since when: pure arithmetic on what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Hashable, Sequence
+
+_USUAL = 64
+"""Measurements of a kind that say what is usual."""
+_FEWEST = 8
+"""Of them, before anything is judged by them."""
+_RECENT = 5
+"""Measurements that say what is now."""
+SLOW = 3.0
+"""Times its usual time, compared with the others, at which a stage counts as slow."""
+SLOW_ANSWER = 5.0
+"""The same for answers, which vary more."""
+_WELL = 0.5
+"""Share of these at which it is well again."""
+
+
+class Speed:
+    """How long something takes, against how long it usually takes."""
+
+    def __init__(self, least: float = 0.0) -> None:
+        """``least``: seconds; what is quicker counts as this."""
+        self._least = least
+        self._usual: dict[Hashable, deque[float]] = defaultdict(lambda: deque(maxlen=_USUAL))
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self.seconds = 0.0
+        """Of the last time."""
+
+    def observe(self, kind: Hashable, seconds: float, learn: bool = True) -> None:
+        """It took so long; ``kind``: only what is of the same kind is compared. Not to ``learn``:
+        what is slow now must not become the usual."""
+        self.seconds, usual = seconds, self._usual[kind]
+        seconds = max(seconds, self._least)
+        if len(usual) >= _FEWEST:
+            self._recent.append(seconds / statistics.median(usual))
+        if learn or len(usual) < _FEWEST:
+            usual.append(seconds)
+
+    @property
+    def known(self) -> bool:
+        """Whether enough is known for a judgement."""
+        return len(self._recent) == _RECENT
+
+    @property
+    def factor(self) -> float:
+        """How many times as long as usual it takes now; 1 where too little is known."""
+        return statistics.median(self._recent) if self.known else 1.0
+
+
+def slowdown(factor: float, others: Sequence[float], slow: float, is_slow: bool) -> float | None:
+    """How many times as long as it should something takes; None: it is not slow.
+
+    Args:
+        factor: see `Speed.factor`.
+        others: those of its like. Where all take longer, it is the load.
+        slow: from which on it counts as slow.
+        is_slow: whether it does so far.
+    """
+    compared = factor / max(statistics.median(others), 1.0) if others else factor
+    return compared if compared > (slow * _WELL if is_slow else slow) else None

@@ -1,0 +1,51 @@
+"""Serves through a cut of a node's network. A program, because its network must be its own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from fjx.cluster import local_networks
+from fjx.cluster.cluster import Patience
+from fjx.cluster.local import add_node, local_nodes
+from tests.unit.cluster.cluster_cases import cluster_engine, is_running, pid_of, spread
+from tests.unit.engine.plan_cases import MIXED, Served, expected
+
+BEAT = 1.5
+CUT_SECONDS = 30.0
+"""Longest; Ray itself would end the worker only when the node is back."""
+
+
+def main() -> None:
+    """Cut the node of the middle stage off for good; its worker must end by itself."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        local_networks.networks(2) as nets,
+        local_nodes(["n0"], str(Path.cwd()), local_networks.HERE) as cluster,
+    ):
+        for number, net in enumerate(nets, start=1):
+            with net.inside():
+                add_node(cluster, f"n{number}", net.address)
+        engine, started = cluster_engine(spread(3, 3, 2), Path(folder), Patience(beat=BEAT))
+        try:
+            served = Served(engine, MIXED)
+            served.step(10)
+            pid = pid_of(started.executors[0].members[1])
+            nets[0].cut()
+            begun = time.monotonic()
+            assert served.finish() == [expected(ask) for ask in MIXED]
+            engine.check_idle()
+            assert len(started.home.repairs) == 1
+            (plan,) = engine.plans.deployment.replicas
+            assert "n1" not in {device.host for device in plan.devices}
+            while is_running(pid):
+                assert time.monotonic() < begun + CUT_SECONDS
+                time.sleep(0.05)
+        finally:
+            nets[0].heal()  # or Ray waits for the node
+            engine.plans.close("the test ends")
+
+
+if __name__ == "__main__":
+    main()

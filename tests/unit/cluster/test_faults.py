@@ -1,0 +1,135 @@
+"""Workers that are slow, silent, cut off, or lost while nothing is asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
+
+from fjx.cluster.cluster import Patience
+from tests.unit.cluster.cluster_cases import cluster_engine, is_running, pid_of, spread
+from tests.unit.engine.plan_cases import MIXED, Served, expected
+
+pytestmark = pytest.mark.slow
+
+LONGEST = 60.0
+"""Seconds after which waiting counts as hanging."""
+
+
+def wait_until(happened: Callable[[], object]) -> float:
+    """Seconds until it has happened."""
+    begun = time.monotonic()
+    while not happened():
+        assert time.monotonic() < begun + LONGEST
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
+@contextmanager
+def stopped_mostly(pid: int, stopped: float, running: float) -> Iterator[None]:
+    """A process that is stopped and goes on again and again, so many seconds each."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(stopped)
+            os.kill(pid, signal.SIGCONT)
+            ended.wait(running)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_slow_worker_is_named_and_left_alone(nodes: Any, cache: Path) -> None:
+    engine, started = cluster_engine(spread(3, 3, 2), cache)
+    home, members = started.home, started.home.cluster.members
+    asks, rounds = MIXED[:4], [Served(engine, MIXED[:4])]
+
+    def serves(happened: Callable[[], object]) -> bool:
+        if not engine.has_work:
+            rounds.append(Served(engine, asks, f"{len(rounds)} "))
+        rounds[-1].step()
+        return bool(happened())
+
+    try:
+        pids = [pid_of(members[host]) for host in ("n0", "n1", "n2")]
+        wait_until(lambda: serves(lambda: all(m.steps_speed.known for m in members.values())))
+        assert not home.slow()
+        with stopped_mostly(pids[1], stopped=0.2, running=0.02):
+            wait_until(lambda: serves(home.slow))
+            ((name, factor),) = home.slow().items()
+        assert name == "stage 1 on node n1"
+        assert factor > 3
+        wait_until(lambda: serves(lambda: not home.slow()))
+        rounds[-1].finish()
+        assert all(each.answers == [expected(ask) for ask in asks] for each in rounds)
+        assert [pid_of(members[host]) for host in ("n0", "n1", "n2")] == pids
+        assert not home.repairs
+    finally:
+        engine.plans.close("the test ends")
+
+
+def test_a_worker_that_hears_nothing_from_its_driver_ends(nodes: Any, cache: Path) -> None:
+    engine, started = cluster_engine(spread(5, 3), cache, Patience(beat=0.5))
+    cluster = started.home.cluster
+    try:
+        (answer,) = Served(engine, MIXED[:1]).finish()
+        assert answer == expected(MIXED[0])
+        pids = [pid_of(member) for member in cluster.members.values()]
+        cluster._watch.stop()
+        seconds = wait_until(lambda: not any(is_running(pid) for pid in pids))
+        assert seconds > 1.0
+    finally:
+        engine.plans.close("the test ends")
+
+
+def test_what_is_lost_while_nothing_is_asked_is_replaced_at_once(nodes: Any, cache: Path) -> None:
+    engine, started = cluster_engine(spread(5, 3), cache)
+    home = started.home
+    try:
+        assert Served(engine, MIXED[:2], "first").finish() == [expected(a) for a in MIXED[:2]]
+        os.kill(pid_of(home.cluster.members["n1"]), signal.SIGKILL)
+
+        def replaced() -> bool:
+            wait = engine.rest()
+            assert wait is not None
+            assert wait <= 1.0
+            return bool(home.repairs) and not engine.executor.lost
+
+        wait_until(replaced)
+        # The next request has nothing to wait for.
+        served = Served(engine, MIXED, "second")
+        served.step()
+        assert engine.executor is not started.executors[0]
+        assert served.finish() == [expected(ask) for ask in MIXED]
+        assert len(home.repairs) == 1
+        engine.check_idle()
+    finally:
+        engine.plans.close("the test ends")
+
+
+def test_a_node_that_is_cut_off_costs_nothing_and_its_worker_ends() -> None:
+    if subprocess.run(["unshare", "--net", "true"], check=False).returncode:
+        pytest.skip("it takes the right to make network namespaces")
+    command = [sys.executable, "-m", "tests.unit.cluster.cut_off"]
+    result = subprocess.run(
+        ["unshare", "--net", *command], check=False, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
