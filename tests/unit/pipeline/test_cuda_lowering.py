@@ -35,10 +35,11 @@ from scripts.gpu_checks.models import MODELS
 from tests.unit.engine.tiny import cpus
 
 CONFIGS = {
-    name: ModelConfig.from_hf(sizes.hf_config(layers=6))
+    name: ModelConfig.from_hf(sizes.hf_config(layers=2))
     for name, sizes in MODELS.items()
     if sizes.family
 }
+"""Of two layers: the programs hold every layer one by one, and all are alike."""
 
 
 @pytest.fixture(autouse=True, params=["reference", "mosaic"])
@@ -54,15 +55,15 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def programs_of(config: ModelConfig, **more: Any) -> Programs:
     limits = Limits(
         max_model_len=2048,
-        max_num_seqs=4,
-        max_num_batched_tokens=8,
+        max_num_seqs=2,
+        max_num_batched_tokens=4,
         num_pages=500,
         page_size=16,
         bias_entries=4,
         **more,
     )
-    lens = LogitLens(config, np.arange(64, dtype=np.int32), mapped=(2,))
-    return Programs(Model(config, 2), limits, jnp.dtype(jnp.bfloat16), lens)
+    lens = LogitLens(config, np.arange(64, dtype=np.int32), mapped=(1,))
+    return Programs(Model(config, 1), limits, jnp.dtype(jnp.bfloat16), lens)
 
 
 def whole(programs: Programs) -> StageShape:
@@ -89,7 +90,7 @@ def with_kernels(lowered: dict[Any, str]) -> set[Any]:
 
 @pytest.mark.parametrize("model", CONFIGS)
 def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
-    programs = programs_of(CONFIGS[model], max_draft_rows=4, hidden=True, confidences=True)
+    programs = programs_of(CONFIGS[model], max_draft_rows=2, hidden=True, confidences=True)
     stage = whole(programs)
     texts = lower(programs.stage(stage))
     kernels = {key for key in texts if key[0] in ("granule", "stage", "head", "choose")}
@@ -121,7 +122,7 @@ def test_the_programs_that_move_pages(model: str, implementation: str) -> None:
 
 def test_the_programs_of_a_draft_head_and_of_pruning(implementation: str) -> None:
     config = CONFIGS["SmolLM2 135M"]
-    programs = programs_of(config, max_draft_rows=4, hidden=True)
+    programs = programs_of(config, max_draft_rows=2, hidden=True)
     stage = whole(programs)
     head = DraftHead(config, np.arange(64, dtype=np.int32))
     device = stage.placement.devices[0]
@@ -148,11 +149,11 @@ def chain_of(programs: Programs, compiler: Compiler) -> Chain:
 
 
 def test_a_draft_beside_a_verification() -> None:
-    target = programs_of(CONFIGS["Llama 3.1 8B"], max_draft_rows=4)
+    target = programs_of(CONFIGS["Llama 3.1 8B"], max_draft_rows=2)
     drafter = programs_of(CONFIGS["SmolLM2 135M"], confidences=True)
     compiler = Compiler(cache_dir=None)
     compiler.register(drafter.stage(whole(drafter)))
-    (verification,) = (spec for spec in target.stage(whole(target)) if spec.key[:2] == ("stage", 8))
+    (verification,) = (spec for spec in target.stage(whole(target)) if spec.key[:2] == ("stage", 4))
     chain = chain_of(drafter, compiler)
     both = overlapped(verification, chain.spec(), "both", "gpu")
     texts = lower([chain.spec(), both])
