@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -38,8 +38,11 @@ SHAPES = {
 }
 
 
-def attend(shape: Shape, blocks: int | None = 3) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """What runs in an interpreter."""
+@cache
+def attend(
+    shape: Shape, blocks: int | None, few_rows: int
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """What runs in an interpreter, compiled once; ``few_rows``: what `_FEW_ROWS` is meanwhile."""
     return jax.jit(
         partial(
             append_and_attend,
@@ -63,13 +66,13 @@ def pages_of(step: Step) -> jax.Array:
 
 
 def run(
-    step: Step, q: Any = None, k: Any = None, rotation: Any = None, **options: Any
+    step: Step, q: Any = None, k: Any = None, rotation: Any = None, blocks: int | None = 3
 ) -> tuple[np.ndarray, np.ndarray]:
     """With the step's own queries and keys, or those that become them by a rotation."""
     pages = pages_of(step)
     q, k = step.q if q is None else q, step.k if k is None else k
     with mosaic.interpreted(detect_races=True):
-        out, after = attend(step.shape, **options)(
+        out, after = attend(step.shape, blocks, attention._FEW_ROWS)(
             q, k, step.v, kv_pages=pages, rows=step.rows, rotation=rotation
         )
     return np.asarray(out), np.asarray(jax.lax.bitcast_convert_type(after, jnp.uint16))
