@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from fjx.engine.balance import even_out
 from fjx.engine.replica import Replica
 from fjx.engine.request import Request
 from fjx.engine.scheduler import Scheduler
@@ -88,7 +89,9 @@ class Replicas:
 
     def add(self, request: Request) -> None:
         """Give a request to the replica with the fewest unfinished ones."""
-        replica = min(self._all, key=lambda replica: replica.load)
+        self._give(request, min(self._all, key=lambda replica: replica.load))
+
+    def _give(self, request: Request, replica: Replica) -> None:
         self._of[request] = replica
         replica.scheduler.add(request)
 
@@ -99,7 +102,8 @@ class Replicas:
         scheduler.finish(request)
 
     def adopt(self, executors: Sequence[Pipeline]) -> None:
-        """Go on with the executors of a new plan, while no step is in flight."""
+        """Go on with the executors of a new plan, while no step is in flight. Requests of replicas
+        that end, and a share of those that wait, go to others."""
         dropped = self._all[len(executors) :]
         for replica, executor in zip(self._all, executors, strict=False):
             replica.executor = executor
@@ -109,6 +113,17 @@ class Replicas:
             self._before.update(_counts(replica.scheduler))
             for request in replica.scheduler.take_all():
                 self.add(request)
+        if begun:
+            self._even_out()
+
+    def _even_out(self) -> None:
+        """Let new replicas have their share of the requests that wait."""
+        queues = [replica.scheduler.waiting for replica in self._all]
+        moves = even_out([replica.load for replica in self._all], queues)
+        for request, _ in moves:
+            self._of[request].scheduler.take(request)
+        for request, to in moves:
+            self._give(request, self._all[to])
 
     def check_idle(self) -> None:
         """Audit pages and slots while nothing runs; see `Scheduler.check`."""

@@ -76,6 +76,11 @@ class Request:
     logprobs: list[PositionLogprobs] = field(default_factory=list)
 
     @property
+    def place(self) -> tuple[int, float, int]:
+        """In the queue: who has the lowest is served first."""
+        return self.priority, self.arrival, self.order
+
+    @property
     def known(self) -> int:
         """Tokens known to the device."""
         return len(self.tokens) + len(self.draft) + self.unread

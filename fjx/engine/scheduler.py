@@ -54,7 +54,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
-        self._waiting: list[tuple[int, float, int, Request]] = []
+        self._waiting: list[tuple[tuple[int, float, int], Request]] = []
         self._order = 0
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
 
@@ -78,7 +78,7 @@ class Scheduler:
         if request.order < 0:
             self._order += 1
             request.order = self._order
-        heapq.heappush(self._waiting, (request.priority, request.arrival, request.order, request))
+        heapq.heappush(self._waiting, (request.place, request))
 
     def running_in(self, part: int, parts: int) -> list[Request]:
         """The running requests of a part, in the order in which they were admitted."""
@@ -174,14 +174,17 @@ class Scheduler:
             self._waiting = [entry for entry in self._waiting if entry[-1] is not request]
             heapq.heapify(self._waiting)
 
+    def take(self, request: Request) -> None:
+        """Give up a waiting request; another scheduler will serve it."""
+        self.finish(request)
+        request.order = -1
+
     def take_all(self) -> list[Request]:
         """Give up all requests and their pages, first come first; another scheduler will compute
         them again, with the same tokens."""
         for request in self.running:
             self._release(request)
-        requests = sorted(
-            [*self.running, *self.waiting], key=lambda r: (r.priority, r.arrival, r.order)
-        )
+        requests = sorted([*self.running, *self.waiting], key=lambda request: request.place)
         self.running, self._waiting = [], []
         for request in requests:
             request.order = -1
@@ -263,7 +266,7 @@ class Scheduler:
                 self._grow(request, count)
                 return victims
             except OutOfPagesError:
-                victim = max(self.running, key=lambda r: (r.priority, r.arrival, r.order))
+                victim = max(self.running, key=lambda request: request.place)
                 self._preempt(victim)
                 victims.append(victim)
                 if victim is request:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import simpy
 
+from fjx.engine.balance import even_out
 from fjx.engine.request import Request
 from fjx.sampling_params import SamplingParams
 from fjx.sharding.needs import PlanNeed
@@ -230,18 +231,15 @@ class Service:
         min(self.instances, key=lambda each: each.replica.load).replica.add(request)
 
     def _rebalance(self) -> None:
-        """Move the youngest of the requests that wait, from the replica with the most requests to
-        the one with the fewest, until they have about as many."""
-        while True:
-            queued = [each.replica for each in self.instances if each.replica.scheduler.num_waiting]
-            least = min((each.replica for each in self.instances), key=lambda each: each.load)
-            most = max(queued, key=lambda each: each.load, default=least)
-            if most.load - least.load < 2:
-                return
-            request = max(most.scheduler.waiting, key=lambda each: (each.arrival, each.order))
-            most.scheduler.finish(request)
-            request.order = -1
-            least.add(request)
+        """As `Replicas.adopt`."""
+        replicas = [each.replica for each in self.instances]
+        queues = [each.scheduler.waiting for each in replicas]
+        owners = {request: i for i, queue in enumerate(queues) for request in queue}
+        moves = even_out([each.load for each in replicas], queues)
+        for request, _ in moves:
+            replicas[owners[request]].scheduler.take(request)
+        for request, to in moves:
+            replicas[to].add(request)
 
     def note_change(self, begin: float, name: str) -> None:
         """Keep a change that ends now."""

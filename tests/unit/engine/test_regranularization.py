@@ -182,7 +182,8 @@ def test_regranularization_moves_the_bytes_that_the_difference_of_the_plans_says
     assert record.moved_bytes == record.planned_bytes + record.dirty_bytes
     if len(record.after.replicas) <= len(deployment.replicas):
         assert record.kv_bytes > 0
-        assert record.dirty_bytes > 0
+        # With several microbatches a page may be copied between two writes, and only once.
+        assert record.dirty_bytes > 0 or deployment.replicas[0].microbatches > 1
     page = 16 * graph.granules[0].kv_bytes_per_token
     assert record.dirty_bytes % page == 0
     assert record.dirty_pages == 0
