@@ -20,13 +20,7 @@ from fjx.engine.tally import Tally
 from fjx.engine.text import Transcripts
 from fjx.engine.tracing import StepTrace
 from fjx.engine.turns import Gaps, InFlight, Microbatch
-from fjx.errors import (
-    MeshError,
-    QueueFullError,
-    RegranularizationError,
-    RequestError,
-    StageLostError,
-)
+from fjx.errors import MeshError, RegranularizationError, StageLostError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, FinishReason, SwitchRecord
 from fjx.pipeline.executor import Pipeline, StepOutput
@@ -83,7 +77,6 @@ class Engine:
             max_waiting=config.max_waiting_requests,
             seed=config.seed,
         )
-        self._requests: dict[str, list[Request]] = {}
         self._transcripts = Transcripts(tokenizer)
         self._idle_since: float | None = None
         self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), Tally()
@@ -175,17 +168,9 @@ class Engine:
             use.
             QueueFullError: too many requests wait.
         """
-        self.check_request(prompt, params)
-        if request_id in self._requests:
-            raise RequestError(f"request id {request_id!r} is in use")
-        if params.n > self.queue_room:
-            raise QueueFullError(
-                f"{self.replicas.num_waiting} requests are waiting, the limit is "
-                f"{self.config.max_waiting_requests}; retry later",
-                retry_after=1.0,
-            )
-        requests = self._intake.requests(request_id, prompt, params, priority, arrival)
-        self._requests[request_id] = requests
+        requests = self._intake.requests(
+            request_id, prompt, params, priority, arrival, self.queue_room
+        )
         for request in requests:
             if self.autopilot is not None:
                 self.autopilot.arrived(time.monotonic())
@@ -209,7 +194,7 @@ class Engine:
 
     def abort(self, request_id: str) -> list[Progress]:
         """End a request now; unknown ids are ignored (it may have just finished)."""
-        requests = [r for r in self._requests.get(request_id, ()) if not r.finished]
+        requests = self._intake.unfinished(request_id)
         for request in requests:
             self._finish(request, "abort")
         return [
@@ -219,11 +204,11 @@ class Engine:
 
     def abort_all(self) -> list[Progress]:
         """End all requests now."""
-        return [progress for id in list(self._requests) for progress in self.abort(id)]
+        return [progress for id in self._intake.ids for progress in self.abort(id)]
 
     def knows(self, request_id: str) -> bool:
         """Whether the request has unfinished completions."""
-        return request_id in self._requests
+        return bool(self._intake.unfinished(request_id))
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics."""
@@ -237,7 +222,7 @@ class Engine:
     def check_idle(self) -> None:
         """Audit what is held while nothing runs."""
         self.replicas.check_idle()
-        assert not self._requests, "a finished request is still known"
+        self._intake.check_idle()
         assert not self._transcripts, "a finished request still has text"
         if self.speculator is not None:
             self.speculator.check_idle()
@@ -386,5 +371,4 @@ class Engine:
             self.speculator.forget(request)
         if self.autopilot is not None:
             self.autopilot.ended(request.ended, len(request.tokens))
-        if all(sibling.finished for sibling in self._requests[request.id]):
-            del self._requests[request.id]
+        self._intake.ended(request)

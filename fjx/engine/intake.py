@@ -9,12 +9,13 @@ import numpy as np
 
 from fjx.engine.batch_builder import MAX_END_TOKENS
 from fjx.engine.request import Request
-from fjx.errors import RequestError
+from fjx.errors import QueueFullError, RequestError
 from fjx.sampling_params import SamplingParams
 
 
 class Intake:
-    """Checks what is asked for against the engine's limits, and makes requests of it."""
+    """Checks what is asked for against the engine's limits, makes requests of it, and knows those
+    that are not finished."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Intake:
         self._end_tokens = frozenset(end_tokens)
         self._max_waiting = max_waiting
         self._seeds = np.random.default_rng(seed)
+        self._requests: dict[str, list[Request]] = {}
 
     def requests(
         self,
@@ -46,8 +48,23 @@ class Intake:
         params: SamplingParams,
         priority: int,
         arrival: float | None,
+        room: int,
     ) -> list[Request]:
-        """The ``params.n`` completions of a prompt that was checked."""
+        """The ``params.n`` completions of a prompt; ``room``: how many may still wait.
+
+        Raises:
+            RequestError: see `check`; or the id is in use.
+            QueueFullError: there is no room.
+        """
+        self.check(prompt, params)
+        if request_id in self._requests:
+            raise RequestError(f"request id {request_id!r} is in use")
+        if params.n > room:
+            raise QueueFullError(
+                f"{self._max_waiting - room} requests are waiting, the limit is "
+                f"{self._max_waiting}; retry later",
+                retry_after=1.0,
+            )
         seed = params.seed
         if seed is None:
             seed = int(self._seeds.integers(2**63))
@@ -55,7 +72,7 @@ class Intake:
         if params.max_tokens is not None:
             end = min(end, len(prompt) + params.max_tokens)
         own = frozenset() if params.ignore_eos else self._end_tokens
-        return [
+        made = self._requests[request_id] = [
             Request(
                 id=request_id,
                 prompt_len=len(prompt),
@@ -70,6 +87,25 @@ class Intake:
             )
             for index in range(params.n)
         ]
+        return made
+
+    @property
+    def ids(self) -> list[str]:
+        """Of which completions are unfinished."""
+        return list(self._requests)
+
+    def unfinished(self, request_id: str) -> list[Request]:
+        """Completions of this id; none if it is not known."""
+        return [each for each in self._requests.get(request_id, ()) if not each.finished]
+
+    def ended(self, request: Request) -> None:
+        """A request has ended; its id is free again when all its completions have."""
+        if not self.unfinished(request.id):
+            del self._requests[request.id]
+
+    def check_idle(self) -> None:
+        """Audit what is held while nothing runs."""
+        assert not self._requests, "a finished request is still known"
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Check that a request can be served at all.
