@@ -6,7 +6,8 @@ out the youngest request is preempted: it gives up its pages and is computed aga
 same tokens.
 
 Where several steps are under way at once, each serves one *part* of the requests: those in every
-n-th slot. A request stays in its part for as long as it runs.
+n-th slot. A request stays in its part for as long as it runs, but for its prompt, whose chunks the
+steps of other parts take where they have room.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ class Scheduler:
 
         Args:
             part: whose step it is, of ``parts``: it has the whole budget, and gets a waiting
-                request while it has fewer than its share of all requests.
+                request while it has fewer than its share of all requests. What it does not need
+                goes to prompts of others, up to the row that chooses a token.
             parts: how many there are.
         """
         budget, draft_budget = self.max_num_batched_tokens, self.max_draft_rows
@@ -134,6 +136,8 @@ class Scheduler:
             self.running.append(request)
             rows[request] = _rows(request, count)
             budget -= count
+        if parts > 1 and rows and not preempted:
+            self._carry_prompts(part, parts, budget, rows)
         scheduled = list(rows.values())
         size = self.pool.page_size
         for request, start, count, *_ in scheduled:
@@ -214,6 +218,21 @@ class Scheduler:
         self.pool.check([request.pages for request in self.running])
         slots = sorted([*self._free_slots, *(r.slot for r in self.running)])
         assert slots == list(range(self.max_num_seqs)), "slots leaked"
+
+    def _carry_prompts(
+        self, part: int, parts: int, budget: int, rows: dict[Request, ScheduledRows]
+    ) -> None:
+        """Let a part's step take the next chunks of prompts of other parts, too: one that chooses
+        no token needs nothing of its part's last step, and stages run steps as they were sent."""
+        for request in self.running:
+            left = min(len(request.tokens) - 1 - request.computed, budget)
+            if request.slot % parts == part or left <= 0 or request.draft:
+                continue
+            if self._pages_lacking(request, left) > self.pool.num_available:
+                return
+            self._grow(request, left)
+            rows[request] = _rows(request, left)
+            budget -= left
 
     def _free_slot(self, part: int, parts: int) -> int | None:
         """The one that was given back last, of a part."""

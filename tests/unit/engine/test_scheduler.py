@@ -357,6 +357,55 @@ def test_drafts_have_their_whole_budget_in_each_part() -> None:
     assert [scheduler.schedule(part, 2)[0].samples for part in (0, 1)] == [4, 4]
 
 
+def with_a_long_prompt(prompt: int, pages: int = 64) -> tuple[Scheduler, Request, Request]:
+    """A request of part 0 that decodes, and one of part 1 whose prompt is begun, 8 rows a step."""
+    scheduler = make(pages=pages, tokens=8)
+    short, long = request(2, name="short", max_tokens=40), request(prompt, name="long")
+    add(scheduler, short)
+    read(scheduler, scheduler.schedule(0, 2))
+    add(scheduler, long)
+    scheduler.schedule(1, 2)
+    assert (short.slot, long.slot, long.computed) == (0, 1, 8)
+    return scheduler, short, long
+
+
+def test_a_long_prompt_goes_on_in_the_steps_of_other_parts() -> None:
+    scheduler, short, long = with_a_long_prompt(30)
+    of_short, carried = scheduler.schedule(0, 2)
+    assert (of_short.request, of_short.count) == (short, 1)
+    assert (carried.request, carried.start, carried.count, carried.samples) == (long, 8, 7, 0)
+    (own,) = scheduler.schedule(1, 2)
+    assert (own.start, own.count) == (15, 8)
+    read(scheduler, [of_short])
+    _, carried = scheduler.schedule(0, 2)
+    assert (carried.start, carried.count) == (23, 6)
+    (last,) = scheduler.schedule(1, 2)
+    assert (last.start, last.count, last.samples) == (29, 1, 1), "it chooses in its own part"
+    read(scheduler, [last])
+    assert long.num_output == 1
+
+
+def test_what_is_carried_takes_no_pages_from_others_and_can_be_preempted() -> None:
+    scheduler, short, long = with_a_long_prompt(24, pages=4)
+    for _ in range(3):
+        granted = scheduler.schedule(0, 2)
+        read(scheduler, granted)
+    assert short.num_output >= 3
+    assert scheduler.pool.num_available == 0
+    while long.slot >= 0:
+        read(scheduler, scheduler.schedule(0, 2))
+    assert scheduler.running == [short], "the youngest gives way, though another part began it"
+    scheduler.check()
+
+
+def test_a_part_alone_carries_nothing() -> None:
+    scheduler, short, long = with_a_long_prompt(30)
+    finish(scheduler, short)
+    assert not scheduler.has_rows(0, 2)
+    assert scheduler.schedule(0, 2) == []
+    assert [rows.request for rows in scheduler.schedule(1, 2)] == [long]
+
+
 def test_the_youngest_is_preempted_in_whichever_part_it_is() -> None:
     scheduler = make(pages=4)
     old, young = request(8, max_tokens=12), request(8, max_tokens=12)
@@ -438,7 +487,8 @@ def test_every_request_ends_and_nothing_leaks(
         assert len(scheduler.running) <= seqs
         for granted in scheduled:
             assert granted.count >= 1
-            assert granted.request.slot % parts == part
+            assert granted.request.slot >= 0
+            assert granted.request.slot % parts == part or not granted.samples
             assert len(granted.request.pages) * SIZE >= granted.start + granted.count
             scheduler.share_full_pages(granted.request)
         scheduler.check()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fjx.engine.drafter import Draft, GoesOn
+from fjx.engine.drafter import Draft, GoesOn, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.request import Request
 from fjx.engine.speculator import Speculator
@@ -131,6 +131,33 @@ def test_parts_without_work_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> 
             engine.step()
         parts = [part for what, part in watch.take() if what == "sent"]
         assert sorted(parts) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_a_long_prompt_goes_on_in_the_steps_of_all_parts(
+    drafts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = deep_engine(even(4, microbatches=4), max_draft_rows=20)
+    prompt = tuple((7 * i) % 300 for i in range(200))
+    buckets = engine.executor.limits.row_buckets
+    if drafts:
+        speculator = Speculator(PromptLookup(2), Fixed(2), buckets)
+        monkeypatch.setattr(engine, "speculator", speculator)
+    requests = begin(engine, 4)
+    (long,) = engine.add("long", list(prompt), LONG)
+    (gone,) = engine.add("gone", list(prompt[::-1]), LONG)
+    steps = 0
+    while long.first_token is None:
+        engine.step()
+        steps += 1
+        if steps == 5:
+            engine.abort("gone")
+    chunks = -(-len(prompt) // (engine.scheduler.max_num_batched_tokens - 1))
+    assert steps < 3 * chunks, "a chunk in every fourth step only would take 4 times as many"
+    assert gone.finished
+    run(engine)
+    assert_right(requests)
+    assert long.tokens[len(prompt) :] == expected(Ask(prompt, LONG)).tokens
 
 
 class Watching(Guesses):
