@@ -225,7 +225,7 @@ class Scheduler:
         """Let a part's step take the next chunks of prompts of other parts, too: one that chooses
         no token needs nothing of its part's last step, and stages run steps as they were sent."""
         for request in self.running:
-            left = min(len(request.tokens) - 1 - request.computed, budget)
+            left = min(len(request.tokens) - 1 - request.computed, request.wanted_rows, budget)
             if request.slot % parts == part or left <= 0 or request.draft:
                 continue
             if self._pages_lacking(request, left) > self.pool.num_available:

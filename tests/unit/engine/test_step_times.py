@@ -9,7 +9,7 @@ import pytest
 
 from fjx.engine.step_times import Prepared, StepTimes, Timed
 from fjx.engine.turns import Microbatch, Turn
-from fjx.speculation.worth import Mode
+from fjx.speculation.worth import Mode, Round, Worth
 
 NOTHING: Any = SimpleNamespace()
 
@@ -115,3 +115,73 @@ def test_steps_that_were_never_read_are_forgotten() -> None:
     lost, read = clocked.send(0, 1.0), clocked.send(0, 1.001)
     assert clocked.read(read, 1.010).seconds == pytest.approx(0.009)
     assert clocked.times.read(lost, 1.020) is None
+
+
+class Pipeline:
+    """Four stages that serve parts of four requests each, in the order of events of the engine."""
+
+    STAGES, STAGE, DRAFTING, LONGER, REQUESTS = 4, 0.010, 0.004, 1.2, 4
+
+    def __init__(self, parts: int, busy: int, tokens: float) -> None:
+        self.clocked = Clocked(parts)
+        self.worth = Worth((2, 4, 8, 16))
+        self.worth.parts = parts
+        self.parts, self.tokens = busy, tokens
+        self.now = 0.0
+        self.free, self.ends = [0.0] * self.STAGES, [0.0] * parts
+        self.in_flight: list[tuple[int, float, list[Microbatch]]] = []
+
+    def step(self, part: int) -> Mode:
+        mode = self.worth.next_mode(self.REQUESTS)
+        drafts = mode is Mode.DRAFT
+        self.read_until(part, 0 if drafts else 1)
+        drafting = self.DRAFTING if drafts else 0.0
+        self.now += drafting
+        ready = max(self.now, self.ends[part])
+        for stage in range(self.STAGES):
+            ready = max(ready, self.free[stage]) + self.STAGE * (self.LONGER if drafts else 1)
+            self.free[stage] = ready
+        self.ends[part] = ready
+        self.in_flight.append((part, ready, self.clocked.send(part, self.now, mode, drafting)))
+        self.now += 1e-5
+        self.read_until(part, 1)
+        return mode
+
+    def read_until(self, part: int, most: int) -> None:
+        while [of for of, _, _ in self.in_flight].count(part) > most:
+            _, end, step = self.in_flight.pop(0)
+            self.now = max(self.now, end) + 1e-5
+            timed = self.clocked.read(step, self.now)
+            if timed.cycle is None:
+                continue
+            if timed.prepared.mode is Mode.DRAFT:
+                tokens = round(self.tokens * self.REQUESTS)
+                made = Round(4, 400, timed.cycle, tokens, self.REQUESTS, timed.at_once)
+                self.worth.observe_round(self.REQUESTS, made)
+            elif timed.is_plain:
+                self.worth.observe_plain(4, 400, timed.cycle)
+
+    def run(self, steps: int) -> list[Mode]:
+        return [self.step(number % self.parts) for number in range(steps)]
+
+
+@pytest.mark.parametrize(("parts", "busy"), [(1, 1), (4, 1), (4, 4), (8, 8)])
+def test_speculation_rests_where_what_it_brings_takes_the_stages_longer(
+    parts: int, busy: int
+) -> None:
+    modes = Pipeline(parts, busy, tokens=1.0).run(4000)
+    assert modes.count(Mode.DRAFT) < 0.35 * len(modes)
+    gaining = Pipeline(parts, busy, tokens=1.75)
+    assert gaining.run(4000).count(Mode.DRAFT) > 0.9 * 4000
+    assert gaining.worth.saved_seconds > 0
+
+
+def test_savings_are_those_of_the_clock_however_many_parts_save_at_once() -> None:
+    for parts in (1, 4, 8):
+        pipeline = Pipeline(parts, parts, tokens=1.75)
+        pipeline.run(400)
+        begun, before = pipeline.now, pipeline.worth.saved_seconds
+        rounds = pipeline.run(80 * parts).count(Mode.DRAFT)
+        plain = rounds * 1.75 * Pipeline.STAGE * max(Pipeline.STAGES / parts, 1)
+        saved = pipeline.worth.saved_seconds - before
+        assert saved == pytest.approx(plain - (pipeline.now - begun), rel=0.15)
