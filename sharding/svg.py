@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 _FONT = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
@@ -45,6 +46,13 @@ class Canvas:
         self._shapes.append(
             f'<line x1="{x:.2f}" y1="{y:.2f}" x2="{to_x:.2f}" y2="{to_y:.2f}" '
             f'stroke="{stroke}" stroke-width="{width:g}"/>'
+        )
+
+    def path(self, points: Sequence[tuple[float, float]], stroke: str, width: float = 1.0) -> None:
+        """Straight lines from each point to the next."""
+        through = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self._shapes.append(
+            f'<polyline points="{through}" fill="none" stroke="{stroke}" stroke-width="{width:g}"/>'
         )
 
     def arrow(self, x: float, y: float, length: float, color: str) -> None:

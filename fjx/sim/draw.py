@@ -22,8 +22,9 @@ Line = Sequence[tuple[float, float]]
 
 
 def systems_svg(title: str, note: str, results: Sequence[Result]) -> str:
-    """Draw runs of one workload, 1200 pixels wide: for each system a panel with the devices that it
-    held, one with its requests, one with their latency by arrival, all on equal scales.
+    """Draw runs of one workload, 1200 pixels wide: how many requests came, then for each system a
+    panel with the devices that it held, one with its requests, one with their latency by arrival,
+    all on equal scales.
 
     Args:
         title: The heading.
@@ -43,7 +44,10 @@ def systems_svg(title: str, note: str, results: Sequence[Result]) -> str:
     panels = [_panels(result, seconds) for result in results]
     most = [max(max((v for _, v in line), default=1.0) for lines in kind for _, line in lines)
             for kind in zip(*panels, strict=True)]  # fmt: skip
-    y = _MARGIN + 64
+    y = _MARGIN + 56
+    came = _arrivals(results[0], seconds)
+    _panel(canvas, y, "arrivals/s", [(INK, came)], max(rate for _, rate in came), seconds)
+    y += _HEIGHT + 2 * _GAP
     for result, of_system in zip(results, panels, strict=True):
         m = result.metrics
         text = (
@@ -58,17 +62,21 @@ def systems_svg(title: str, note: str, results: Sequence[Result]) -> str:
             _panel(canvas, y, label, lines, max(top, 1.0), seconds)
             y += _HEIGHT + _GAP
         y += 8
-    canvas.text(_LEFT, y, f"0 to {seconds:.0f} seconds", 11, FAINT)
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x = _LEFT + share * (_WIDTH - _MARGIN - _LEFT)
+        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
+        canvas.text(x, y, f"{share * seconds:.0f} s", 11, FAINT, anchor=anchor)
+    y += 20
     legend = (("devices held", PARAMETERS), ("running", INK), ("waiting", _WAITING),
               ("median latency", TIME), ("95th percentile", KV))  # fmt: skip
     for i, (name, color) in enumerate(legend):
-        canvas.text(_LEFT + 200 + 140 * i, y, name, 11, color)
+        canvas.text(_LEFT + 140 * i, y, name, 11, color)
     return canvas.to_svg(y + _MARGIN)
 
 
 def _panels(result: Result, seconds: float) -> list[list[tuple[str, Line]]]:
     samples = result.trace.samples
-    devices = [(each.at, each.devices) for each in samples]
+    devices = _stepped([(each.at, each.devices) for each in samples])
     running = [(each.at, float(each.running)) for each in samples]
     waiting = [(each.at, float(each.waiting)) for each in samples]
     median, high = _latencies(result, seconds)
@@ -77,6 +85,19 @@ def _panels(result: Result, seconds: float) -> list[list[tuple[str, Line]]]:
         [(_WAITING, waiting), (INK, running)],
         [(KV, high), (TIME, median)],
     ]
+
+
+def _stepped(line: Line) -> Line:
+    """Level from each point to the next: devices are taken and given back at once."""
+    corners = [((to_at, value), (to_at, to)) for (_, value), (to_at, to) in pairwise(line)]
+    return [*line[:1], *(point for pair in corners for point in pair)]
+
+
+def _arrivals(result: Result, seconds: float) -> Line:
+    """Requests a second."""
+    counts, edges = np.histogram(result.outcomes.arrival, _BUCKETS, (0.0, seconds))
+    width = seconds / _BUCKETS
+    return _stepped([(float(at), count / width) for at, count in zip(edges, counts, strict=False)])
 
 
 def _latencies(result: Result, seconds: float) -> tuple[Line, Line]:
@@ -114,8 +135,7 @@ def _panel(
 
     for color, line in lines:
         points = _corners([place(*each) for each in line if math.isfinite(each[1])])
-        for (x, y), (to_x, to_y) in pairwise(points):
-            canvas.line(x, y, to_x, to_y, color, 1.3)
+        canvas.path(points, color, 1.3)
 
 
 def _corners(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
