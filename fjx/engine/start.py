@@ -29,7 +29,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
         StageLostError: a worker of the cluster was lost at the start.
     """
     if config.cluster is not None:
-        return start_on_cluster(config, config.cluster)
+        return start_on_cluster(config, config.cluster, progress)
     make_cpu_devices(config.mesh, *config.plan_ladder)
     source = resolve(config.model, config.revision, config.cache_dir)
     model_config = load_model_config(source)

@@ -11,19 +11,24 @@ import jax
 
 from fjx.config import EngineConfig
 from fjx.engine.autopilot import start_autopilot
+from fjx.engine.drafter import Drafter, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.loading import make_planner, make_programs
 from fjx.engine.speculator import Speculator
-from fjx.engine.start_speculator import lookup_speculator
+from fjx.engine.start_speculator import HEAD_SUFFIX, remote_speculator, start_draft_model
 from fjx.errors import UserError
 from fjx.models.loading.load import load_model_config
 from fjx.models.loading.source import cache_root, resolve, resolve_tokenizer
-from fjx.models.tokenizer import load_tokenizer
+from fjx.models.tokenizer import Tokenizer, load_tokenizer
+from fjx.pipeline.limits import Limits
 from fjx.pipeline.plan_target import Planner
 from fjx.sharding.topology import Topology
 
+_LOOKUP = ("auto", "ngram")
+"""Drafters that take no model."""
 
-def start_on_cluster(config: EngineConfig, address: str) -> Engine:
+
+def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) -> Engine:
     """Start the workers of the plan that the configuration asks for, and load the model there.
 
     Raises:
@@ -45,6 +50,7 @@ def start_on_cluster(config: EngineConfig, address: str) -> Engine:
     update: Callable[[str, Any], None] = jax.config.update
     update("jax_platforms", "cpu")
     connect(address)
+    asked = config  # the draft model runs here, not on the nodes' GPUs
     if config.dtype == "auto" and any(node.gpus for node in live_nodes()):
         config = replace(config, dtype="bfloat16")
     source = resolve(config.model, config.revision, config.cache_dir)
@@ -68,13 +74,14 @@ def start_on_cluster(config: EngineConfig, address: str) -> Engine:
         cache_dir=cache_root(config.cache_dir) / "programs",
         warmup=config.warmup,
     )
+    drafter = _drafter(asked, programs.limits, tokenizer, progress)
     patience = Patience(beat=config.cluster_patience)
     started = start_cluster(setup, config.mesh, planner_for, address, patience, config.idle_timeout)
     config = replace(config, max_model_len=programs.limits.max_model_len)
-    stages = len(started.executors[0].plan.stages)
     speculator: Speculator | None = None
-    if programs.limits.max_draft_rows:
-        speculator = lookup_speculator(config, programs.limits, stages)
+    if drafter is not None:
+        stages = len(started.executors[0].plan.stages)
+        speculator = remote_speculator(config, programs.limits, drafter, stages)
     autopilot = start_autopilot(config, started.planner, time.monotonic())
     return Engine(
         config,
@@ -87,16 +94,40 @@ def start_on_cluster(config: EngineConfig, address: str) -> Engine:
     )
 
 
+def _drafter(
+    config: EngineConfig, limits: Limits, tokenizer: Tokenizer, progress: bool
+) -> Drafter | None:
+    """What drafts, in this process; None: nothing does.
+
+    Raises:
+        UserError: the draft model cannot be had, or has another vocabulary.
+    """
+    if not limits.max_draft_rows:
+        return None
+    if config.drafter in _LOOKUP:
+        return PromptLookup(config.max_draft_length)
+    return start_draft_model(config, limits, tokenizer, progress)
+
+
 def _check(config: EngineConfig) -> None:
     """Refuse what only works in one process.
 
     Raises:
         UserError: the configuration asks for it.
     """
-    if config.drafter not in ("auto", "ngram", "off"):
+    if config.drafter == "head" or config.drafter.endswith(HEAD_SUFFIX):
         raise UserError(
-            f"on a cluster the drafter is ngram or off, got {config.drafter!r}: a head or a draft "
-            "model must be in the target's process"
+            f"on a cluster no draft head drafts, got {config.drafter!r}: it reads the target's "
+            "residual stream, which is in another process; use ngram, or a draft model, which runs "
+            "in the driver's"
         )
     if config.pruning != "off":
-        raise UserError(f"on a cluster pruning must be off, got {config.pruning!r}")
+        raise UserError(
+            f"on a cluster nothing is pruned, got {config.pruning!r}: the lens reads the residual "
+            "stream between stages, which is in other processes; set pruning to off"
+        )
+    if config.draft_ahead == "always":
+        raise UserError(
+            "on a cluster nothing is drafted beside a step, got draft_ahead 'always': the target's "
+            "devices are another process's; set draft_ahead to off or auto"
+        )

@@ -228,7 +228,7 @@ def start_speculator(
     elif config.drafter in ("auto", "ngram"):
         drafter = PromptLookup(longest)
     else:
-        drafter = _start_draft_model(config, limits, tokenizer, progress)
+        drafter = start_draft_model(config, limits, tokenizer, progress)
     return Speculator(
         drafter,
         policy_by_name(config.draft_policy),
@@ -240,20 +240,28 @@ def start_speculator(
     )
 
 
-def lookup_speculator(config: EngineConfig, limits: Limits, stages: int) -> Speculator:
-    """Prompt lookup alone: what drafts for a target in other processes."""
+def remote_speculator(
+    config: EngineConfig, limits: Limits, drafter: Drafter, stages: int
+) -> Speculator:
+    """What drafts for a target in other processes, of so many stages: nothing looks into its
+    steps, or runs beside them."""
     return Speculator(
-        PromptLookup(config.max_draft_length),
+        drafter,
         policy_by_name(config.draft_policy),
         limits.row_buckets,
         FrontierDepth(config.max_frontiers, stages),
     )
 
 
-def _start_draft_model(
+def start_draft_model(
     config: EngineConfig, limits: Limits, tokenizer: Tokenizer, progress: bool
 ) -> DraftModel:
-    """A model with pages for as many tokens as the target has."""
+    """The model that the configuration names as drafter, on this process's devices, with pages for
+    as many tokens as the target has.
+
+    Raises:
+        UserError: it cannot be had, or has another vocabulary.
+    """
     of_draft = replace(
         config,
         model=config.drafter,

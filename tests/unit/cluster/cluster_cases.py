@@ -70,9 +70,10 @@ def cluster_engine(
     patience: Patience | None = None,
     idle_seconds: float | None = None,
     cpu_devices: int = 1,
+    max_draft_rows: int = 0,
 ) -> tuple[Engine, Started]:
     """The model of `deep_engine` on a cluster."""
-    limits = deep_engine().executor.limits
+    limits = deep_engine(max_draft_rows=max_draft_rows).executor.limits
     config = ModelConfig.from_hf({**HF_CONFIG, "num_hidden_layers": 8})
     setup = Setup(
         config,

@@ -16,9 +16,10 @@ from fjx.errors import UserError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"drafter": "head"}, "on a cluster the drafter is ngram or off, got 'head'"),
-        ({"drafter": "some/model"}, "on a cluster the drafter is ngram or off"),
-        ({"pruning": "auto"}, "on a cluster pruning must be off, got 'auto'"),
+        ({"drafter": "head"}, "no draft head drafts, got 'head': .* use ngram, or a draft model"),
+        ({"drafter": "my/head.safetensors"}, "no draft head drafts"),
+        ({"pruning": "auto"}, "nothing is pruned, got 'auto': .* set pruning to off"),
+        ({"draft_ahead": "always"}, "nothing is drafted beside a step"),
     ],
 )
 def test_what_needs_the_target_in_its_process_is_refused(
