@@ -1,13 +1,16 @@
-"""What killed workers cost: requests, tokens, seconds.
+"""What faults of workers cost: requests, tokens, seconds.
 
     python benchmarks/cluster_faults.py --output benchmarks/results/cluster_faults.json
 
-Serves a model in stages on Ray nodes of this machine (loopback alone), with a fixed number of
-requests in flight, half of them greedy and half sampled with a seed. At random moments a random
-worker gets a SIGKILL. Every request's tokens are compared with those that it gets alone in one
-process without Ray. Prints JSON: requests lost, tokens that are wrong, the seconds from a kill to
-the next token that any request gets, and, from before the first kill, the milliseconds of a step
-without drafts in one process, on one node, and on all of them, and those of a call to a worker.
+Serves a model in stages on Ray nodes of this machine, with a fixed number of requests in flight,
+half of them greedy and half sampled with a seed. At random moments a random worker is killed, hangs
+(is stopped for good), is cut off (its node's network leads nowhere for a while; it takes the right
+to make network namespaces), or is slow (is stopped most of the time): see `faults`. Every
+request's tokens are compared with those that it gets alone in one process without Ray. Prints JSON:
+requests lost, tokens that are wrong, the seconds from a fault to the next token that any request
+gets once the lost worker is replaced, tokens a second while a worker is slow, and, from before the
+first fault, the milliseconds of a step without drafts in one process, on one node, and on all of
+them, and those of a call to a worker.
 """
 
 from __future__ import annotations
@@ -15,20 +18,22 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import random
-import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from faults import KINDS, Load, Scene, params_of, spread_of
 from report import about_this_run, write
 
+from fjx.cluster import local_networks
 from fjx.cluster.home import ClusterHome
-from fjx.cluster.local import local_nodes
+from fjx.cluster.local import add_node, local_nodes
+from fjx.cluster.local_networks import Network
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
@@ -37,42 +42,6 @@ from fjx.sampling_params import SamplingParams
 CALLS = 300
 STEPS = 80
 """Whose time is taken."""
-PATIENCE_SECONDS = 300.0
-"""Without a token after which the run counts as hanging."""
-
-
-class Load:
-    """Keeps requests in flight, and their tokens as they stream."""
-
-    def __init__(self, engine: Engine, prompts: Sequence[list[int]], tokens: int) -> None:
-        self.engine, self.prompts, self._tokens = engine, prompts, tokens
-        self.streams: dict[str, tuple[int, list[int]]] = {}
-        """For each request, which prompt it has, and the tokens so far."""
-        self.finished: set[str] = set()
-        self.last_token = time.monotonic()
-        """When any request got one."""
-
-    def add(self) -> None:
-        """Begin another request."""
-        number = len(self.streams)
-        kind = number % len(self.prompts)
-        self.engine.add(f"{number}", self.prompts[kind], params_of(kind, self._tokens))
-        self.streams[f"{number}"] = kind, []
-
-    def step(self) -> None:
-        """Run a step."""
-        for progress in self.engine.step():
-            self.streams[progress.request.id][1].extend(progress.token_ids)
-            self.last_token = time.monotonic()
-            if progress.finish_reason is not None:
-                self.finished.add(progress.request.id)
-        if time.monotonic() - self.last_token > PATIENCE_SECONDS:
-            raise RuntimeError(f"no token for {PATIENCE_SECONDS:g} s")
-
-    @property
-    def unfinished(self) -> int:
-        """Requests in flight."""
-        return len(self.streams) - len(self.finished)
 
 
 def main() -> None:
@@ -81,14 +50,19 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--hangs", type=int, default=0)
+    parser.add_argument("--cuts", type=int, default=0)
+    parser.add_argument("--slow", type=int, default=0)
+    parser.add_argument("--patience", type=float, default=5.0, help="cluster_patience [5]")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--requests", type=int, default=4, help="in flight [4]")
     parser.add_argument("--tokens", type=int, default=48, help="of each request [48]")
-    parser.add_argument("--most-seconds", type=float, default=4.0, help="between two kills [4]")
+    parser.add_argument("--most-seconds", type=float, default=4.0, help="between two faults [4]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    draw = random.Random(options.seed)
+    if options.cuts:
+        local_networks.need_own_network()
     shape: dict[str, Any] = {
         "model": options.model,
         "dtype": options.dtype,
@@ -98,17 +72,23 @@ def main() -> None:
         "seed": 0,
     }
     prompts, expected, step = alone(shape, options)
-    names = [f"node-{number}" for number in range(options.nodes)]
-    with local_nodes(names):
-        engine = start_engine(EngineConfig(**shape, cluster="auto", cluster_patience=10.0))
+    with nodes_of(options) as (networks, start_node):
+        config = EngineConfig(**shape, cluster="auto", cluster_patience=options.patience)
+        engine = start_engine(config)
         try:
             steps = {"one process": step, "one node": step_milliseconds(engine, prompts, options)}
             spread(engine, options.nodes)
             steps[f"{options.nodes} nodes"] = step_milliseconds(engine, prompts, options)
-            result = measure(engine, prompts, expected, options, draw)
-            result["step_milliseconds"] = steps
-            result["call_milliseconds"] = call_milliseconds(engine)
+            calls = call_milliseconds(engine)
+            load = Load(engine, prompts, options.tokens, options.requests)
+            home = engine.plans.home
+            assert isinstance(home, ClusterHome)
+            draw = random.Random(options.seed)
+            result = measure(Scene(load, home, draw, networks, start_node), expected, options)
+            result |= {"step_milliseconds": steps, "call_milliseconds": calls}
         finally:
+            for network in networks.values():
+                network.heal()
             engine.plans.close("the benchmark ends")
     result |= about_this_run()
     print(json.dumps(result, indent=2))
@@ -179,33 +159,26 @@ def spread(engine: Engine, stages: int) -> None:
         engine.plans.wait(0.01)
 
 
-def params_of(kind: int, tokens: int) -> SamplingParams:
-    """How the requests of a prompt are sampled."""
-    temperature = 0.0 if kind % 2 else 0.8
-    return SamplingParams(
-        temperature=temperature, top_p=0.95, seed=kind, max_tokens=tokens, ignore_eos=True
-    )
-
-
 def measure(
-    engine: Engine,
-    prompts: Sequence[list[int]],
-    expected: Sequence[list[int]],
-    options: argparse.Namespace,
-    draw: random.Random,
+    scene: Scene, expected: Sequence[list[int]], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Serve, kill, compare."""
-    home = engine.plans.home
-    assert isinstance(home, ClusterHome)
-    load, seconds, killed = Load(engine, prompts, options.tokens), [], []
-    for _ in range(options.kills):
-        until = time.monotonic() + draw.uniform(0.0, options.most_seconds)
-        while time.monotonic() < until:
-            keep_up(load, options.requests)
-        seconds.append(kill(load, home, options.requests, draw, killed))
-        print(f"kill {len(seconds)}: {killed[-1]}, {seconds[-1]:.1f} s", flush=True)
+    """Serve, do harm, compare."""
+    load, engine = scene.load, scene.load.engine
+    counts = {
+        "kill": options.kills,
+        "hang": options.hangs,
+        "slow": options.slow,
+        "cut": options.cuts,
+    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind, count in counts.items():
+        for _ in range(count):
+            until = time.monotonic() + scene.draw.uniform(0.0, options.most_seconds)
+            load.until(lambda until=until: time.monotonic() > until)
+            found.setdefault(kind, []).append(KINDS[kind](scene))
+            print(f"{kind}: {json.dumps(found[kind][-1])}", flush=True)
     while load.unfinished:
-        load.step()
+        load.step(keep_up=False)
     engine.check_idle()
     wrong = sum(
         token != right
@@ -213,46 +186,50 @@ def measure(
         for token, right in zip(tokens, expected[kind], strict=True)
     )
     return {
-        "kills": len(seconds),
         "stages": engine.plans.deployment.replicas[0].granularity,
+        "patience_seconds": options.patience,
         "requests": len(load.streams),
         "requests_lost": len(load.streams) - len(load.finished),
-        "tokens": sum(len(tokens) for _, tokens in load.streams.values()),
+        "tokens": load.num_tokens,
         "tokens_wrong": wrong,
         "preemptions": engine.stats().num_preemptions,
-        "recovery_seconds": {
-            "median": statistics.median(seconds),
-            "least": min(seconds),
-            "most": max(seconds),
-            "deviation": statistics.pstdev(seconds),
-            "all": [round(each, 2) for each in seconds],
+        "faults": {
+            kind: {"count": len(each), **summary(each), "each": each}
+            for kind, each in found.items()
         },
-        "killed": killed,
     }
 
 
-def keep_up(load: Load, count: int) -> None:
-    """Run a step with so many requests in flight."""
-    while load.unfinished < count:
-        load.add()
-    load.step()
+def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each number of faults of a kind, over all of them."""
+    names = [name for name, value in found[0].items() if isinstance(value, float)]
+    return {name: spread_of([each[name] for each in found]) for name in names}
 
 
-def kill(
-    load: Load, home: ClusterHome, count: int, draw: random.Random, killed: list[str]
-) -> float:
-    """Kill a worker in mid-stream; seconds to the next token of the run that replaces it."""
-    member = draw.choice(sorted(home.cluster.members.values(), key=str))
-    killed.append(str(member))
-    pid, repairs = member.call("pid").result(10), len(home.repairs)
-    os.kill(pid, signal.SIGKILL)
-    begun = time.monotonic()
-    while len(home.repairs) == repairs:
-        keep_up(load, count)
-    mended = time.monotonic()
-    while load.last_token < mended:
-        keep_up(load, count)
-    return load.last_token - begun
+@contextmanager
+def nodes_of(
+    options: argparse.Namespace,
+) -> Iterator[tuple[dict[str, Network], Callable[[str], None]]]:
+    """The nodes: on loopback alone, or, where some are to be cut off, all but the first in networks
+    of their own. Gives these by node, and what starts such a node."""
+    names = [f"node-{number}" for number in range(options.nodes)]
+    if not options.cuts:
+        with local_nodes(names):
+            yield {}, lambda name: None
+        return
+    with (
+        local_networks.networks(len(names) - 1) as made,
+        local_nodes(names[:1], address=local_networks.HERE) as cluster,
+    ):
+        networks = dict(zip(names[1:], made, strict=True))
+
+        def start(name: str) -> None:
+            with networks[name].inside():
+                add_node(cluster, name, networks[name].address)
+
+        for name in networks:
+            start(name)
+        yield networks, start
 
 
 if __name__ == "__main__":

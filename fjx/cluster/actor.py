@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
 """How often a call that waits looks whether its worker is lost."""
-_QUICK_STEP, _QUICK_ANSWER = 0.002, 0.005
+_QUICK_STEP, _QUICK_ANSWER = 0.002, 0.01
 """Seconds; what takes less is not told from what takes this."""
 _THREADS = {"steps": 1, "work": 1, "beats": 1}
 START_SECONDS = 120.0

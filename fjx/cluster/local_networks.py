@@ -14,29 +14,23 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 HERE = "10.77.0.1"
 """This process's address."""
 _BRIDGE = "fjx-bridge"
+_MARK = "FJX_OWN_NETWORK"
+"""In the environment of a program that has begun again."""
 _NEW_NETWORK = 0x40000000
 """CLONE_NEWNET."""
 _START_SECONDS = 10.0
 
 
-def restart_in_own_network() -> NoReturn:
-    """Begin this program again in a network that has nothing but a loopback."""
-    os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
-
-
-def is_own_network() -> bool:
-    """Whether this process's network has nothing but a loopback, and the bridge."""
-    return set(os.listdir("/sys/class/net")) <= {"lo", _BRIDGE} or not _links() - {"lo"}
-
-
-def _links() -> set[str]:
-    listed = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True)
-    return {line.split(": ")[1].split("@")[0] for line in listed.stdout.splitlines()}
+def need_own_network() -> None:
+    """Begin this program again in a network that has nothing but a loopback, unless it is in one
+    already."""
+    if _MARK not in os.environ:
+        os.environ[_MARK] = "1"
+        os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
 
 
 class Network:

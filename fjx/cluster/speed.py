@@ -8,9 +8,9 @@ from collections.abc import Hashable, Sequence
 
 _USUAL = 64
 """Measurements of a kind that say what is usual."""
-_FEWEST = 8
+_FEWEST = 16
 """Of them, before anything is judged by them."""
-_RECENT = 5
+_RECENT = 7
 """Measurements that say what is now."""
 SLOW = 3.0
 """Times its usual time, compared with the others, at which a stage counts as slow."""
@@ -27,17 +27,15 @@ class Speed:
         """``least``: seconds; what is quicker counts as this."""
         self._least = least
         self._usual: dict[Hashable, deque[float]] = defaultdict(lambda: deque(maxlen=_USUAL))
-        self._recent: deque[float] = deque(maxlen=_RECENT)
-        self.seconds = 0.0
-        """Of the last time."""
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        """Seconds, and how many times as long as usual that is."""
 
     def observe(self, kind: Hashable, seconds: float, learn: bool = True) -> None:
         """It took so long; ``kind``: only what is of the same kind is compared. Not to ``learn``:
         what is slow now must not become the usual."""
-        self.seconds, usual = seconds, self._usual[kind]
-        seconds = max(seconds, self._least)
+        seconds, usual = max(seconds, self._least), self._usual[kind]
         if len(usual) >= _FEWEST:
-            self._recent.append(seconds / statistics.median(usual))
+            self._recent.append((seconds, seconds / statistics.median(usual)))
         if learn or len(usual) < _FEWEST:
             usual.append(seconds)
 
@@ -49,7 +47,12 @@ class Speed:
     @property
     def factor(self) -> float:
         """How many times as long as usual it takes now; 1 where too little is known."""
-        return statistics.median(self._recent) if self.known else 1.0
+        return statistics.median(factor for _, factor in self._recent) if self.known else 1.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes now; 0 where nothing is known."""
+        return statistics.median(seconds for seconds, _ in self._recent) if self._recent else 0.0
 
 
 def slowdown(factor: float, others: Sequence[float], slow: float, is_slow: bool) -> float | None:

@@ -15,27 +15,28 @@ def observed(*seconds: float, kind: int = 4, learn: bool = True) -> Speed:
 
 
 def test_nothing_is_slow_before_enough_is_known() -> None:
-    assert observed(*[0.01] * 5, *[1.0] * 3).factor == 1.0
+    assert observed(*[0.01] * 8, *[1.0] * 8).factor == 1.0
 
 
 def test_a_few_long_steps_are_not_slowness_and_many_are() -> None:
-    speed = observed(*[0.01] * 16)
-    for _ in range(2):
+    speed = observed(*[0.01] * 24)
+    for _ in range(3):
         speed.observe(4, 0.5)
     assert speed.factor == 1.0
     speed.observe(4, 0.05)
     assert speed.factor == pytest.approx(5.0)
+    assert speed.seconds == 0.05
 
 
 def test_what_is_slow_for_long_does_not_become_usual() -> None:
-    speed = observed(*[0.01] * 16)
+    speed = observed(*[0.01] * 24)
     for _ in range(1000):
         speed.observe(4, 0.05, learn=False)
     assert speed.factor == pytest.approx(5.0)
 
 
 def test_steps_of_other_sizes_are_not_compared() -> None:
-    speed = observed(*[0.01] * 16)
+    speed = observed(*[0.01] * 24)
     for _ in range(20):
         speed.observe(32, 0.09)
     assert speed.factor == pytest.approx(1.0)
@@ -43,7 +44,7 @@ def test_steps_of_other_sizes_are_not_compared() -> None:
 
 def test_answers_too_quick_to_tell_apart_are_the_same() -> None:
     speed = Speed(least=0.005)
-    for seconds in [0.0001] * 16 + [0.004] * 8:
+    for seconds in [0.0001] * 24 + [0.004] * 8:
         speed.observe(None, seconds)
     assert speed.factor == 1.0
 

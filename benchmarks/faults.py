@@ -1,0 +1,259 @@
+"""What is done to a cluster's workers, and what it is like until all is well again.
+
+Each fault takes a `Scene` and returns what was measured, JSON-able.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fjx.cluster.actor import Member
+from fjx.cluster.home import ClusterHome
+from fjx.cluster.local_networks import Network
+from fjx.engine.engine import Engine
+from fjx.errors import MeshError
+from fjx.sampling_params import SamplingParams
+
+PATIENCE_SECONDS = 300.0
+"""Without a token, or what else is waited for, after which the run counts as hanging."""
+STOPPED_SECONDS, RUNNING_SECONDS = 0.1, 0.02
+"""Of a slow worker, again and again."""
+REJOIN_SECONDS = 15.0
+"""For a node that was cut off to be found again."""
+RATE_SECONDS = 8.0
+"""Over which tokens are counted."""
+
+
+class Load:
+    """Keeps requests in flight, and their tokens as they stream."""
+
+    def __init__(
+        self, engine: Engine, prompts: Sequence[list[int]], tokens: int, count: int
+    ) -> None:
+        """``tokens``: of each request; ``count``: of requests in flight."""
+        self.engine, self.prompts, self._tokens, self._count = engine, prompts, tokens, count
+        self.streams: dict[str, tuple[int, list[int]]] = {}
+        """For each request, which prompt it has, and the tokens so far."""
+        self.finished: set[str] = set()
+        self.last_token = time.monotonic()
+        """When any request got one."""
+        self.num_tokens = 0
+
+    def step(self, keep_up: bool = True) -> None:
+        """Run a step; ``keep_up``: with as many requests in flight as there should be."""
+        while keep_up and self.unfinished < self._count:
+            number = len(self.streams)
+            kind = number % len(self.prompts)
+            self.engine.add(f"{number}", self.prompts[kind], params_of(kind, self._tokens))
+            self.streams[f"{number}"] = kind, []
+        for progress in self.engine.step():
+            self.streams[progress.request.id][1].extend(progress.token_ids)
+            self.num_tokens += len(progress.token_ids)
+            self.last_token = time.monotonic()
+            if progress.finish_reason is not None:
+                self.finished.add(progress.request.id)
+        if time.monotonic() - self.last_token > PATIENCE_SECONDS:
+            raise RuntimeError(f"no token for {PATIENCE_SECONDS:g} s")
+
+    @property
+    def unfinished(self) -> int:
+        """Requests in flight."""
+        return len(self.streams) - len(self.finished)
+
+    def until(self, happened: Callable[[], object]) -> float:
+        """Serve until something has happened: the seconds that it took."""
+        begun = time.monotonic()
+        while not happened():
+            self.step()
+            if time.monotonic() > begun + PATIENCE_SECONDS:
+                raise RuntimeError(f"waited {PATIENCE_SECONDS:g} s")
+        return time.monotonic() - begun
+
+    def rate(self) -> float:
+        """Tokens a second, over a while."""
+        before, until = self.num_tokens, time.monotonic() + RATE_SECONDS
+        seconds = self.until(lambda: time.monotonic() > until)
+        return (self.num_tokens - before) / seconds
+
+
+def params_of(kind: int, tokens: int) -> SamplingParams:
+    """How the requests of a prompt are sampled."""
+    temperature = 0.0 if kind % 2 else 0.8
+    return SamplingParams(
+        temperature=temperature, top_p=0.95, seed=kind, max_tokens=tokens, ignore_eos=True
+    )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where faults happen."""
+
+    load: Load
+    home: ClusterHome
+    draw: random.Random
+    networks: Mapping[str, Network]
+    """Of the nodes that can be cut off, by name."""
+    start_node: Callable[[str], None]
+    """Starts such a node again."""
+
+    def choose(self, hosts: Iterator[str] | None = None) -> Member:
+        """One of the workers."""
+        members = self.home.cluster.members
+        among = sorted(members if hosts is None else set(hosts) & set(members))
+        return members[self.draw.choice(among)]
+
+    def recover(self) -> float:
+        """Serve until what is lost now is replaced and brings tokens."""
+        begun, repairs = time.monotonic(), len(self.home.repairs)
+        self.load.until(lambda: len(self.home.repairs) > repairs)
+        mended = time.monotonic()
+        self.load.until(lambda: self.load.last_token > mended)
+        return self.load.last_token - begun
+
+
+def kill(scene: Scene) -> dict[str, Any]:
+    """A worker's process is killed."""
+    member = scene.choose()
+    os.kill(pid_of(member), signal.SIGKILL)
+    return {"worker": str(member), "recovery_seconds": scene.recover()}
+
+
+def hang(scene: Scene) -> dict[str, Any]:
+    """A worker's process is stopped for good."""
+    member = scene.choose()
+    pid = pid_of(member)
+    os.kill(pid, signal.SIGSTOP)
+    recovery, begun = scene.recover(), time.monotonic()
+    scene.load.until(lambda: not is_running(pid))
+    return {
+        "worker": str(member),
+        "recovery_seconds": recovery,
+        "ended_after_seconds": recovery + time.monotonic() - begun,
+    }
+
+
+def cut(scene: Scene) -> dict[str, Any]:
+    """A worker's node is cut off, until its worker has ended; then the plan uses it again."""
+    member = scene.choose(iter(scene.networks))
+    host, pid = member.node.host, pid_of(member)
+    stages = scene.load.engine.plans.deployment.replicas[0].granularity
+    begun = time.monotonic()
+    scene.networks[host].cut()
+    recovery = scene.recover()
+    scene.load.until(lambda: not is_running(pid))
+    ended = time.monotonic() - begun
+    scene.networks[host].heal()
+    kept = use_again(scene, host, stages)
+    if not kept:
+        scene.start_node(host)
+        assert use_again(scene, host, stages), "the plan could not go back to the node"
+    return {
+        "worker": str(member),
+        "recovery_seconds": recovery,
+        "ended_after_seconds": ended,
+        "ray_kept_the_node": kept,
+    }
+
+
+def use_again(scene: Scene, host: str, stages: int) -> bool:
+    """Change to a plan of so many stages once the node is there; whether that went well."""
+    until = time.monotonic() + REJOIN_SECONDS
+
+    def is_there() -> bool:
+        hosts = {node.host for node in scene.home.cluster.nodes()}
+        return host in hosts or time.monotonic() > until
+
+    scene.load.until(is_there)
+    engine = scene.load.engine
+    try:
+        engine.regranularize(stages)
+    except MeshError:
+        return False
+    scene.load.until(lambda: not engine.plans.active)
+    last = engine.plans.status().last
+    return last is not None and last.state == "done"
+
+
+def slow(scene: Scene) -> dict[str, Any]:
+    """A worker's process is stopped most of the time."""
+    member, load, home = scene.choose(), scene.load, scene.home
+    before, repairs, pid = load.rate(), len(home.repairs), pid_of(member)
+    with stopped_mostly(pid):
+        named = load.until(lambda: str(member) in home.slow())
+        others = [name for name in home.slow() if name != str(member)]
+        meanwhile = load.rate()
+    no_longer = load.until(lambda: str(member) not in home.slow())
+    return {
+        "worker": str(member),
+        "others_named": others,
+        "named_after_seconds": named,
+        "no_longer_after_seconds": no_longer,
+        "tokens_per_second_before": before,
+        "tokens_per_second_while_slow": meanwhile,
+        "tokens_per_second_afterwards": load.rate(),
+        "replaced": len(home.repairs) > repairs,
+    }
+
+
+KINDS: dict[str, Callable[[Scene], dict[str, Any]]] = {
+    "kill": kill,
+    "hang": hang,
+    "cut": cut,
+    "slow": slow,
+}
+
+
+@contextmanager
+def stopped_mostly(pid: int) -> Iterator[None]:
+    """A process that stops and goes on, again and again."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(STOPPED_SECONDS)
+            os.kill(pid, signal.SIGCONT)
+            ended.wait(RUNNING_SECONDS)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def pid_of(member: Member) -> int:
+    """A worker's process."""
+    pid: int = member.call("pid").result(30)
+    return pid
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def spread_of(values: Sequence[float]) -> dict[str, Any]:
+    """Median, extremes, deviation, and all."""
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+        "deviation": statistics.pstdev(values),
+        "all": [round(each, 2) for each in values],
+    }
