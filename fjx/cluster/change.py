@@ -7,8 +7,6 @@ KV pages are offered between two steps and written into the new run beside the s
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,13 +19,11 @@ from fjx.cluster.cluster import Cluster, holdings
 from fjx.cluster.executor import ClusterExecutor
 from fjx.cluster.orders import PieceOffer, Remote
 from fjx.cluster.probe import Probe
-from fjx.errors import RegranularizationError
-from fjx.outputs import SwitchRecord, SwitchState
+from fjx.outputs import SwitchRecord
+from fjx.pipeline.course import Course
 from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.home import Order
 from fjx.pipeline.programs import PAGE_COUNTS
-
-logger = logging.getLogger(__name__)
 
 _SLICE_BYTES = 4 << 20
 """KV pages that are under way at once while steps go on."""
@@ -68,54 +64,24 @@ class ClusterChange:
         self._old = [each for each in order.executors if isinstance(each, ClusterExecutor)]
         self._moving: list[_Moving] = []
         self._probe: Probe | None = None
-        self._state: SwitchState = "planned"
-        self._entered = time.perf_counter()
-        self._seconds: dict[str, float] = {}
         self._bytes = {"parameters": 0, "kv": 0, "dirty": 0}
         self._rounds = 0
         self._pause: float | None = None
-        self._error: str | None = None
-        self._abort: str | None = None
         self._counted = False
-        self._thread = threading.Thread(target=self._prepare, name="fjx-regranularize")
-
-    def start(self) -> None:
-        """Begin; what fails from here on ends in the state ``aborted``."""
-        self._thread.start()
-
-    def wait(self, seconds: float | None) -> None:
-        """Wait a while for the thread that lets workers compile and load."""
-        self._thread.join(seconds)
-
-    def abort(self, reason: str) -> None:
-        """Ask for an end without a switch."""
-        self._abort = self._abort or reason
-
-    @property
-    def state(self) -> SwitchState:
-        """Where it stands."""
-        return self._state
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is done or aborted."""
-        return self._state in ("done", "aborted")
+        self.course = Course(order.number, self._prepare)
 
     def record(self) -> SwitchRecord:
         """All that there is to say of it now."""
-        seconds = dict(self._seconds)
-        if not self.ended:
-            seconds[self._state] = time.perf_counter() - self._entered
         left = sum(len(each.dirty) for each in self._moving)
         return SwitchRecord(
             number=self._order.number,
             reason=self._order.reason,
             before=self._order.before,
             after=self._order.after,
-            state=self._state,
+            state=self.course.state,
             progress=self._progress(left),
-            error=self._error,
-            seconds=seconds,
+            error=self.course.error,
+            seconds=self.course.seconds,
             pause_seconds=self._pause,
             planned_bytes=self._bytes["parameters"] + self._bytes["kv"],
             parameter_bytes=self._bytes["parameters"],
@@ -134,12 +100,10 @@ class ClusterChange:
 
     def advance(self) -> bool:
         """Do a bounded piece of work; whether `switch` may be called now."""
-        if self.ended or self._thread.is_alive():
+        if self.course.ended or self.course.prepares:
             return False
         try:
-            self._check_wanted()
-            if self._error is not None:
-                raise RegranularizationError(self._error)
+            self.course.check_wanted()
             if self._probe is None:
                 old, new = self._old[0], [each.new for each in self._moving]
                 self._probe = Probe([old, *new])
@@ -155,7 +119,7 @@ class ClusterChange:
     def switch(self) -> list[ClusterExecutor] | None:
         """Copy what is left and give the new executors; no step may be in flight."""
         begun = time.perf_counter()
-        self._enter("switching")
+        self.course.enter("switching")
         try:
             for each in self._moving:
                 self._copy(each, each.dirty.take(len(each.dirty)))
@@ -170,7 +134,7 @@ class ClusterChange:
         self._cluster.end_unused(executors)
         self._cluster.copy_to_hosts(executors)
         self._pause = time.perf_counter() - begun
-        self._enter("done")
+        self.course.enter("done")
         self._moving, self._old = [], []
         return executors
 
@@ -222,28 +186,15 @@ class ClusterChange:
                 ]
 
     def _give_up(self, error: Exception) -> None:
-        self._error = str(error) or repr(error)
-        logger.warning(
-            "regranularization %d aborted while %s: %s; the old plan serves on",
-            self._order.number,
-            self._state,
-            self._error,
-        )
-        self._enter("aborted")
+        self.course.give_up(error)
         for each in self._moving:
             each.new.retire()
         self._cluster.end_unused(self._old)
         self._moving, self._old = [], []
 
-    def _enter(self, state: SwitchState) -> None:
-        now = time.perf_counter()
-        spent = self._seconds.get(self._state, 0.0) + now - self._entered
-        self._seconds[self._state] = spent
-        self._state, self._entered = state, now
-
     def _progress(self, left: int) -> float:
         """Programs with parameters, and pages, count a half each."""
-        if self._state == "done":
+        if self.course.state == "done":
             return 1.0
         if not self._counted:
             return 0.5 * (len(self._moving) / len(self._order.after.replicas))
@@ -253,21 +204,11 @@ class ClusterChange:
     # In a thread of its own.
 
     def _prepare(self) -> None:
-        try:
-            self._enter("compiling")
-            for index in range(len(self._order.after.replicas)):
-                self._check_wanted()
-                self._moving.append(self._prepared(index))
-            self._enter("copying")
-        except Exception as error:
-            logger.debug("preparing a regranularization failed", exc_info=True)
-            self._error = str(error) or repr(error)
-
-    def _check_wanted(self) -> None:
-        if self._abort is not None:
-            raise RegranularizationError(self._abort)
-        if not threading.main_thread().is_alive():
-            raise RegranularizationError("the interpreter ends, and waits for this thread")
+        self.course.enter("compiling")
+        for index in range(len(self._order.after.replicas)):
+            self.course.check_wanted()
+            self._moving.append(self._prepared(index))
+        self.course.enter("copying")
 
     def _prepared(self, index: int) -> _Moving:
         """Let the workers of a replica compile its programs and get its parameters."""
@@ -275,7 +216,7 @@ class ClusterChange:
         if index < len(self._old):
             old = self._old[index]
         new = self._cluster.open(
-            index, plan, old, self._old, keeps_pages=True, check=self._check_wanted
+            index, plan, old, self._old, keeps_pages=True, check=self.course.check_wanted
         )
         self._bytes["parameters"] += sum(each.fetched_bytes for each in self._cluster.loaded)
         if old is None:

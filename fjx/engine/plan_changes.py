@@ -66,8 +66,9 @@ class PlanChanges:
                 memory for both plans.
         """
         if self._running is not None:
+            state = self._running.course.state
             raise RegranularizationBusyError(
-                f"change of plan {self._number} is {self._running.state}; wait for it or abort it"
+                f"change of plan {self._number} is {state}; wait for it or abort it"
             )
         self.planner = self.home.refresh(self.planner)
         after = self.planner.plan(target, self.deployment)
@@ -83,7 +84,7 @@ class PlanChanges:
         change = self.home.change(order)
         self._number = order.number
         self._compiler.hold_background(True)
-        change.start()
+        change.course.start()
         self._running = change
         logger.info("regranularization %d begins (%s)", self._number, reason)
         return change.record()
@@ -92,7 +93,7 @@ class PlanChanges:
         """Ask for an end of the change that is under way; False: there is none."""
         if self._running is None:
             return False
-        self._running.abort(reason)
+        self._running.course.abort(reason)
         return True
 
     def close(self, reason: str) -> None:
@@ -103,8 +104,8 @@ class PlanChanges:
     def _end_change(self, reason: str) -> None:
         if self._running is None:
             return
-        self._running.abort(reason)
-        self._running.wait(None)
+        self._running.course.abort(reason)
+        self._running.course.wait(None)
         self._running.advance()
         self._close_ended()
 
@@ -156,7 +157,7 @@ class PlanChanges:
     def wait(self, seconds: float) -> None:
         """Wait a while for what goes on in the background."""
         if self._running is not None:
-            self._running.wait(seconds)
+            self._running.course.wait(seconds)
 
     def status(self) -> PlanStatus:
         """What serves, and what becomes of it."""
@@ -180,7 +181,7 @@ class PlanChanges:
         )
 
     def _close_ended(self) -> None:
-        if self._running is None or not self._running.ended:
+        if self._running is None or not self._running.course.ended:
             return
         self._expected = self._running.expected
         self._last = record = self._running.record()

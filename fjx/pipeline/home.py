@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from fjx.outputs import SwitchRecord, SwitchState
+from fjx.outputs import SwitchRecord
 from fjx.pipeline.admission import check_fits
+from fjx.pipeline.course import Course
 from fjx.pipeline.executor import Executor, Pipeline
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import Planner
@@ -20,25 +21,10 @@ from fjx.sharding.plan import Deployment, Device
 class Change(Protocol):
     """A change of plan under way; see `Regranularization`, whose methods these are."""
 
+    course: Course
+    """Where it stands; starts and ends it."""
     expected: np.ndarray | None
     """Logits of the probe, where they are known."""
-
-    @property
-    def state(self) -> SwitchState:
-        """Where it stands."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is done or aborted."""
-
-    def start(self) -> None:
-        """Begin."""
-
-    def wait(self, seconds: float | None) -> None:
-        """Wait a while, or until it has ended, for what it does beside the steps."""
-
-    def abort(self, reason: str) -> None:
-        """Ask for an end without a switch."""
 
     def record(self) -> SwitchRecord:
         """All that there is to say of it now."""

@@ -14,8 +14,6 @@ touched before.
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +23,10 @@ import jax
 import numpy as np
 
 from fjx.errors import RegranularizationError
-from fjx.outputs import SwitchRecord, SwitchState
+from fjx.outputs import SwitchRecord
 from fjx.pipeline.background import background_work
 from fjx.pipeline.compiler import Compiler, ProgramSpec
+from fjx.pipeline.course import Course
 from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.pieces import Pieces, granule_places, piece_places, stage_shapes
@@ -38,8 +37,6 @@ from fjx.pipeline.prune_programs import plan_programs
 from fjx.pipeline.stage import End, Granule
 from fjx.pipeline.transfer import GranuleMove, PageMover, move_params, params_crossing
 from fjx.sharding.plan import Deployment, Device
-
-logger = logging.getLogger(__name__)
 
 _SLICE_BYTES = 4 << 20
 """KV pages that are copied between two steps; more, while the dirty ones do not become fewer."""
@@ -86,6 +83,7 @@ class Regranularization:
             devices: this process's.
             expected: logits of the probe, where they are known from an earlier change.
         """
+        self.course = Course(number, self._prepare)
         self._number, self._reason = number, reason
         self._before, self._after = before, after
         self._old = list(executors)
@@ -94,63 +92,29 @@ class Regranularization:
         self._compiler: Compiler = executors[0].compiler
         self._shapes = [stage_shapes(plan, devices) for plan in after.replicas]
         self._new: list[_Replica] = []
-        self._state: SwitchState = "planned"
-        self._entered = time.perf_counter()
-        self._seconds: dict[str, float] = {}
         self._bytes = {"parameters": 0, "kv": 0, "dirty": 0}
         self._planned_bytes = 0
         self._rounds = 0
         self._pause: float | None = None
-        self._error: str | None = None
-        self._abort: str | None = None
         self._compiled = 0.0
         self._pieces_moved = 0
         self._reached: float | None = None
         self.expected = expected
         self._verification: Iterator[None] | None = None
         self._verified = False
-        self._thread = threading.Thread(target=self._prepare, name="fjx-regranularize")
-
-    def start(self) -> None:
-        """Begin; what fails from here on ends in the state ``aborted``."""
-        self._thread.start()
-
-    def wait(self, seconds: float | None) -> None:
-        """Wait a while for the thread that compiles and copies parameters; for an idle engine.
-
-        None: until it has ended.
-        """
-        self._thread.join(seconds)
-
-    def abort(self, reason: str) -> None:
-        """Ask for an end without a switch; `advance` says when it has come."""
-        self._abort = self._abort or reason
-
-    @property
-    def state(self) -> SwitchState:
-        """Where it stands."""
-        return self._state
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is done or aborted."""
-        return self._state in ("done", "aborted")
 
     def record(self) -> SwitchRecord:
         """All that there is to say of it now."""
-        seconds = dict(self._seconds)
-        if not self.ended:
-            seconds[self._state] = time.perf_counter() - self._entered
         dirty = sum(len(new.dirty) for new in self._new if new.dirty is not None)
         return SwitchRecord(
             number=self._number,
             reason=self._reason,
             before=self._before,
             after=self._after,
-            state=self._state,
+            state=self.course.state,
             progress=self._progress() if self._reached is None else self._reached,
-            error=self._error,
-            seconds=seconds,
+            error=self.course.error,
+            seconds=self.course.seconds,
             pause_seconds=self._pause,
             planned_bytes=self._planned_bytes,
             parameter_bytes=self._bytes["parameters"],
@@ -171,13 +135,10 @@ class Regranularization:
 
     def advance(self) -> bool:
         """Do a bounded piece of work; whether `switch` may be called now."""
-        if self.ended or self._thread.is_alive():
+        if self.course.ended or self.course.prepares:
             return False
         try:
-            if self._error is None and self._abort is not None:
-                raise RegranularizationError(self._abort)
-            if self._error is not None:
-                raise RegranularizationError(self._error)
+            self.course.check_wanted()
             if not self._verified:
                 self._verification = self._verification or self._verify()
                 next(self._verification, None)
@@ -194,7 +155,7 @@ class Regranularization:
             For each replica of the new plan, its executor; None: it failed, the old ones serve on.
         """
         begun = time.perf_counter()
-        self._enter("switching")
+        self.course.enter("switching")
         try:
             for new in self._new:
                 if new.dirty is not None:
@@ -207,7 +168,7 @@ class Regranularization:
         for old in self._old:
             old.retire()
         self._pause = time.perf_counter() - begun
-        self._enter("done")
+        self.course.enter("done")
         self._forget(reached=1.0)
         return executors
 
@@ -256,14 +217,7 @@ class Regranularization:
         self._bytes["dirty"] += (len(pages) - first) * new.pages.page_bytes
 
     def _give_up(self, error: Exception) -> None:
-        self._error = str(error) or repr(error)
-        logger.warning(
-            "regranularization %d aborted while %s: %s; the old plan serves on",
-            self._number,
-            self._state,
-            self._error,
-        )
-        self._enter("aborted")
+        self.course.give_up(error)
         self._forget(reached=self._progress())
 
     def _forget(self, reached: float) -> None:
@@ -271,12 +225,6 @@ class Regranularization:
         self._reached = reached
         self._new, self._old, self._verification = [], [], None
         self._pages_in_use = ()
-
-    def _enter(self, state: SwitchState) -> None:
-        now = time.perf_counter()
-        spent = self._seconds.get(self._state, 0.0) + now - self._entered
-        self._seconds[self._state] = spent
-        self._state, self._entered = state, now
 
     def _progress(self) -> float:
         """Programs, parameters and pages count a third each."""
@@ -291,28 +239,18 @@ class Regranularization:
     # In a thread of its own.
 
     def _prepare(self) -> None:
-        try:
-            with background_work():
-                self._enter("compiling")
-                self._compile()
-                self._enter("copying")
-                new = [self._prepared(index) for index in range(len(self._shapes))]
-                self._new = new
-        except Exception as error:
-            logger.debug("preparing a regranularization failed", exc_info=True)
-            self._error = str(error) or repr(error)
-
-    def _check_wanted(self) -> None:
-        if self._abort is not None:
-            raise RegranularizationError(self._abort)
-        if not threading.main_thread().is_alive():
-            raise RegranularizationError("the interpreter ends, and waits for this thread")
+        with background_work():
+            self.course.enter("compiling")
+            self._compile()
+            self.course.enter("copying")
+            new = [self._prepared(index) for index in range(len(self._shapes))]
+            self._new = new
 
     def _compile(self) -> None:
         job = self._compiler.compile_later(self._needed_programs())
         try:
             while not job.finished:
-                self._check_wanted()
+                self.course.check_wanted()
                 if job.error is not None:
                     raise RegranularizationError(f"a program did not compile: {job.error}")
                 self._compiled = job.progress
@@ -358,7 +296,7 @@ class Regranularization:
         for piece, target, candidates in zip(
             self._programs.pieces, piece_places(shapes), held, strict=True
         ):
-            self._check_wanted()
+            self.course.check_wanted()
             source = self._nearest(candidates, piece, target)
             if inherits and source.placement == target:
                 arrived.append(source)
