@@ -58,25 +58,27 @@ class Wire:
         """Arrays that another process offers, or will offer; they become ready later.
 
         Args:
-            remote: the offer. Its process must be alive: a connection to an address where nobody
-                listens stays pending.
+            remote: the offer. What is fetched from an address where nobody listens stays pending
+                until that is forgotten.
             structs: shape, type and device of each array.
         """
-        with self._lock:
-            connection = self._connections.get(remote.address)
-            if connection is None:
-                connection = self._server.connect(remote.address)
-                self._connections[remote.address] = connection
-        arrays: list[Any] = connection.pull(remote.number, list(structs))
+        arrays: list[Any] = self._connection(remote.address).pull(remote.number, list(structs))
         return arrays
 
     def forget(self, address: str) -> None:
         """The process of this address is gone, or counts as gone: what was fetched from it and is
-        not here yet holds an error now."""
+        not here yet holds an error now, and so does what is fetched from it later, by a step that
+        was sent before. That is for good: should another process ever get this address, its steps
+        fail, and it is replaced."""
+        # JAX has no other way to end a connection.
+        self._connection(address)._poison_connection()
+
+    def _connection(self, address: str) -> Any:
         with self._lock:
-            connection = self._connections.pop(address, None)
-        if connection is not None:
-            connection._poison_connection()  # JAX has no other way to end it
+            connection = self._connections.get(address)
+            if connection is None:
+                connection = self._connections[address] = self._server.connect(address)
+            return connection
 
 
 def wait_for(arrays: Sequence[Any], seconds: float, what: str, poll: float = _POLL_SECONDS) -> None:

@@ -57,5 +57,15 @@ def test_who_is_forgotten_keeps_nobody_waiting() -> None:
     (pending,) = theirs.fetch(Remote(ours.address, 1), [struct()])
     later = jax.jit(lambda x: x + 1)(pending)
     theirs.forget(ours.address)
+    (too_late,) = theirs.fetch(Remote(ours.address, 2), [struct()])
+    for each in (later, too_late):
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            wait_for([each], 10.0, "it")
+
+
+def test_an_address_can_be_forgotten_before_anything_was_fetched_from_it() -> None:
+    ours, theirs = Wire("127.0.0.1"), Wire("127.0.0.1")
+    theirs.forget(ours.address)
+    ours.offer(1, [jnp.zeros(3)])
     with pytest.raises(jax.errors.JaxRuntimeError):
-        wait_for([later], 10.0, "it")
+        wait_for(theirs.fetch(Remote(ours.address, 1), [struct()]), 10.0, "it")
