@@ -11,7 +11,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +106,10 @@ class Scene:
     start_node: Callable[[str], None]
     """Starts such a node again."""
 
-    def choose(self, hosts: Iterator[str] | None = None) -> Member:
-        """One of the workers."""
+    def choose(self, hosts: Collection[str] | None = None) -> Member:
+        """One of the workers; ``hosts``: of those on these nodes."""
         members = self.home.cluster.members
-        among = sorted(members if hosts is None else set(hosts) & set(members))
-        return members[self.draw.choice(among)]
+        return members[self.draw.choice(sorted(members.keys() & (hosts or members)))]
 
     def recover(self) -> float:
         """Serve until what is lost now is replaced and brings tokens."""
@@ -144,7 +143,7 @@ def hang(scene: Scene) -> dict[str, Any]:
 
 def cut(scene: Scene) -> dict[str, Any]:
     """A worker's node is cut off, until its worker has ended; then the plan uses it again."""
-    member = scene.choose(iter(scene.networks))
+    member = scene.choose(scene.networks)
     host, pid = member.node.host, pid_of(member)
     stages = scene.load.engine.plans.deployment.replicas[0].granularity
     begun = time.monotonic()

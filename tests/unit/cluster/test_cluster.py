@@ -30,23 +30,23 @@ def test_tokens_are_those_of_one_process(nodes: Any, cache: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_killed_stage_costs_no_request_and_no_token(nodes: Any, cache: Path, stage: int) -> None:
+def test_a_killed_stage_costs_no_request_and_no_token(nodes: Any, cache: Path) -> None:
     engine, started = cluster_engine(spread(3, 3, 2), cache)
+    cluster = started.home.cluster
     try:
-        served = Served(engine, MIXED)
-        served.step(12)
-        member = started.executors[0].members[stage]
-        os.kill(pid_of(member), signal.SIGKILL)
-        for answer, ask in zip(served.finish(), MIXED, strict=True):
-            assert answer == expected(ask)
-        engine.check_idle()
-        assert len(started.home.repairs) == 1
-        # The neighbour of the lost worker had its parameters in host memory.
-        pieces = {0: 4, 1: 3, 2: 3}
-        loaded = started.home.cluster.loaded
-        assert loaded[stage].fetched == pieces.pop(stage)
-        assert [loaded[i].stayed for i in pieces] == list(pieces.values())
+        for stage, host in enumerate(("n0", "n1", "n2")):
+            served = Served(engine, MIXED, f"{host} ")
+            served.step(12)
+            assert engine.executor.members[stage].node.host == host  # type: ignore[attr-defined]
+            os.kill(pid_of(cluster.members[host]), signal.SIGKILL)
+            for answer, ask in zip(served.finish(), MIXED, strict=True):
+                assert answer == expected(ask)
+            engine.check_idle()
+            assert len(started.home.repairs) == stage + 1
+            # The neighbour of the lost worker had its parameters in host memory.
+            pieces = {0: 4, 1: 3, 2: 3}
+            assert cluster.loaded[stage].fetched == pieces.pop(stage)
+            assert [cluster.loaded[i].stayed for i in pieces] == list(pieces.values())
     finally:
         engine.plans.close("the test ends")
 
