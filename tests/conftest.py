@@ -10,6 +10,16 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A program that a test, here, in another worker or in another run, compiled before is read
+    from pytest's cache."""
+    if config.pluginmanager.has_plugin("cacheprovider"):
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 _MAPPINGS = Path("/proc/self/maps")
 _MANY_MAPPINGS = 20_000
 """Of memory. Linux allows a process 65,530, and ends it beyond; a compiled program takes seven."""
