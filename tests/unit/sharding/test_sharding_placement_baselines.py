@@ -57,7 +57,9 @@ def test_the_fragmentation_gradient_takes_where_least_is_lost_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "placer", [first_fit, best_fit, random_fit(0), fragmentation_gradient()], ids=str
+    "placer",
+    [first_fit, best_fit, random_fit(0), fragmentation_gradient()],
+    ids=["first fit", "best fit", "random fit", "fragmentation gradient"],
 )
 def test_every_placer_keeps_the_rules(placer: Placer) -> None:
     placement = placer(FLEET, [need(20), need(5, 5, 5), need(2, 2)])
