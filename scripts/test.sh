@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
 # Sets up what is missing and runs the tests.
 #
-#   bash scripts/test.sh                  all tests; then the unit tests again with the newest JAX
+#   bash scripts/test.sh                  all tests; then those that need JAX with the newest one
 #   bash scripts/test.sh --no-newest      all tests, once
 #   bash scripts/test.sh ARGUMENT...      pytest with these arguments
 #
 # The newest JAX needs Python 3.12 or newer; where there is none, the second run is left out.
+# Without arguments, several processes share the tests.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/find_python.sh
+
+# Each process holds a few GB, and XLA keeps more than one core busy by itself. Where there is a GPU,
+# none may take most of its memory.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
+SHARED=(--numprocesses logical --maxprocesses 4 --dist worksteal)
+# What the newest JAX shows nothing new in: unit tests of Python alone, or of what wraps an engine that
+# others test, and random walks through the engine's states.
+NOT_WITH_NEWEST=(bench cache cli serving sharding sim test_repository.py
+  engine/test_regranularization_states.py engine/test_speculation_states.py)
 
 say() { printf 'tests: %s\n' "$*" >&2; }
 
@@ -23,7 +33,7 @@ bash scripts/setup.sh test
 if [ $# -gt 0 ]; then exec .venv/bin/python -m pytest "$@"; fi
 
 status=0
-.venv/bin/python -m pytest || status=$?
+.venv/bin/python -m pytest "${SHARED[@]}" || status=$?
 
 jax_version() { "$1" -c 'import importlib.metadata as m; print("JAX", m.version("jax"))'; }
 
@@ -35,8 +45,9 @@ run_with_newest() {
     say "SKIPPED the second run, with the newest JAX: no Python 3.12 or 3.13 with venv was found"
   else
     FJX_PYTHON=$python bash scripts/setup.sh --venv .venv-py312 --no-model test
-    say "running the unit tests with $(jax_version .venv-py312/bin/python)"
-    .venv-py312/bin/python -m pytest tests/unit
+    say "running the unit tests that need JAX with $(jax_version .venv-py312/bin/python)"
+    .venv-py312/bin/python -m pytest "${SHARED[@]}" tests/unit \
+      "${NOT_WITH_NEWEST[@]/#/--ignore=tests/unit/}"
   fi
 }
 
