@@ -203,7 +203,7 @@ class Speculator:
             drafting_seconds=self._drafting_seconds,
         )
         self._drafting_seconds = 0.0
-        self.times.sent(step, prepared)
+        self.times.sent(step, prepared, self._clock())
         if self.round_log is not None:
             self.round_log.sent(step)
 
@@ -230,12 +230,14 @@ class Speculator:
         scheduled = [rows for each in step for rows in each.scheduled]
         rows = sum(each.count for each in scheduled)
         context = sum(each.start + each.count for each in scheduled)
-        prepared, seconds, cycle, is_plain, at_once = timed
+        prepared, seconds, cycle, is_plain, work, was_late = timed
         ordinary = prepared.mode is not Mode.REST
         for watcher in (self.pruning, self.ahead):
             if watcher is not None:
                 for each in step:
                     ordinary &= not watcher.observe_step(each.scheduled, seconds)
+        if was_late:
+            ordinary &= seconds < self._target_cost.seconds(rows, context)
         if self.frontiers.depth == 1 and ordinary:
             self._target_cost.offer(rows, context, seconds)
         if cycle is None:
@@ -246,11 +248,10 @@ class Speculator:
         if self.worth is None or not tokens:
             return
         if prepared.mode is Mode.DRAFT:
-            plain = rows - sum(max(each.samples - 1, 0) for each in scheduled)
-            made = Round(plain, context, cycle, sum(tokens), len(tokens), at_once)
+            made = Round(*work, seconds=cycle, tokens=sum(tokens), requests=len(tokens))
             self.worth.observe_round(prepared.running, made)
         elif is_plain:
-            self.worth.observe_plain(rows, context, cycle)
+            self.worth.observe_plain(work.rows, work.context, cycle)
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
@@ -313,6 +314,7 @@ class Speculator:
             target_cost=self._target_cost,
             draft_cost=self._draft_cost,
             first_cost=self._first_cost,
+            parts=max((turn.busy_parts for turn in turns), default=1),
             stops=self.drafter.stops,
         )
 

@@ -19,6 +19,8 @@ from fjx.speculation.worth import Mode
 
 _IDLE_SECONDS = 0.05
 """From a step to the next one: more means that there was nothing to do."""
+_AT_ONCE_SECONDS = 5e-4
+"""A step that is read so soon after the host's last work for another part had ended before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,32 @@ class Prepared:
     """Of the host, on them."""
 
 
+class Work(NamedTuple):
+    """What several steps did."""
+
+    steps: int = 0
+    rows: int = 0
+    """Without those of drafted tokens."""
+    decoding: int = 0
+    """Those that chose a token."""
+    context: int = 0
+    """Tokens of the requests."""
+
+    def plus(self, step: Sequence[Microbatch]) -> Work:
+        """With a step more."""
+        rows = [each for microbatch in step for each in microbatch.scheduled]
+        return Work(
+            self.steps + 1,
+            self.rows + sum(each.count - max(each.samples - 1, 0) for each in rows),
+            self.decoding + sum(each.samples > 0 for each in rows),
+            self.context + sum(each.start + each.count for each in rows),
+        )
+
+    def since(self, before: Work) -> Work:
+        """Without what was done before."""
+        return Work(*(now - then for now, then in zip(self, before, strict=True)))
+
+
 class Timed(NamedTuple):
     """A step that was read."""
 
@@ -46,13 +74,17 @@ class Timed(NamedTuple):
     is_plain: bool
     """Whether the cycle is one of plain decoding: the step was sent before the last one was read,
     and nothing was drafted for meanwhile, in no part."""
-    at_once: int
-    """Steps that were read in the cycle, of all parts."""
+    work: Work
+    """Of the steps that were read in the cycle, of all parts: they share the stages."""
+    was_late: bool
+    """Whether the host did something for other parts when the step ended: it took less than
+    ``seconds``."""
 
 
 class _Read(NamedTuple):
     at: float
-    number: int
+    work: Work = Work()
+    """Of all steps until then."""
 
 
 class StepTimes:
@@ -61,13 +93,15 @@ class StepTimes:
     def __init__(self) -> None:
         self._under_way: deque[tuple[Microbatch, Prepared]] = deque()
         self._read: dict[Turn, _Read] = {}
-        self._last = _Read(-math.inf, 0)
+        self._last = _Read(-math.inf)
         self._drafted_for = -math.inf
         """When a step with drafts was sent or read, the last time."""
+        self._last_sent = -math.inf
 
-    def sent(self, step: Sequence[Microbatch], prepared: Prepared) -> None:
-        """A step was sent."""
+    def sent(self, step: Sequence[Microbatch], prepared: Prepared, now: float) -> None:
+        """A step was sent, which is done now."""
         self._under_way.append((step[0], prepared))
+        self._last_sent = now
         if prepared.mode is Mode.DRAFT:
             self._drafted_for = max(step[0].sent, self._drafted_for)
 
@@ -77,21 +111,24 @@ class StepTimes:
         prepared = self._take(step[0])
         sent, before = step[0].sent, [self._read[t.turn] for t in step if t.turn in self._read]
         idle = not before or sent - self._last.at >= _IDLE_SECONDS
-        self._last = _Read(now, self._last.number + 1)
+        worked = max(self._last.at, self._last_sent)
+        was_late = step[0].turn.parts > 1 and now - worked < _AT_ONCE_SECONDS
+        self._last = _Read(now, self._last.work.plus(step))
         for turn in (each.turn for each in step):
             self._read.pop(turn, None)
             if turn.running:
                 self._read[turn] = self._last
         if prepared is None:
             return None
-        last = max(before, default=_Read(-math.inf, 0))
+        last = max(before, default=_Read(-math.inf))
         begun = sent if idle else min(sent, last.at + prepared.drafting_seconds)
         timed = Timed(
             prepared,
             seconds=now - max(begun, last.at),
             cycle=None if idle else now - last.at,
             is_plain=prepared.mode is Mode.REST and sent < last.at and self._drafted_for <= last.at,
-            at_once=self._last.number - last.number,
+            work=self._last.work.since(last.work),
+            was_late=was_late,
         )
         if prepared.mode is Mode.DRAFT:
             self._drafted_for = max(now, self._drafted_for)

@@ -33,6 +33,11 @@ class Turn(NamedTuple):
         return -(-len(self.scheduler.running) // self.parts)
 
     @property
+    def busy_parts(self) -> int:
+        """Parts that have running requests."""
+        return len({request.slot % self.parts for request in self.scheduler.running})
+
+    @property
     def has_rows(self) -> bool:
         """See `Scheduler.has_rows`."""
         return self.scheduler.has_rows(self.part, self.parts)

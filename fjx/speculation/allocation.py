@@ -23,13 +23,15 @@ def allocate(
     *,
     base_rows: int,
     base_tokens: float,
+    parts: int = 1,
 ) -> list[int]:
     """Choose how many tokens of each request's draft to take, for the most tokens a second.
 
     A choice yields ``base_tokens`` and the sum of the survivals taken. It lasts
     ``verify_seconds[base_rows + m]`` for m tokens, and ``draft_seconds[n]`` for each round of
-    drafting in which n requests take part. Costs may jump (steps are padded), so a token that does
-    not pay may pay together with others: every total is weighed, not one token after the other.
+    drafting in which n requests take part; with several parts, see `round_seconds`. Costs may jump
+    (steps are padded), so a token that does not pay may pay together with others: every total is
+    weighed, not one token after the other.
 
     Of m tokens the m most likely ones are best, and they are prefixes of the drafts. With a cost of
     drafting the same holds for a given number of rounds, so every number of rounds is weighed too.
@@ -43,6 +45,7 @@ def allocate(
         draft_seconds: By the number of requests that draft in a round; None: drafting is free.
         base_rows: Rows of the step before any drafted token, at least 1.
         base_tokens: Tokens that the step yields anyway.
+        parts: Of all requests, which draft as much, one after the other.
 
     Returns:
         Tokens to take of each request's draft; of equally good choices, the one with the fewest.
@@ -58,7 +61,8 @@ def allocate(
     for rounds in [len(table)] if draft_seconds is None else range(1, len(table) + 1):
         allowed = np.flatnonzero(position < rounds)[:most]
         tokens = base_tokens + value[allowed].cumsum()
-        seconds = verifying[1 : len(allowed) + 1] + drafting[allowed].cumsum()
+        verified = verifying[1 : len(allowed) + 1]
+        seconds = round_seconds(verified, drafting[allowed].cumsum(), parts)
         rates = tokens / seconds
         highest = rates.max()
         if highest * _TIE > best:
@@ -66,6 +70,20 @@ def allocate(
             chosen = request[allowed[: (rates >= highest * _TIE).argmax() + 1]]
     lengths: list[int] = np.bincount(chosen, minlength=len(survivals)).tolist()
     return lengths
+
+
+def round_seconds(verifying: Floats, drafting: Floats, parts: int) -> Floats:
+    """From one step of a part of the requests to its next one.
+
+    The steps of other parts are verified meanwhile, but the host drafts for one part at a time: a
+    part waits for its own drafting and verification, or for the drafting of all parts.
+
+    Args:
+        verifying: Seconds of the part's step.
+        drafting: Seconds of drafting for it.
+        parts: That have requests.
+    """
+    return np.maximum(verifying + drafting, parts * drafting)
 
 
 def _most_likely_first(

@@ -44,6 +44,8 @@ class RoundView:
     lookup)."""
     first_cost: CostModel | None = None
     """Of the first round, which waits for what the drafter reads; None: like the others."""
+    parts: int = 1
+    """Of all requests, that are drafted for in turn: this round's are one of them."""
     stops: bool = False
     """Whether the drafter can stop after any round, see `LengthPolicy.goes_on`."""
 
@@ -149,16 +151,17 @@ def most_per_second(
         draft_seconds,
         base_rows=view.base_rows,
         base_tokens=len(view.requests),
+        parts=view.parts,
     )
 
 
 def best_rate(view: RoundView, survivals: Sequence[Sequence[float]], drafting: float) -> float:
     """Tokens a second of the best lengths, after so many seconds of drafting."""
-    seconds, base = view.verify_list, view.base_rows
+    seconds, base, least = view.verify_list, view.base_rows, view.parts * drafting
     tokens = float(len(view.requests))
-    best = tokens / (seconds[base] + drafting)
+    best = tokens / max(seconds[base] + drafting, least)
     likely = sorted(chain.from_iterable(survivals), reverse=True)
     for value, verifying in zip(likely, seconds[base + 1 :], strict=False):
         tokens += value
-        best = max(best, tokens / (verifying + drafting))
+        best = max(best, tokens / max(verifying + drafting, least))
     return best

@@ -82,35 +82,37 @@ class _Record:
 
 
 class Round(NamedTuple):
-    """A step that was drafted for, and was read."""
+    """A step that was drafted for, and what came in the time since the step before it of the same
+    part of the requests."""
 
+    steps: int
+    """That came in that time, of all parts."""
     rows: int
-    """Without those of drafted tokens."""
+    """Of all of them, without those of drafted tokens."""
+    decoding: int
+    """Those that chose a token."""
     context: int
     """Tokens of all requests."""
     seconds: float
-    """Since the step before it, of the same part of the requests."""
     tokens: int
-    """That it brought."""
+    """That the step brought."""
     requests: int
     """That it brought them to."""
-    at_once: int = 1
-    """Steps that came in that time, of all parts."""
 
 
 class Worth:
     """Switches speculation off for a number of requests at which it loses, and tries again later.
 
     A round of speculation brings some tokens in some time, all that it needs included: drafting,
-    the wait for the host. Plain decoding would have taken ``plain step * tokens / requests`` for
-    them. Where rounds take longer than that, steps are plain for a while; the last ones before the
-    next try are read by the drafter, which has to catch up. What a plain step takes is learned from
-    a few of them now and then.
+    the wait for the host. Plain decoding would have taken ``tokens / requests`` plain steps for
+    them, the first one with the round's prompts. Where rounds take longer than that, steps are
+    plain for a while; the last ones before the next try are read by the drafter, which has to catch
+    up. What a plain step takes is learned from a few of them now and then.
 
     Where the requests are in several parts, whose steps are under way at once, a step's time is
-    that from one step of a part to its next one, for rounds and for plain steps alike: where the
-    stages of a pipeline are busy with the other parts anyway, a round that keeps them busy for
-    longer loses.
+    that from one step of a part to its next one, for rounds and for plain steps alike, and depends
+    on the rows of all parts: where the stages of a pipeline are busy with the other parts anyway, a
+    round that keeps them busy for longer loses.
     """
 
     def __init__(self, buckets: Sequence[int], catching_up: int = 0, longest: int = 1024) -> None:
@@ -142,7 +144,8 @@ class Worth:
         return Mode.READ if record.rest <= self._catching_up * self.parts else Mode.REST
 
     def observe_plain(self, rows: int, context: int, seconds: float) -> None:
-        """A step without drafts, which overlapped with the host's work."""
+        """A step without drafts, which overlapped with the host's work; rows and context are those
+        of all steps in that time, see `Round`."""
         self._plain.offer(rows, context, seconds)
 
     def observe_round(self, requests: int, made: Round) -> None:
@@ -151,12 +154,15 @@ class Worth:
         record.total += 1
         if record.total % (_GLANCES * self.parts) == _FIRST_GLANCE * self.parts:
             record.glance = GLANCE * self.parts
-        if not self._plain.knows(made.rows):
+        if not (self._plain.knows(made.rows) and self._plain.knows(made.decoding)):
             return
-        plain = self._plain.seconds(made.rows, made.context)
-        saved = plain * made.tokens / made.requests - made.seconds
-        self.saved_seconds += saved / made.at_once
-        record.add(max(saved / plain, -_MOST_LOST))
+        # Prompts in the round would have been computed in one plain step, and not in each of them.
+        first, further = (
+            self._plain.seconds(rows, made.context) for rows in (made.rows, made.decoding)
+        )
+        saved = first + (made.tokens / made.requests - 1) * further - made.seconds
+        self.saved_seconds += saved / made.steps
+        record.add(max(saved / further, -_MOST_LOST))
         if record.loses:
             record.spacing = min(2 * record.spacing or _SHORT, self._longest)
             record.rest = (record.spacing + self._catching_up) * self.parts

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fjx.engine.step_times import Prepared, StepTimes, Timed
+from fjx.engine.scheduler import ScheduledRows
+from fjx.engine.step_times import Prepared, StepTimes, Timed, Work
 from fjx.engine.turns import Microbatch, Turn
 from fjx.speculation.worth import Mode, Round, Worth
 
@@ -26,12 +27,17 @@ class Clocked:
         return [None] * self.busy[part]
 
     def send(
-        self, part: int, at: float, mode: Mode = Mode.REST, drafting: float = 0.0
+        self,
+        part: int,
+        at: float,
+        mode: Mode = Mode.REST,
+        drafting: float = 0.0,
+        rows: tuple[ScheduledRows, ...] = (),
     ) -> list[Microbatch]:
         turn = Turn(self.scheduler, part, len(self.busy))
-        step = [Microbatch([], NOTHING, NOTHING, at, turn)]
+        step = [Microbatch([*rows], NOTHING, NOTHING, at, turn)]
         prepared = Prepared(mode=mode, drafted=drafting > 0, drafting_seconds=drafting)
-        self.times.sent(step, prepared)
+        self.times.sent(step, prepared, at)
         return step
 
     def read(self, step: list[Microbatch], at: float) -> Timed:
@@ -68,8 +74,31 @@ def test_a_cycle_is_of_a_part_however_many_others_are_read_in_it() -> None:
         cycles.append(clocked.read(in_flight.pop(0), now))
     assert [each.cycle for each in cycles[:3]] == [None] * 3
     assert [each.cycle for each in cycles[3:]] == pytest.approx([0.030] * 6)
-    assert {each.at_once for each in cycles[3:]} == {3}
+    assert {each.work.steps for each in cycles[3:]} == {3}
     assert all(each.is_plain for each in cycles[3:])
+
+
+def test_the_work_of_a_cycle_is_that_of_all_parts_without_drafted_tokens() -> None:
+    clocked = Clocked(2)
+    prompt = ScheduledRows(NOTHING, 0, 30, 0)
+    draft = ScheduledRows(NOTHING, 99, 4, 4)
+    plain = ScheduledRows(NOTHING, 49, 1, 1)
+    clocked.read(clocked.send(0, 1.0, rows=(draft,)), 1.010)
+    clocked.read(clocked.send(1, 1.001, rows=(prompt, plain)), 1.020)
+    timed = clocked.read(clocked.send(0, 1.011, rows=(draft, plain)), 1.030)
+    assert timed.work == Work(steps=2, rows=33, decoding=3, context=30 + 50 + 103 + 50)
+
+
+def test_a_step_had_ended_before_where_it_is_read_as_soon_as_the_host_comes_to_it() -> None:
+    clocked = Clocked(2)
+    first = clocked.send(0, 1.0)
+    second = clocked.send(1, 1.020, drafting=0.019)
+    assert clocked.read(first, 1.0201).was_late
+    assert not clocked.read(second, 1.030).was_late
+    alone = Clocked(1)
+    first = alone.send(0, 1.0)
+    alone.send(0, 1.020)
+    assert not alone.read(first, 1.0201).was_late, "what the host did is what a step costs"
 
 
 def test_a_cycle_in_which_another_part_was_drafted_for_is_not_plain() -> None:

@@ -38,13 +38,15 @@ def rate(
     draft: Floats | None,
     base_rows: int,
     base_tokens: float,
+    parts: int = 1,
 ) -> float:
     tokens = base_tokens + sum(sum(d[:n]) for d, n in zip(drafts, lengths, strict=True))
-    seconds = float(verify[base_rows + sum(lengths)])
+    drafting = 0.0
     for round in range(max(lengths, default=0)):
         if draft is not None:
-            seconds += float(draft[sum(n > round for n in lengths)])
-    return tokens / seconds
+            drafting += float(draft[sum(n > round for n in lengths)])
+    alone = float(verify[base_rows + sum(lengths)]) + drafting
+    return tokens / max(alone, parts * drafting)
 
 
 def best_rate(
@@ -54,10 +56,11 @@ def best_rate(
     draft: Floats | None,
     base_rows: int,
     base_tokens: float,
+    parts: int = 1,
 ) -> float:
     choices = itertools.product(*(range(len(each) + 1) for each in drafts))
     return max(
-        rate(lengths, drafts, verify, draft, base_rows, base_tokens)
+        rate(lengths, drafts, verify, draft, base_rows, base_tokens, parts)
         for lengths in choices
         if sum(lengths) <= most_rows
     )
@@ -75,14 +78,26 @@ def test_no_choice_is_better_under_any_cost(
 
 
 @settings(deadline=None)
-@given(survivals(), st.integers(0, 9), costs(), positive, st.just(0.0) | st.floats(0, 3))
+@given(
+    survivals(),
+    st.integers(0, 9),
+    costs(),
+    positive,
+    st.just(0.0) | st.floats(0, 3),
+    st.integers(1, 5),
+)
 def test_no_choice_is_better_with_drafting(
-    drafts: list[tuple[float, ...]], most: int, verify: Floats, round: float, each: float
+    drafts: list[tuple[float, ...]],
+    most: int,
+    verify: Floats,
+    round: float,
+    each: float,
+    parts: int,
 ) -> None:
     draft = round + each * np.arange(4.0)
-    lengths = allocate(drafts, most, verify, draft, base_rows=3, base_tokens=3)
-    found = rate(lengths, drafts, verify, draft, 3, 3)
-    assert found == pytest.approx(best_rate(drafts, most, verify, draft, 3, 3))
+    lengths = allocate(drafts, most, verify, draft, base_rows=3, base_tokens=3, parts=parts)
+    found = rate(lengths, drafts, verify, draft, 3, 3, parts)
+    assert found == pytest.approx(best_rate(drafts, most, verify, draft, 3, 3, parts))
 
 
 @settings(deadline=None)
@@ -133,3 +148,14 @@ def test_nothing_to_draft_or_no_room_gives_nothing() -> None:
     assert allocate([(), ()], 4, verify, base_rows=2, base_tokens=2) == [0, 0]
     assert allocate([(0.9,)], 0, verify, base_rows=1, base_tokens=1) == [0]
     assert allocate([(0.9,)], 4, verify, base_rows=3, base_tokens=1) == [0]
+
+
+def test_drafts_are_shorter_where_the_host_drafts_for_other_parts_meanwhile() -> None:
+    survivals = [tuple(0.9**i for i in range(1, 9))]
+    verify, draft = np.full(10, 10.0), np.array([0.0, 2.0])
+    alone, of_four = (
+        allocate(survivals, 8, verify, draft, base_rows=1, base_tokens=1, parts=parts)
+        for parts in (1, 4)
+    )
+    assert alone == [7]
+    assert of_four == [2], "two rounds for each of four parts take the time of a step and more"

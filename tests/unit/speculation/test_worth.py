@@ -12,6 +12,14 @@ BUCKETS = (2, 4, 8, 16, 32)
 PLAIN = 0.03
 
 
+def round_of(
+    requests: int, seconds: float, tokens: int, *, rows: int | None = None, steps: int = 1
+) -> Round:
+    """A round in whose time no other one came, or some that brought nothing else."""
+    rows = requests if rows is None else rows
+    return Round(steps, rows, requests, 2000, seconds, tokens, requests)
+
+
 def serve(
     worth: Worth, steps: int, gain: float, requests: int = 16, noise: float = 0.3
 ) -> list[Mode]:
@@ -24,8 +32,7 @@ def serve(
             worth.observe_plain(requests, 2000, PLAIN)
         elif mode is Mode.DRAFT:
             tokens = 1.5 * requests * (1 + gain + source.uniform(-noise, noise))
-            made = Round(requests, 2000, 1.5 * PLAIN, round(tokens), requests)
-            worth.observe_round(requests, made)
+            worth.observe_round(requests, round_of(requests, 1.5 * PLAIN, round(tokens)))
     return modes
 
 
@@ -73,7 +80,7 @@ def test_nothing_is_judged_before_plain_decoding_was_seen() -> None:
     for _ in range(60):
         modes.append(worth.next_mode(16))
         # Far too slow, but than what?
-        worth.observe_round(16, Round(16, 2000, 10.0, 16, 16))
+        worth.observe_round(16, round_of(16, 10.0, 16))
     assert modes.count(Mode.REST) == GLANCE
     assert worth.saved_seconds == 0
 
@@ -85,7 +92,7 @@ def test_rounds_that_are_read_at_once_with_another_are_counted() -> None:
     for turn in range(300):
         # Where the host comes late, a round seems to take no time, and the next one twice its own.
         worth.next_mode(16)
-        worth.observe_round(16, Round(16, 2000, 3 * PLAIN * (turn % 2), 24, 16))
+        worth.observe_round(16, round_of(16, 3 * PLAIN * (turn % 2), 24))
     assert worth.saved_seconds == pytest.approx(0, abs=1e-6)
     assert worth.next_mode(16) is Mode.DRAFT, "they take as long as what they bring"
 
@@ -93,17 +100,30 @@ def test_rounds_that_are_read_at_once_with_another_are_counted() -> None:
 def test_a_round_that_the_machine_holds_up_is_no_reason_to_rest() -> None:
     worth = Worth(BUCKETS)
     serve(worth, 300, gain=0.05)
-    worth.observe_round(16, Round(16, 2000, 1000 * PLAIN, 24, 16))
+    worth.observe_round(16, round_of(16, 1000 * PLAIN, 24))
     assert serve(worth, 100, gain=0.05).count(Mode.DRAFT) == 100
+
+
+def test_prompts_in_a_round_would_have_been_in_one_plain_step() -> None:
+    worth = Worth(BUCKETS)
+    for _ in range(GLANCE):
+        worth.observe_plain(4, 2000, PLAIN)
+        worth.observe_plain(32, 2000, 4 * PLAIN)
+    for _ in range(40):  # three tokens for each of 4 requests, in the time of three plain steps
+        worth.observe_round(4, round_of(4, (4 + 1 + 1) * PLAIN, 12, rows=32))
+    assert worth.saved_seconds == pytest.approx(0, abs=0.05 * PLAIN * 40)
+    for _ in range(40):
+        worth.observe_round(4, round_of(4, 8 * PLAIN, 12, rows=32))
+    assert worth.next_mode(4) is Mode.REST
 
 
 def test_parts_that_are_under_way_at_once_save_time_together() -> None:
     alone, together = Worth(BUCKETS), Worth(BUCKETS)
-    for worth, at_once in ((alone, 1), (together, 4)):
+    for worth, steps in ((alone, 1), (together, 4)):
         for _ in range(GLANCE):
             worth.observe_plain(16, 2000, PLAIN)
         for _ in range(40):
-            worth.observe_round(16, Round(16, 2000, PLAIN, 32, 16, at_once))
+            worth.observe_round(16, round_of(16, PLAIN, 32, steps=steps))
     assert alone.saved_seconds == pytest.approx(4 * together.saved_seconds)
 
 
