@@ -19,6 +19,7 @@ from fjx.sim.speculation import Drafting, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.systems import Elastic, Foresight, ScaleOut, Static, System
 from fjx.sim.workload import SimRequest, surge_arrivals
+from fjx.speculation.policies import LengthPolicy
 
 DEVICES = 16
 
@@ -69,13 +70,15 @@ def serve(
     *,
     exact: bool = False,
     drafting: Drafting | None = None,
+    lengths: LengthPolicy | None = None,
     host_seconds: float = 0.0,
 ) -> tuple[Heard, SimReplica]:
     """Serve a workload on one replica to its end, and audit its pages and slots."""
     env, heard = simpy.Environment(0.0), Heard()
     speculation = None
     if drafting is not None:
-        speculation = SimSpeculation(env, limits.max_num_batched_tokens, drafting, seed=1)
+        budget = limits.max_num_batched_tokens
+        speculation = SimSpeculation(env, budget, drafting, 1, lengths)
     replica = SimReplica(
         *(env, limits, costs, microbatches, heard),
         exact=exact,

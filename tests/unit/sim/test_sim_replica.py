@@ -18,6 +18,7 @@ from fjx.sim import speculation as speculation_module
 from fjx.sim.speculation import Drafting
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.workload import SimRequest
+from fjx.speculation.policies import Fixed
 from tests.unit.sim.sim_cases import constant_costs, pipeline_costs, poisson, serve
 
 LIMITS = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=256)
@@ -168,6 +169,43 @@ def test_good_drafts_make_a_request_faster_and_worthless_ones_hardly_slower() ->
     plain = mean(None)
     assert mean(Drafting(rates=(0.9,), **cheap)) < 0.6 * plain
     assert mean(Drafting(rates=(0.02,), **cheap)) < 1.1 * plain
+
+
+DRAFTED = ReplicaLimits(
+    num_pages=3000, max_num_seqs=64, max_num_batched_tokens=256, max_draft_rows=64
+)
+
+
+def test_the_stages_go_on_with_other_parts_while_one_is_drafted_for() -> None:
+    stages, output, drafting = 4, 40, Drafting(rates=(1e-3,), request_seconds=0.0)
+    costs = pipeline_costs(stages, 256)
+    alone, together = (
+        serve(
+            *([SimRequest(0.0, 8, output)] * requests, DRAFTED, costs, stages),
+            drafting=drafting,
+            lengths=Fixed(1),
+        )[0]
+        for requests in (1, stages)
+    )
+    assert max(together.end.values()) < 1.1 * alone.end[0]
+    traversal = costs.alone_seconds(1, 1, 0.0, 0.0)
+    assert alone.end[0] > 0.95 * output * (traversal + drafting.first_seconds)
+
+
+@pytest.mark.parametrize(("round_seconds", "most"), [(2e-3, 0.65), (8e-3, 1.1)])
+def test_drafting_for_all_parts_of_a_busy_pipeline_is_weighed(
+    round_seconds: float, most: float
+) -> None:
+    workload = poisson(200, 20.0, prompt=60, output=60)
+    drafting = Drafting(rates=(0.85,), first_seconds=round_seconds, round_seconds=round_seconds)
+    plain, drafted = (
+        serve(workload, DRAFTED, pipeline_costs(4, 256), 4, exact=True, drafting=each)[0]
+        for each in (None, drafting)
+    )
+    took = [
+        sum(heard.end.values()) - sum(r.arrival for r in workload) for heard in (plain, drafted)
+    ]
+    assert took[1] < most * took[0]
 
 
 def test_what_decides_is_the_engines_own_code() -> None:
