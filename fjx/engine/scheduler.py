@@ -90,7 +90,7 @@ class Scheduler:
         wanting = any(request.wanted_rows for request in self.running_in(part, parts))
         return wanting or self.may_admit(part, parts)
 
-    def schedule(self, part: int = 0, parts: int = 1) -> list[ScheduledRows]:
+    def schedule(self, part: int = 0, parts: int = 1, others: int = 0) -> list[ScheduledRows]:
         """Hand out the rows of the next step; empty if nothing can run now.
 
         Args:
@@ -98,6 +98,7 @@ class Scheduler:
                 request while it has fewer than its share of all requests. What it does not need
                 goes to prompts of others, up to the row that chooses a token.
             parts: how many there are.
+            others: rows that the step has anyway, beside the budget (`fjx.sim`).
         """
         budget, draft_budget = self.max_num_batched_tokens, self.max_draft_rows
         rows: dict[Request, ScheduledRows] = {}
@@ -136,7 +137,7 @@ class Scheduler:
             self.running.append(request)
             rows[request] = _rows(request, count)
             budget -= count
-        if parts > 1 and rows and not preempted:
+        if parts > 1 and (rows or others) and not preempted:
             self._carry_prompts(part, parts, budget, rows)
         scheduled = list(rows.values())
         size = self.pool.page_size

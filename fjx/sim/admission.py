@@ -58,7 +58,7 @@ class Admission:
         budget = max(self._limits.max_num_batched_tokens - decoding, 0)
         scheduler.max_num_batched_tokens = budget
         preemptions = scheduler.num_preemptions
-        scheduled = scheduler.schedule(part, self._parts)
+        scheduled = scheduler.schedule(part, self._parts, decoding)
         preempted = scheduler.num_preemptions > preemptions
         if preempted:
             self._preempted_in = steps

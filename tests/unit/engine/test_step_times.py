@@ -185,7 +185,7 @@ class Pipeline:
                 continue
             if timed.prepared.mode is Mode.DRAFT:
                 tokens = round(self.tokens * self.REQUESTS)
-                made = Round(4, 400, timed.cycle, tokens, self.REQUESTS, timed.at_once)
+                made = Round(timed.work.steps, 4, 4, 400, timed.cycle, tokens, self.REQUESTS)
                 self.worth.observe_round(self.REQUESTS, made)
             elif timed.is_plain:
                 self.worth.observe_plain(4, 400, timed.cycle)
