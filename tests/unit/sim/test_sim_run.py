@@ -69,7 +69,7 @@ def test_an_elastic_pipeline_changes_in_surges_and_holds_fewer_devices_than_its_
 
 
 def test_a_change_that_stops_the_service_costs_latency() -> None:
-    assert run("restarting").metrics.latency_p99 > run("elastic").metrics.latency_p99
+    assert run("restarting").metrics.latency_mean > run("elastic").metrics.latency_mean
 
 
 def test_no_more_devices_are_held_than_other_tenants_leave() -> None:
