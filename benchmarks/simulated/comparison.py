@@ -20,9 +20,16 @@ from fjx.sim.systems import Foresight
 from fjx.sim.workload import SimRequest, Workload
 from fjx.speculation.policies import Fixed
 
-OURS = ("fjx", "fjx, eager", "fjx, paced", "fjx, sharded", "fjx, sharded, speculation")
+OURS = (
+    "fjx",
+    "fjx, eager",
+    "fjx, paced",
+    "fjx, sharded",
+    "fjx, speculation",
+    "fjx, sharded, speculation",
+)
 """Ours: the engine's defaults; less patience; with an objective between tokens; on a ladder of
-sharded stages; and with drafts."""
+sharded stages; and with drafts, by defaults and on sharded stages."""
 SLOW_NETWORK = Link(bytes_per_second=1.25e9, latency_seconds=20e-6)
 """10 Gb/s."""
 
@@ -62,14 +69,16 @@ def compare(
         stage.scale_out("Tetris-like", first_tier="remote", target=8, most=16, most_requests=8),
         Foresight(label="foresight", ladder=rungs.ladder, kv_tokens=rungs.kv_tokens),
         stage.elastic(),
-        stage.elastic("fjx, eager", policy=EAGER, rebalances=True),
-        stage.elastic("fjx, paced", policy=stage.paced, rebalances=True),
-        stage.elastic("fjx, sharded", stage.sharded, policy=stage.paced, rebalances=True),
+        stage.elastic("fjx, eager", policy=EAGER),
+        stage.elastic("fjx, paced", policy=stage.paced),
+        stage.elastic("fjx, sharded", stage.sharded, policy=stage.paced),
     )
     results |= {system.name: stage.run(system, workload) for system in systems}
     if drafts:
+        name = "fjx, speculation"
+        results[name] = stage.run(stage.elastic(name), workload, drafting=Drafting())
         name = "fjx, sharded, speculation"
-        system = stage.elastic(name, stage.sharded, policy=stage.paced, rebalances=True)
+        system = stage.elastic(name, stage.sharded, policy=stage.paced)
         results[name] = stage.run(system, workload, drafting=Drafting())
     return results
 
@@ -110,10 +119,10 @@ def ablations(stage: Stage, workload: Workload) -> Iterator[tuple[str, Result]]:
         "sharded stages, paced": {"rungs": stage.sharded, "policy": stage.paced},
     }
     for name, fields in changed.items():
-        given = {"policy": EAGER, "rebalances": True} | fields
+        given = {"policy": EAGER} | fields
         yield name, stage.run(stage.elastic(name, **given), workload)
     for name, lengths in (("speculation, own lengths", None), ("speculation, 4 each", Fixed(4))):
-        system = stage.elastic(name, policy=EAGER, rebalances=True)
+        system = stage.elastic(name, policy=EAGER)
         yield name, stage.run(system, workload, drafting=Drafting(), lengths=lengths)
 
 
@@ -133,13 +142,13 @@ def sensitivity(stage: Stage, seed: int, cv: float) -> Iterator[tuple[str, Resul
         "a pause of 1 s": Switching(pause_seconds=1.0),
         "half the service while copying": Switching(slowdown=0.5),
     }.items():
-        system = stage.elastic(name, policy=EAGER, rebalances=True, switching=switching)
+        system = stage.elastic(name, policy=EAGER, switching=switching)
         yield f"{name}, fjx", stage.run(system, usual)
     slow = replace(stage, between=SLOW_NETWORK)
     yield from _both(slow, usual, "10 Gb/s between hosts")
     fast = replace(stage)
     fast.setup = _with_nvlink(stage.setup)
-    system = fast.elastic("NVLink", fast.sharded, policy=stage.paced, rebalances=True)
+    system = fast.elastic("NVLink", fast.sharded, policy=stage.paced)
     yield "NVLink within hosts, fjx sharded", fast.run(system, usual)
     static = best(fast.run(fast.static(name), usual) for name in _names(stage.scene.sharded))
     yield f"NVLink within hosts, {static.name}", static
@@ -185,7 +194,7 @@ def placements(usual: Stage, seed: int, cv: float) -> Iterator[tuple[str, Result
 
 
 def _maybe(stage: Stage, rungs: Rungs, workload: Workload) -> Result | None:
-    system = stage.elastic("fjx", rungs, policy=EAGER, rebalances=True)
+    system = stage.elastic("fjx", rungs, policy=EAGER)
     try:
         return stage.run(system, workload)
     except RuntimeError:
@@ -200,7 +209,7 @@ def _longer(request: SimRequest, factor: float) -> SimRequest:
 def _both(
     stage: Stage, workload: Workload, name: str, **options: float
 ) -> Iterator[tuple[str, Result]]:
-    system = stage.elastic("fjx", policy=EAGER, rebalances=True)
+    system = stage.elastic("fjx", policy=EAGER)
     yield f"{name}, fjx", stage.run(system, workload, **options)
     names = _names(stage.scene.replicas, stage.scene.others)
     static = best(stage.run(stage.static(each), workload, **options) for each in names)

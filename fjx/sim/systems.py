@@ -109,8 +109,8 @@ class Elastic:
     switching: Switching = field(default_factory=Switching)
     first: str | None = None
     """The rung to begin with; by default the coarsest."""
-    rebalances: bool = False
-    """Whether new replicas take over waiting requests; in the engine of today they do not."""
+    rebalances: bool = True
+    """Whether new replicas take their share of the waiting requests, as in the engine."""
 
     @property
     def name(self) -> str:
