@@ -10,7 +10,7 @@ from fjx.sharding.palette import FAINT, FREE, INK, MICROBATCHES
 from fjx.sharding.svg import Canvas, text_width
 from fjx.sharding.timeline import schedule
 
-_STEPS = 3
+_ROUNDS = 3
 _LABEL = 62.0
 """Room for the names of the stages."""
 
@@ -24,18 +24,18 @@ def draw_timeline(
     top: float,
     right: float,
 ) -> float:
-    """Draw the first steps of the pipeline, and return where the drawing ends.
+    """Draw the first rounds of the pipeline, and return where the drawing ends.
 
-    Microbatches have their numbers and colours, steps alternate in strength; what a stage spends
+    Microbatches have their numbers and colours, rounds alternate in strength; what a stage spends
     receiving is pale, what it spends idle is the background.
     """
-    slots = schedule(stages, microbatches, _STEPS)
+    slots = schedule(stages, microbatches, _ROUNDS)
     whole = max(slot.end for slot in slots) or 1.0
     pitch = 18.0 if len(stages) <= 16 else 12.0
     begin, width = left + _LABEL, right - left - _LABEL
     heading = (
-        f"{_STEPS} steps of an empty pipeline, microbatches by number and colour; pale: receiving "
-        "its input; grey: idle"
+        f"{_ROUNDS} rounds of an empty pipeline, microbatches by number and colour; "
+        "pale: receiving its input; grey: idle"
     )
     canvas.text(left, top + 8, heading, 12, INK)
     top += 26
@@ -47,14 +47,14 @@ def draw_timeline(
         y, x = top + slot.stage * pitch, begin + width * slot.begin / whole
         at, end = begin + width * slot.received / whole, begin + width * slot.end / whole
         color = MICROBATCHES[slot.microbatch % len(MICROBATCHES)]
-        name = f"step {slot.step + 1}, microbatch {slot.microbatch + 1}"
+        name = f"round {slot.round + 1}, microbatch {slot.microbatch + 1}"
         canvas.rect(x, y, at - x, pitch - 2, _mixed(color, 0.75))
-        shade = _mixed(color, 0.4 * (slot.step % 2))
+        shade = _mixed(color, 0.4 * (slot.round % 2))
         # The paper between two boxes is half a pixel, but a box never vanishes.
         canvas.rect(at, y, max(end - at - 0.5, 0.3), pitch - 2, shade, title=name)
         label = f"{slot.microbatch + 1}"
         if text_width(label, 10) + 3 < end - at and pitch >= 14:
-            ink = INK if slot.step % 2 else "white"
+            ink = INK if slot.round % 2 else "white"
             canvas.text((at + end) / 2, y + pitch / 2 - 1, label, 10, ink, anchor="middle")
     bottom = top + len(stages) * pitch
     for part in range(5):

@@ -11,7 +11,7 @@ from fjx.sharding.fields import format_bytes, format_seconds
 from fjx.sharding.figures import Place, StageFigures, Workload, plan_figures
 from fjx.sharding.graph import GranuleGraph
 from fjx.sharding.plan import Deployment, Device, Plan
-from fjx.sharding.timeline import idle_share, step_seconds
+from fjx.sharding.timeline import idle_share, round_seconds
 from fjx.sharding.topology import UNKNOWN_MEMORY
 
 _HEADINGS = (
@@ -86,8 +86,8 @@ def summary(plan: Plan, figures: Sequence[StageFigures], workload: Workload) -> 
     parts = counted(plan.microbatches, "microbatch", "microbatches")
     return (
         f"slowest stage {slowest + 1}, {format_seconds(figures[slowest].seconds)}; "
-        f"a step of {parts} of {workload.rows} rows every "
-        f"{format_seconds(step_seconds(figures, plan.microbatches))}; "
+        f"{parts} of {workload.rows} rows every "
+        f"{format_seconds(round_seconds(figures, plan.microbatches))}; "
         f"idle {idle_share(figures, plan.microbatches):.0%}"
     )
 

@@ -1,8 +1,8 @@
 """When each stage works on which microbatch, as the costs predict it.
 
-A stage takes the microbatches of a step in order. It starts one when it is free and the stage
-before has finished it; the first stage starts a microbatch of the next step when its tokens have
-left the last stage. Receiving the input occupies the stage.
+A *round* is one step of each microbatch. A stage takes them in order: it starts one when it is
+free and the stage before has finished it; the first stage starts a microbatch of the next round
+when its tokens have left the last stage. Receiving the input occupies the stage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fjx.sharding.figures import StageFigures
 
 _SETTLED = 8
-"""Steps after which the beginning no longer shows."""
+"""Rounds after which the beginning no longer shows."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Slot:
     """One stage's work on one microbatch. Times are seconds from the start."""
 
     stage: int
-    step: int
+    round: int
     microbatch: int
     begin: float
     received: float
@@ -29,25 +29,25 @@ class Slot:
     end: float
 
 
-def schedule(stages: Sequence[StageFigures], microbatches: int, steps: int) -> tuple[Slot, ...]:
-    """The first steps of a pipeline that was empty, in the order of time for each stage."""
+def schedule(stages: Sequence[StageFigures], microbatches: int, rounds: int) -> tuple[Slot, ...]:
+    """The first rounds of a pipeline that was empty, in the order of time for each stage."""
     free = [0.0] * len(stages)
     sampled = [0.0] * microbatches
     slots = []
-    for step in range(steps):
+    for number in range(rounds):
         for microbatch in range(microbatches):
             ready = sampled[microbatch]
             for index, stage in enumerate(stages):
                 begin = max(ready, free[index])
                 received = begin + stage.transfer_seconds
                 ready = free[index] = received + stage.compute_seconds
-                slots.append(Slot(index, step, microbatch, begin, received, ready))
+                slots.append(Slot(index, number, microbatch, begin, received, ready))
             sampled[microbatch] = ready
     return tuple(slots)
 
 
-def step_seconds(stages: Sequence[StageFigures], microbatches: int) -> float:
-    """Time from step to step once the pipeline is full."""
+def round_seconds(stages: Sequence[StageFigures], microbatches: int) -> float:
+    """Time from round to round once the pipeline is full."""
     slots = schedule(stages, microbatches, 2 * _SETTLED)
     ends = [slot.end for slot in slots if slot.stage == len(stages) - 1]
     last = ends[-1]
@@ -56,6 +56,6 @@ def step_seconds(stages: Sequence[StageFigures], microbatches: int) -> float:
 
 def idle_share(stages: Sequence[StageFigures], microbatches: int) -> float:
     """The part of all stages' time in a full pipeline that nobody works: the bubbles, 0 to 1."""
-    whole = step_seconds(stages, microbatches) * len(stages)
+    whole = round_seconds(stages, microbatches) * len(stages)
     busy = microbatches * sum(stage.seconds for stage in stages)
     return max(0.0, 1 - busy / whole) if whole else 0.0

@@ -15,7 +15,7 @@ from fjx.sharding.errors import MemoryFitError, listed
 from fjx.sharding.figures import Place, StageFigures, Workload, check_memory, plan_figures
 from fjx.sharding.graph import GranuleGraph
 from fjx.sharding.plan import Deployment, Device, Plan
-from fjx.sharding.timeline import step_seconds
+from fjx.sharding.timeline import round_seconds
 from fjx.sharding.topology import UNKNOWN_MEMORY, Topology
 
 BURSTY_CV = 3.0
@@ -193,15 +193,15 @@ def _rung(
         except MemoryFitError as error:
             raise MemoryFitError(f"rung {name!r}: {error}") from None
         figures = plan_figures(graph, plan, places, workload)
-        step = step_seconds(figures, plan.microbatches) or math.ulp(0.0)
-        rate += plan.microbatches * workload.rows / step
+        period = round_seconds(figures, plan.microbatches) or math.ulp(0.0)
+        rate += plan.microbatches * workload.rows / period
         latency = max(latency, sum(stage.seconds for stage in figures))
         alone = plan_figures(graph, plan, places, replace(workload, rows=1))
         idle = max(idle, sum(stage.seconds for stage in alone))
         kv_tokens += _kv_room(graph, plan, places, figures, workload)
         for stage, each in zip(plan.stages, figures, strict=True):
             for device in stage.mesh.devices:
-                work[device] += plan.microbatches * each.compute_seconds / step
+                work[device] += plan.microbatches * each.compute_seconds / period
     return Rung(
         name=name,
         deployment=deployment,

@@ -22,7 +22,7 @@ from fjx.sharding.plan import Deployment, Device
 from fjx.sharding.planner import even_mesh, plan_mesh
 from fjx.sharding.svg import text_width
 from fjx.sharding.table import difference_table, plan_table, short_devices
-from fjx.sharding.timeline import idle_share, schedule, step_seconds
+from fjx.sharding.timeline import idle_share, round_seconds, schedule
 from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Link, Topology
 
 SIZES = ModelSizes(
@@ -162,13 +162,13 @@ def stage(compute: float, transfer: float = 0.0) -> StageFigures:
 def test_bubbles_vanish_with_as_many_microbatches_as_equal_stages() -> None:
     four = [stage(0.001)] * 4
     assert [round(idle_share(four, m), 6) for m in (1, 2, 4, 8)] == [0.75, 0.5, 0, 0]
-    assert step_seconds(four, 1) == pytest.approx(0.004)
-    assert step_seconds(four, 8) == pytest.approx(0.008)
+    assert round_seconds(four, 1) == pytest.approx(0.004)
+    assert round_seconds(four, 8) == pytest.approx(0.008)
 
 
 def test_a_slow_stage_sets_the_pace() -> None:
     stages = [stage(0.001), stage(0.002, transfer=0.001)]
-    assert step_seconds(stages, 4) == pytest.approx(4 * 0.003)
+    assert round_seconds(stages, 4) == pytest.approx(4 * 0.003)
     assert idle_share(stages, 4) == pytest.approx(1 - (1 + 3) / (2 * 3))
 
 
@@ -178,17 +178,17 @@ def test_a_slow_stage_sets_the_pace() -> None:
     st.integers(1, 3),
 )
 def test_a_stage_does_one_thing_at_a_time_and_after_the_stage_before(
-    stages: list[StageFigures], microbatches: int, steps: int
+    stages: list[StageFigures], microbatches: int, rounds: int
 ) -> None:
-    slots = {(s.step, s.microbatch, s.stage): s for s in schedule(stages, microbatches, steps)}
-    assert len(slots) == len(stages) * microbatches * steps
-    for (step, microbatch, index), slot in slots.items():
+    slots = {(s.round, s.microbatch, s.stage): s for s in schedule(stages, microbatches, rounds)}
+    assert len(slots) == len(stages) * microbatches * rounds
+    for (number, microbatch, index), slot in slots.items():
         assert slot.received - slot.begin == stages[index].transfer_seconds
         assert slot.end - slot.received == stages[index].compute_seconds
         if index:
-            assert slot.begin >= slots[step, microbatch, index - 1].end
-        elif step:
-            assert slot.begin >= slots[step - 1, microbatch, len(stages) - 1].end
+            assert slot.begin >= slots[number, microbatch, index - 1].end
+        elif number:
+            assert slot.begin >= slots[number - 1, microbatch, len(stages) - 1].end
     for index in range(len(stages)):
         own = sorted(
             (s for s in slots.values() if s.stage == index), key=lambda s: (s.begin, s.end)

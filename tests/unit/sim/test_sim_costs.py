@@ -9,7 +9,7 @@ import pytest
 
 from fjx.sharding.assign import places_of
 from fjx.sharding.figures import Workload, plan_figures
-from fjx.sharding.timeline import step_seconds
+from fjx.sharding.timeline import round_seconds
 from fjx.sim.costs import StageCosts, profile_costs, roofline_costs
 from fjx.sim.setup import named_setup
 from fjx.sim.timing import Stages
@@ -69,7 +69,7 @@ def test_a_full_pipeline_steps_as_the_planners_timeline_says(
     costs = profile_costs(of.graph, plan, of.topology, rows)
     ends = steps_end(costs, microbatches, rows, 60 * microbatches)[::microbatches]
     period = np.diff(ends)[-8:].mean()
-    assert period == pytest.approx(step_seconds(figures, microbatches), rel=1e-6)
+    assert period == pytest.approx(round_seconds(figures, microbatches), rel=1e-6)
 
 
 def test_a_profile_counts_by_its_padded_sizes() -> None:
