@@ -5,8 +5,8 @@
 For each kind of engine (one stage, stages on virtual CPU devices, a draft head) costs are
 calibrated by runs of their own; then other workloads are served by the engine and by the simulator,
 and TTFT, TPOT and output tokens a second are compared. Virtual devices share the cores, so there a
-pipeline's step is timed as a whole and simulated as one stage; what pipelines gain is not validated
-here.
+microbatch's pass through all stages is timed as a whole and simulated as one stage; what stages
+gain by working at once is not validated here.
 
 Prints a table; nothing else should run meanwhile.
 """
@@ -211,7 +211,7 @@ def simulate(
         rule: LengthPolicy = policy_by_name(policy)
         speculation = SimSpeculation(env, limits.max_num_batched_tokens, known.drafting, seed, rule)
     replica = SimReplica(
-        *(env, sizes, known.fit.costs, 1, heard),
+        *(env, sizes, known.fit.costs, engine.executor.plan.microbatches, heard),
         speculation=speculation,
         host_seconds=known.host_seconds,
     )
