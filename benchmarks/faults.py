@@ -9,23 +9,22 @@ import os
 import random
 import signal
 import statistics
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fjx.cluster.actor import Member
 from fjx.cluster.home import ClusterHome
 from fjx.cluster.local_networks import Network
+from fjx.cluster.local_workers import is_running, pid_of, stopped_mostly
 from fjx.engine.engine import Engine
 from fjx.errors import MeshError
 from fjx.sampling_params import SamplingParams
 
 PATIENCE_SECONDS = 300.0
 """Without a token, or what else is waited for, after which the run counts as hanging."""
+ANSWER_SECONDS = 30.0
 STOPPED_SECONDS, RUNNING_SECONDS = 0.1, 0.02
 """Of a slow worker, again and again."""
 REJOIN_SECONDS = 15.0
@@ -123,14 +122,14 @@ class Scene:
 def kill(scene: Scene) -> dict[str, Any]:
     """A worker's process is killed."""
     member = scene.choose()
-    os.kill(pid_of(member), signal.SIGKILL)
+    os.kill(pid_of(member, ANSWER_SECONDS), signal.SIGKILL)
     return {"worker": str(member), "recovery_seconds": scene.recover()}
 
 
 def hang(scene: Scene) -> dict[str, Any]:
     """A worker's process is stopped for good."""
     member = scene.choose()
-    pid = pid_of(member)
+    pid = pid_of(member, ANSWER_SECONDS)
     os.kill(pid, signal.SIGSTOP)
     recovery, begun = scene.recover(), time.monotonic()
     scene.load.until(lambda: not is_running(pid))
@@ -144,7 +143,7 @@ def hang(scene: Scene) -> dict[str, Any]:
 def cut(scene: Scene) -> dict[str, Any]:
     """A worker's node is cut off, until its worker has ended; then the plan uses it again."""
     member = scene.choose(scene.networks)
-    host, pid = member.node.host, pid_of(member)
+    host, pid = member.node.host, pid_of(member, ANSWER_SECONDS)
     stages = scene.load.engine.plans.deployment.replicas[0].granularity
     begun = time.monotonic()
     scene.networks[host].cut()
@@ -186,8 +185,8 @@ def use_again(scene: Scene, host: str, stages: int) -> bool:
 def slow(scene: Scene) -> dict[str, Any]:
     """A worker's process is stopped most of the time."""
     member, load, home = scene.choose(), scene.load, scene.home
-    before, repairs, pid = load.rate(), len(home.repairs), pid_of(member)
-    with stopped_mostly(pid):
+    before, repairs, pid = load.rate(), len(home.repairs), pid_of(member, ANSWER_SECONDS)
+    with stopped_mostly(pid, STOPPED_SECONDS, RUNNING_SECONDS):
         named = load.until(lambda: str(member) in home.slow())
         others = [name for name in home.slow() if name != str(member)]
         meanwhile = load.rate()
@@ -210,41 +209,6 @@ KINDS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "cut": cut,
     "slow": slow,
 }
-
-
-@contextmanager
-def stopped_mostly(pid: int) -> Iterator[None]:
-    """A process that stops and goes on, again and again."""
-    ended = threading.Event()
-
-    def run() -> None:
-        while not ended.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            ended.wait(STOPPED_SECONDS)
-            os.kill(pid, signal.SIGCONT)
-            ended.wait(RUNNING_SECONDS)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def pid_of(member: Member) -> int:
-    """A worker's process."""
-    pid: int = member.call("pid").result(30)
-    return pid
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def spread_of(values: Sequence[float]) -> dict[str, Any]:

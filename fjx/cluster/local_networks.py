@@ -1,7 +1,7 @@
 """Nodes that can be cut off: network namespaces of Linux, on a bridge that leads nowhere else.
 
-For benchmarks. It takes the right to make namespaces, and `ip` and `nsenter`; nothing outside this
-process and what it starts sees any of it.
+For tests and benchmarks. It takes the right to make namespaces, and `ip` and `nsenter`; nothing
+outside this process and what it starts sees any of it.
 """
 
 from __future__ import annotations

@@ -20,26 +20,11 @@ from tests.unit.engine.tiny import HF_CONFIG, LetterTokenizer
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
-from fjx.cluster.actor import Member
 from fjx.cluster.cluster import Patience
 from fjx.cluster.orders import Setup, Weights
 from fjx.cluster.start import Started, start_cluster
 
 NODES = ("n0", "n1", "n2")
-
-
-def pid_of(member: Member) -> int:
-    """A worker's process."""
-    pid: int = member.call("pid").result(10)
-    return pid
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def spread(*counts: int, nodes: tuple[str, ...] = NODES, microbatches: int = 1) -> Plan:

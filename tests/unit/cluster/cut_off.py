@@ -9,7 +9,8 @@ from pathlib import Path
 from fjx.cluster import local_networks
 from fjx.cluster.cluster import Patience
 from fjx.cluster.local import add_node, local_nodes
-from tests.unit.cluster.cluster_cases import cluster_engine, is_running, pid_of, spread
+from fjx.cluster.local_workers import is_running, pid_of
+from tests.unit.cluster.cluster_cases import cluster_engine, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 
 BEAT = 1.5

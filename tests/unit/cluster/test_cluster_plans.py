@@ -13,8 +13,9 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
+from fjx.cluster.local_workers import pid_of
 from fjx.sharding.plan import Deployment
-from tests.unit.cluster.cluster_cases import cluster_engine, pid_of, placed
+from tests.unit.cluster.cluster_cases import cluster_engine, placed
 from tests.unit.engine.plan_cases import MIXED, Served, expected, is_near_tie, serve_through
 
 pytestmark = pytest.mark.slow

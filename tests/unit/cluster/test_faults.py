@@ -7,10 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
 from fjx.cluster.cluster import Patience
-from tests.unit.cluster.cluster_cases import cluster_engine, is_running, pid_of, spread
+from fjx.cluster.local_workers import is_running, pid_of, stopped_mostly
+from tests.unit.cluster.cluster_cases import cluster_engine, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 
 pytestmark = pytest.mark.slow
@@ -35,27 +34,6 @@ def wait_until(happened: Callable[[], object]) -> float:
         assert time.monotonic() < begun + LONGEST
         time.sleep(0.01)
     return time.monotonic() - begun
-
-
-@contextmanager
-def stopped_mostly(pid: int, stopped: float, running: float) -> Iterator[None]:
-    """A process that is stopped and goes on again and again, so many seconds each."""
-    ended = threading.Event()
-
-    def run() -> None:
-        while not ended.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            ended.wait(stopped)
-            os.kill(pid, signal.SIGCONT)
-            ended.wait(running)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def test_a_slow_worker_is_named_and_left_alone(nodes: Any, cache: Path) -> None:
