@@ -21,22 +21,21 @@ from typing import Any
 import simpy
 
 from fjx.cache.page_pool import PagePool
-from fjx.engine.progress import commit
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.engine.turns import Turn
 from fjx.sim.admission import Admission
 from fjx.sim.costs import StageCosts
+from fjx.sim.reading import Reader
 from fjx.sim.sight import OutOfSight
 from fjx.sim.speculation import SimSpeculation
-from fjx.sim.steps import TOKEN, Lengths, Listener, ReplicaLimits, Step, Stretch, Switch, read_after
+from fjx.sim.steps import Listener, ReplicaLimits, Step, Stretch, Switch, read_after
 from fjx.sim.timing import Stages
 
 Process = Generator[simpy.Event, Any, None]
 """What SimPy runs."""
 
 _LONGEST_STRETCH = 1024
-_LENGTHS: Any = Lengths()
 
 
 class SimReplica:
@@ -95,8 +94,10 @@ class SimReplica:
         self._parts, self._next = parts, 0
         self._stages = Stages(self._slowed, parts, self.env.now, self._host_seconds)
         self._unseen = OutOfSight(self.scheduler, parts)
+        self._reader = Reader(
+            self.scheduler, self._admission, self._unseen, self._listener, self._speculation
+        )
         self._unread = [0] * parts
-        self._last_read: list[float | None] = [None] * parts
         self._admission.lay_out(parts)
         if self._speculation is not None:
             self._speculation.plan_changed(self.costs.stages)
@@ -239,49 +240,7 @@ class SimReplica:
         """Read the oldest step, which has ended."""
         now, step = self.env.now, self._in_flight.popleft()
         self._unread[step.part] -= 1
-        for request in step.first:
-            self._first_token(request, now)
-        counts = []
-        end = 0
-        for rows in step.scheduled:
-            begin, end = end, end + rows.samples
-            if begin != end and not rows.request.finished and not rows.is_void:
-                counts.append(self._commit(rows, now))
-        for request in step.last:
-            self._unseen.parts[step.part].pop(request)
-            self.scheduler.running.append(request)
-            self._finish(request, now)
-        if self._speculation is not None:
-            self._speculation.observe_step(step.microbatches, now, counts)
-        self._report(step.part, now, step.brings)
-
-    def _commit(self, rows: ScheduledRows, now: float) -> int:
-        """Take what a request's rows chose; how many tokens that was."""
-        request, confidences = rows.request, list(rows.request.confidences)
-        if request.first_token is None:
-            self._first_token(request, now)
-        output: Any = None
-        progress, verified = commit(request, [TOKEN] * rows.samples, output, 0, _LENGTHS)
-        if verified.drafted and self._speculation is not None:
-            if progress.finish_reason is not None:
-                confidences = confidences[: len(progress.token_ids)]
-            self._speculation.observe(request, confidences, *verified)
-        if progress.finish_reason is not None:
-            self._finish(request, now)
-        return len(progress.token_ids)
-
-    def _first_token(self, request: Request, now: float) -> None:
-        request.first_token = now
-        self._listener.first_token(request, now)
-
-    def _finish(self, request: Request, now: float) -> None:
-        request.finish_reason, request.ended = "length", now
-        self.scheduler.share_full_pages(request)
-        self.scheduler.finish(request)
-        self._admission.ended(request)
-        if self._speculation is not None:
-            self._speculation.forget(request)
-        self._listener.ended(request, now)
+        self._reader.read(step, now)
 
     @property
     def _turn(self) -> list[Turn]:
@@ -393,7 +352,7 @@ class SimReplica:
         for i in range(steps):
             part = parts[i % len(parts)]
             if i < steps - len(parts):
-                self._report(part, float(stretch.sent[i + len(parts) + 1]))
+                self._reader.report(part, float(stretch.sent[i + len(parts) + 1]))
             else:
                 self._in_flight.append(Step(float(stretch.leaves[i, -1]), part))
                 self._unread[part] += 1
@@ -415,13 +374,3 @@ class SimReplica:
         """Count the steps of the stretch until so many are made, and the pages that they take."""
         assert self._stretch is not None
         self.steps += self._unseen.advance(self._stretch, made, self.scheduler.pool)
-
-    def _report(self, part: int, now: float, brings: bool = True) -> None:
-        """A step of the part was read: its requests have waited since the one before."""
-        before, runs = (
-            self._last_read[part],
-            self._unseen.parts[part] or self._turn_of(part).running,
-        )
-        self._last_read[part] = now if runs else None
-        if before is not None and brings:
-            self._listener.stepped(now, now - before)

@@ -115,11 +115,3 @@ def read_after(parts: list[int], in_flight: Sequence[Step]) -> deque[int]:
             soonest = min(soonest, parts.index(step.part))
         after.appendleft(soonest)
     return after
-
-
-class Lengths:
-    """Stands for the engine's transcripts: a request ends by its length."""
-
-    def add(self, request: Request, token: int) -> tuple[str, str | None]:
-        """See `fjx.engine.text.Transcripts.add`."""
-        return "", "length" if len(request.tokens) >= request.max_len else None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fjx.engine.progress
 import fjx.engine.scheduler
 import fjx.engine.speculator
-from fjx.sim import replica as replica_module
+from fjx.sim import reading as reading_module
 from fjx.sim import speculation as speculation_module
 from fjx.sim.speculation import Drafting
 from fjx.sim.steps import ReplicaLimits
@@ -211,7 +211,7 @@ def test_drafting_for_all_parts_of_a_busy_pipeline_is_weighed(
 def test_what_decides_is_the_engines_own_code() -> None:
     _, replica = serve(poisson(5, 5.0), LIMITS, pipeline_costs(1, 256))
     assert type(replica.scheduler) is fjx.engine.scheduler.Scheduler
-    assert replica_module.commit is fjx.engine.progress.commit
+    assert reading_module.commit is fjx.engine.progress.commit
     assert speculation_module.Speculator is fjx.engine.speculator.Speculator
 
 

@@ -1,0 +1,96 @@
+"""What the host of a simulated replica does with a step that it reads: tokens are committed,
+requests end, and the listener hears of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fjx.engine.progress import commit
+from fjx.engine.request import Request
+from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.sim.admission import Admission
+from fjx.sim.sight import OutOfSight
+from fjx.sim.speculation import SimSpeculation
+from fjx.sim.steps import TOKEN, Listener, Step
+
+
+class _Lengths:
+    """Stands for the engine's transcripts: a request ends by its length."""
+
+    def add(self, request: Request, token: int) -> tuple[str, str | None]:
+        """See `fjx.engine.text.Transcripts.add`."""
+        return "", "length" if len(request.tokens) >= request.max_len else None
+
+
+_LENGTHS: Any = _Lengths()
+
+
+class Reader:
+    """Reads the steps of one plan."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        admission: Admission,
+        unseen: OutOfSight,
+        listener: Listener,
+        speculation: SimSpeculation | None,
+    ) -> None:
+        self._scheduler, self._admission, self._unseen = scheduler, admission, unseen
+        self._listener = listener
+        self._speculation = speculation
+        self._last_read: list[float | None] = [None] * len(unseen.parts)
+
+    def read(self, step: Step, now: float) -> None:
+        """Take what a step has brought."""
+        for request in step.first:
+            self._first_token(request, now)
+        counts = []
+        end = 0
+        for rows in step.scheduled:
+            begin, end = end, end + rows.samples
+            if begin != end and not rows.request.finished and not rows.is_void:
+                counts.append(self._commit(rows, now))
+        for request in step.last:
+            self._unseen.parts[step.part].pop(request)
+            self._scheduler.running.append(request)
+            self._finish(request, now)
+        if self._speculation is not None:
+            self._speculation.observe_step(step.microbatches, now, counts)
+        self.report(step.part, now, step.brings)
+
+    def report(self, part: int, now: float, brings: bool = True) -> None:
+        """A step of the part was read: its requests have waited since the one before."""
+        before, unseen = self._last_read[part], self._unseen.parts
+        runs = unseen[part] or self._scheduler.running_in(part, len(unseen))
+        self._last_read[part] = now if runs else None
+        if before is not None and brings:
+            self._listener.stepped(now, now - before)
+
+    def _commit(self, rows: ScheduledRows, now: float) -> int:
+        """Take what a request's rows chose; how many tokens that was."""
+        request, confidences = rows.request, list(rows.request.confidences)
+        if request.first_token is None:
+            self._first_token(request, now)
+        output: Any = None
+        progress, verified = commit(request, [TOKEN] * rows.samples, output, 0, _LENGTHS)
+        if verified.drafted and self._speculation is not None:
+            if progress.finish_reason is not None:
+                confidences = confidences[: len(progress.token_ids)]
+            self._speculation.observe(request, confidences, *verified)
+        if progress.finish_reason is not None:
+            self._finish(request, now)
+        return len(progress.token_ids)
+
+    def _first_token(self, request: Request, now: float) -> None:
+        request.first_token = now
+        self._listener.first_token(request, now)
+
+    def _finish(self, request: Request, now: float) -> None:
+        request.finish_reason, request.ended = "length", now
+        self._scheduler.share_full_pages(request)
+        self._scheduler.finish(request)
+        self._admission.ended(request)
+        if self._speculation is not None:
+            self._speculation.forget(request)
+        self._listener.ended(request, now)
