@@ -2,79 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import count as counter
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fjx.cache.page_pool import PagePool
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
-from fjx.sampling_params import SamplingParams
-
-SIZE = 4
-arrivals = counter()
-
-
-def make(
-    pages: int = 64,
-    seqs: int = 4,
-    tokens: int = 16,
-    share_prefixes: bool = False,
-    drafts: int = 0,
-) -> Scheduler:
-    return Scheduler(PagePool(pages + 1, SIZE, share_prefixes), seqs, tokens, drafts)
-
-
-def request(
-    prompt: int | list[int], *, name: str = "", max_tokens: int = 8, priority: int = 0
-) -> Request:
-    arrival = next(arrivals)
-    tokens = [1000 * arrival + i for i in range(prompt)] if isinstance(prompt, int) else prompt
-    return Request(
-        id=name or str(arrival),
-        prompt_len=len(tokens),
-        tokens=list(tokens),
-        params=SamplingParams(),
-        seed=0,
-        max_len=len(tokens) + max_tokens,
-        arrival=float(arrival),
-        priority=priority,
-    )
-
-
-def add(scheduler: Scheduler, *requests: Request) -> None:
-    for each in requests:
-        scheduler.add(each)
-
-
-def step(scheduler: Scheduler) -> dict[str, int]:
-    """One synchronous step; returns how many rows each request got."""
-    scheduled = scheduler.schedule()
-    rows = {granted.request.id: granted.count for granted in scheduled}
-    for granted in scheduled:
-        scheduler.share_full_pages(granted.request)
-    read(scheduler, scheduled)
-    return rows
-
-
-def read(scheduler: Scheduler, scheduled: list[ScheduledRows]) -> None:
-    """The host reads the tokens of a step, and finishes what has reached its length."""
-    for granted in scheduled:
-        each = granted.request
-        if not granted.samples:
-            continue
-        each.unread -= 1
-        if each.finished:
-            continue
-        each.tokens.append(len(each.tokens))
-        if len(each.tokens) >= each.max_len:
-            finish(scheduler, each)
-
-
-def finish(scheduler: Scheduler, each: Request) -> None:
-    each.finish_reason = "length"
-    scheduler.finish(each)
+from tests.unit.engine.schedule_cases import SIZE, add, finish, make, read, request, step
 
 
 def test_requests_start_in_order_of_priority_then_arrival() -> None:
@@ -125,65 +58,6 @@ def test_no_more_requests_run_than_there_are_slots() -> None:
     assert len(scheduler.running) == 2
     assert scheduler.num_waiting == 3
     assert {each.slot for each in scheduler.running} == {0, 1}
-
-
-def test_the_youngest_is_preempted_and_computes_everything_again() -> None:
-    scheduler = make(pages=5)
-    old, young = request(8, name="old", max_tokens=12), request(8, name="young", max_tokens=12)
-    add(scheduler, old, young)
-    assert step(scheduler) == {"old": 8, "young": 8}
-    assert step(scheduler) == {"old": 1}, "old takes the last page, young gives up its own"
-    assert scheduler.num_preemptions == 1
-    assert scheduler.running == [old]
-    assert (young.slot, young.computed, young.pages) == (-1, 0, [])
-    assert young.num_output == 1
-    while old in scheduler.running:
-        assert step(scheduler) == {"old": 1}
-    assert step(scheduler) == {"young": 9}, "prompt and the token it had"
-    while scheduler.has_work:
-        step(scheduler)
-    assert young.num_output == 12
-    scheduler.check()
-
-
-def test_low_priority_is_preempted_before_the_young() -> None:
-    scheduler = make(pages=5)
-    low, high = request(8, name="low", priority=1), request(8, name="high")
-    add(scheduler, low)
-    step(scheduler)
-    add(scheduler, high)
-    step(scheduler)
-    step(scheduler)
-    assert scheduler.running == [high]
-    assert scheduler.waiting == [low]
-
-
-def test_a_preempted_request_waits_until_the_host_has_read_its_token() -> None:
-    scheduler = make(pages=5)
-    old, young = request(8, max_tokens=12), request(8, max_tokens=12)
-    add(scheduler, old, young)
-    in_flight = scheduler.schedule()
-    assert [granted.request for granted in scheduler.schedule()] == [old]
-    assert young.unread == 1
-    finish(scheduler, old)
-    assert scheduler.schedule() == [], "young's token exists on the device only"
-    read(scheduler, in_flight)
-    (granted,) = scheduler.schedule()
-    assert (granted.request, granted.count) == (young, 9)
-
-
-def test_rows_of_a_preempted_request_return_to_the_budget() -> None:
-    scheduler = make(pages=4)
-    young, old, other = request(1, name="young"), request(8, name="old"), request(1, name="other")
-    old.arrival, other.arrival = -2.0, -1.0
-    add(scheduler, young)
-    step(scheduler)
-    add(scheduler, old, other)
-    assert step(scheduler) == {"young": 1, "old": 8, "other": 1}
-    scheduler.max_num_batched_tokens = 2
-    assert step(scheduler) == {"old": 1, "other": 1}, "old takes young's page, other its row"
-    assert scheduler.waiting == [young]
-    scheduler.check()
 
 
 def test_a_shared_prefix_is_not_computed_again_but_one_row_is() -> None:
@@ -274,18 +148,6 @@ def test_drafts_are_cut_to_their_budget_and_take_no_other_requests_row() -> None
     assert [rows.samples for rows in scheduler.schedule()] == [4, 1]
 
 
-def test_a_preempted_request_loses_its_draft() -> None:
-    scheduler = make(pages=4, seqs=2, drafts=4)
-    old, young = request(7, max_tokens=12), request(7, max_tokens=12)
-    add(scheduler, old, young)
-    step(scheduler)
-    step(scheduler)
-    young.extend_draft([1, 2], [0.5, 0.5])
-    scheduler.schedule()
-    assert young.slot < 0
-    assert young.draft == []
-
-
 def test_pages_are_reserved_only_while_others_have_enough() -> None:
     scheduler = make(pages=8, seqs=2, tokens=4, drafts=4)
     each = request(4)
@@ -295,132 +157,6 @@ def test_pages_are_reserved_only_while_others_have_enough() -> None:
     assert scheduler.reserve(each, 40) < 40
     assert scheduler.pool.num_available >= 1 + 4 // SIZE + 1
     assert len(each.pages) > held
-
-
-def parts_of(scheduler: Scheduler, parts: int) -> list[int]:
-    """How many requests run in each part."""
-    return [len(scheduler.running_in(part, parts)) for part in range(parts)]
-
-
-def test_parts_stay_even_while_requests_come() -> None:
-    scheduler = make(seqs=16, tokens=64)
-    add(scheduler, *(request(4) for _ in range(6)))
-    sizes = []
-    for part in range(4):
-        scheduler.schedule(part, 4)
-        sizes.append(parts_of(scheduler, 4))
-    assert sizes == [[2, 0, 0, 0], [2, 2, 0, 0], [2, 2, 2, 0], [2, 2, 2, 0]]
-    assert [scheduler.has_rows(part, 4) for part in range(4)] == [True, True, True, False]
-    add(scheduler, request(4), request(4))
-    assert [scheduler.has_rows(part, 4) for part in range(4)] == [True] * 4
-    for part in (0, 1, 2, 3):
-        scheduler.schedule(part, 4)
-    assert parts_of(scheduler, 4) == [2, 2, 2, 2]
-
-
-def test_a_new_request_runs_in_the_next_step_whosever_turn_it_is() -> None:
-    for turn in range(3):
-        scheduler = make(seqs=9, tokens=64)
-        add(scheduler, *(request(4) for _ in range(6)))
-        for part in range(3):
-            scheduler.schedule(part, 3)
-        new = request(4)
-        add(scheduler, new)
-        assert new in [granted.request for granted in scheduler.schedule(turn, 3)]
-
-
-def test_a_part_gets_no_request_beyond_its_share_or_its_slots() -> None:
-    scheduler = make(seqs=2, tokens=64)
-    add(scheduler, request(4), request(4), request(4))
-    assert len(scheduler.schedule(0, 4)) == 1
-    assert scheduler.schedule(0, 4)[0].start == 4, "the second request waits for another part"
-    assert scheduler.schedule(2, 4) == [], "no slot is in this part"
-    assert len(scheduler.schedule(1, 4)) == 1
-    assert (parts_of(scheduler, 4), scheduler.num_waiting) == ([1, 1, 0, 0], 1)
-
-
-def test_each_part_has_the_whole_budget() -> None:
-    scheduler = make(seqs=4, tokens=8)
-    add(scheduler, request(20), request(20))
-    for part in (0, 1):
-        assert [granted.count for granted in scheduler.schedule(part, 2)] == [8]
-
-
-def test_drafts_have_their_whole_budget_in_each_part() -> None:
-    scheduler = make(tokens=16, drafts=3)
-    add(scheduler, request(2), request(2))
-    in_flight = [rows for part in (0, 1) for rows in scheduler.schedule(part, 2)]
-    read(scheduler, in_flight)
-    for each in scheduler.running:
-        scheduler.reserve(each, 3)
-        each.extend_draft([1, 2, 3], [0.5] * 3)
-    assert [scheduler.schedule(part, 2)[0].samples for part in (0, 1)] == [4, 4]
-
-
-def with_a_long_prompt(prompt: int, pages: int = 64) -> tuple[Scheduler, Request, Request]:
-    """A request of part 0 that decodes, and one of part 1 whose prompt is begun, 8 rows a step."""
-    scheduler = make(pages=pages, tokens=8)
-    short, long = request(2, name="short", max_tokens=40), request(prompt, name="long")
-    add(scheduler, short)
-    read(scheduler, scheduler.schedule(0, 2))
-    add(scheduler, long)
-    scheduler.schedule(1, 2)
-    assert (short.slot, long.slot, long.computed) == (0, 1, 8)
-    return scheduler, short, long
-
-
-def test_a_long_prompt_goes_on_in_the_steps_of_other_parts() -> None:
-    scheduler, short, long = with_a_long_prompt(30)
-    of_short, carried = scheduler.schedule(0, 2)
-    assert (of_short.request, of_short.count) == (short, 1)
-    assert (carried.request, carried.start, carried.count, carried.samples) == (long, 8, 7, 0)
-    (own,) = scheduler.schedule(1, 2)
-    assert (own.start, own.count) == (15, 8)
-    read(scheduler, [of_short])
-    _, carried = scheduler.schedule(0, 2)
-    assert (carried.start, carried.count) == (23, 6)
-    (last,) = scheduler.schedule(1, 2)
-    assert (last.start, last.count, last.samples) == (29, 1, 1), "it chooses in its own part"
-    read(scheduler, [last])
-    assert long.num_output == 1
-
-
-def test_what_is_carried_takes_no_pages_from_others_and_can_be_preempted() -> None:
-    scheduler, short, long = with_a_long_prompt(24, pages=4)
-    for _ in range(3):
-        granted = scheduler.schedule(0, 2)
-        read(scheduler, granted)
-    assert short.num_output >= 3
-    assert scheduler.pool.num_available == 0
-    while long.slot >= 0:
-        read(scheduler, scheduler.schedule(0, 2))
-    assert scheduler.running == [short], "the youngest gives way, though another part began it"
-    scheduler.check()
-
-
-def test_a_part_alone_carries_nothing() -> None:
-    scheduler, short, long = with_a_long_prompt(30)
-    finish(scheduler, short)
-    assert not scheduler.has_rows(0, 2)
-    assert scheduler.schedule(0, 2) == []
-    assert [rows.request for rows in scheduler.schedule(1, 2)] == [long]
-
-
-def test_the_youngest_is_preempted_in_whichever_part_it_is() -> None:
-    scheduler = make(pages=4)
-    old, young = request(8, max_tokens=12), request(8, max_tokens=12)
-    add(scheduler, old, young)
-    ((of_old,), (of_young,)) = scheduler.schedule(0, 2), scheduler.schedule(1, 2)
-    assert (of_old.request, of_young.request) == (old, young)
-    read(scheduler, [of_old])
-    assert [granted.request for granted in scheduler.schedule(0, 2)] == [old]
-    assert (young.slot, young.unread) == (-1, 1), "its step is under way, and will bring a token"
-    finish(scheduler, old)
-    assert not any(scheduler.has_rows(part, 2) for part in (0, 1))
-    read(scheduler, [of_young])
-    (granted,) = scheduler.schedule(0, 2)
-    assert (granted.request, granted.count) == (young, 9), "it goes on in another part"
-    scheduler.check()
 
 
 def test_requests_can_finish_in_every_state() -> None:
