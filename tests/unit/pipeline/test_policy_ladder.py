@@ -9,28 +9,16 @@ import pytest
 
 from fjx.errors import UserError
 from fjx.pipeline.ladder import Ladder, best_cv, ladder_from_graph
-from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
+from fjx.sharding.analytic import DeviceFigures, analytic_graph
 from fjx.sharding.difference import difference
 from fjx.sharding.errors import MemoryFitError
 from fjx.sharding.figures import Workload
-from fjx.sharding.graph import GranuleGraph
 from fjx.sharding.plan import Deployment, Device
 from fjx.sharding.planner import even_mesh, plan_mesh
 from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Link, Topology
 from tests.unit.pipeline.policy_cases import GIGABYTE, LADDER, NAMES, deployment, rung
+from tests.unit.sharding.toy import FIGURES, GRAPH, SIZES
 
-SIZES = ModelSizes(
-    model="toy",
-    hidden_size=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    mlp_width=128,
-    vocab_size=256,
-)
-GRAPH: GranuleGraph = analytic_graph(
-    SIZES, [2] * 8, [8], DeviceFigures(flops_per_second=1e9, memory_bytes_per_second=1e9)
-)
 WORKLOAD = Workload(rows=8, kv_tokens=64, copied_tokens=16)
 
 
@@ -62,8 +50,7 @@ def test_finer_pipelines_hold_more_devices_serve_more_and_take_longer_for_a_toke
 
 
 def test_a_token_alone_comes_sooner_than_one_of_a_full_batch() -> None:
-    figures = DeviceFigures(flops_per_second=1e9, memory_bytes_per_second=1e9)
-    graph = analytic_graph(SIZES, [2] * 8, [1, 8], figures)
+    graph = analytic_graph(SIZES, [2] * 8, [1, 8], FIGURES)
     eight = ladder_from_graph(graph, DEPLOYMENTS, WORKLOAD, machine()).rungs
     one = ladder_from_graph(graph, DEPLOYMENTS, replace(WORKLOAD, rows=1), machine()).rungs
     for full, alone in zip(eight, one, strict=True):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from importlib import util
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
+from fjx.sharding.analytic import analytic_graph
 from fjx.sharding.assign import places_of
 from fjx.sharding.difference import difference
 from fjx.sharding.draw import plan_svg, svg_to_png
@@ -24,18 +25,10 @@ from fjx.sharding.svg import text_width
 from fjx.sharding.table import difference_table, plan_table, short_devices
 from fjx.sharding.timeline import idle_share, round_seconds, schedule
 from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Link, Topology
+from tests.unit.sharding.toy import FIGURES, SIZES
 
-SIZES = ModelSizes(
-    model="toy <0.1B>",
-    hidden_size=64,
-    num_heads=8,
-    num_kv_heads=8,
-    head_dim=16,
-    mlp_width=128,
-    vocab_size=256,
-)
-FIGURES = DeviceFigures(flops_per_second=1e9, memory_bytes_per_second=1e9)
-GRAPH = analytic_graph(SIZES, [1] * 64, [8], FIGURES)
+EIGHT_HEADS = replace(SIZES, model="toy <0.1B>", num_heads=8, num_kv_heads=8)
+GRAPH = analytic_graph(EIGHT_HEADS, [1] * 64, [8], FIGURES)
 WORKLOAD = Workload(rows=8, kv_tokens=64)
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
 from fjx.sharding.assign import assign_devices, places_of
 from fjx.sharding.errors import MemoryFitError, MeshError
 from fjx.sharding.figures import Workload
-from fjx.sharding.graph import GranuleGraph
 from fjx.sharding.mesh_file import READY_MADE, MeshFile, load_mesh, parse_mesh
 from fjx.sharding.plan import Deployment, Device
 from fjx.sharding.planner import even_mesh, plan_auto, plan_mesh
 from fjx.sharding.topology import DeviceState, Link, Topology
+from tests.unit.sharding.toy import GRAPH
 
-SIZES = ModelSizes(
-    model="toy",
-    hidden_size=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    mlp_width=128,
-    vocab_size=256,
-)
-GRAPH: GranuleGraph = analytic_graph(
-    SIZES, [2] * 8, [8], DeviceFigures(flops_per_second=1e9, memory_bytes_per_second=1e9)
-)
 WORKLOAD = Workload(rows=8, kv_tokens=64)
 PARAMETERS = sum(piece.parameter_bytes() for _, piece in GRAPH.pieces())
 
