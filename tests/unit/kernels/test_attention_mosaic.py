@@ -150,17 +150,6 @@ def test_what_is_rotated_is_what_is_attended_to() -> None:
     np.testing.assert_allclose(out, step.expected(), atol=2e-2, rtol=2e-2)
 
 
-@pytest.fixture
-def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter's products, too, a row has the same bits wherever it stands."""
-
-    def by_row(a: Any, b: Any, dtype: Any) -> Any:
-        b = b.astype(dtype)
-        return np.stack([row @ b for row in a.astype(dtype)])
-
-    monkeypatch.setattr(np, "matmul", by_row)
-
-
 @interpreted
 @pytest.mark.usefixtures("like_a_gpu")
 @pytest.mark.parametrize("name", ["llama", "gemma"])

@@ -59,17 +59,6 @@ def test_the_numbers_are_right(kind: Kind, steps: int, columns: int, rows: int) 
     assert (np.abs(run(x, matrix) - wide[0] @ wide[1]) <= 1e-6 * bound).all()
 
 
-@pytest.fixture
-def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter's products, too, a row has the same bits wherever it stands."""
-
-    def by_row(columns: Any, rows: Any, dtype: Any) -> Any:
-        columns = columns.astype(dtype)
-        return np.stack([columns @ row for row in rows.T.astype(dtype)], axis=1)
-
-    monkeypatch.setattr(np, "matmul", by_row)
-
-
 @interpreted
 @pytest.mark.usefixtures("like_a_gpu")
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
