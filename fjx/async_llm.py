@@ -90,7 +90,7 @@ class AsyncLLM:
     @property
     def vocab_size(self) -> int:
         """Number of token ids."""
-        return self._ready_engine().executor.model.config.vocab_size
+        return self._ready_engine().executor.programs.model.config.vocab_size
 
     async def generate(
         self,

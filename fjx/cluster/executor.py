@@ -16,7 +16,6 @@ from fjx.cluster.orders import Hop, Remote, RunOrder, StageAt, StepOrder, narrow
 from fjx.cluster.run import on_first
 from fjx.cluster.wire import Wire
 from fjx.errors import StageLostError
-from fjx.models.granules import Model
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.chain import Beside
 from fjx.pipeline.compiler import Compiler
@@ -90,11 +89,6 @@ class ClusterExecutor:
     def limits(self) -> Limits:
         """The sizes that programs are compiled for."""
         return self.programs.limits
-
-    @property
-    def model(self) -> Model:
-        """What runs."""
-        return self.programs.model
 
     @property
     def failure(self) -> str | None:

@@ -57,7 +57,8 @@ class Engine:
             speculator: drafts tokens; None: every request gets one row a step.
             home: where plans run; None: in this process.
         """
-        limits = executors[0].limits
+        programs = executors[0].programs
+        limits = programs.limits
         self.config = config
         self.tokenizer = tokenizer
         self.max_model_len = limits.max_model_len
@@ -72,7 +73,7 @@ class Engine:
         )
         self._intake = Intake(
             max_model_len=limits.max_model_len,
-            vocabulary=executors[0].model.config.vocab_size,
+            vocabulary=programs.model.config.vocab_size,
             end_tokens=tokenizer.eos_token_ids,
             max_waiting=config.max_waiting_requests,
             seed=config.seed,
@@ -86,7 +87,7 @@ class Engine:
 
     @property
     def executor(self) -> Pipeline:
-        """The first replica's; model, limits and programs are the same in all."""
+        """The first replica's; programs and limits are the same in all."""
         return self.replicas[0].executor
 
     @property

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 
-from fjx.models.granules import Model
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.chain import Beside, Chain, beside
 from fjx.pipeline.choice import choose_tokens
@@ -113,10 +112,6 @@ class Pipeline(Protocol):
         """The sizes that programs are compiled for."""
 
     @property
-    def model(self) -> Model:
-        """What runs."""
-
-    @property
     def plan(self) -> Plan:
         """By which steps run."""
 
@@ -186,11 +181,6 @@ class Executor:
     def limits(self) -> Limits:
         """The sizes that programs are compiled for."""
         return self.programs.limits
-
-    @property
-    def model(self) -> Model:
-        """What runs."""
-        return self.programs.model
 
     @property
     def plan(self) -> Plan:

@@ -90,7 +90,7 @@ def lens_of(engine: Engine) -> Lens:
 def head_drafter(engine: Engine, dtype: str = "float32") -> HeadDrafter:
     """A draft head of random weights that knows every second token."""
     executor = engine.executor
-    model, limits = executor.model, executor.limits
+    model, limits = executor.programs.model, executor.limits
     head = DraftHead(model.config, np.arange(0, VOCABULARY, 2, dtype=np.int32))
     device = executor.pieces.shapes[-1].placement.devices[0]
     programs = HeadPrograms(head, model, limits, jnp.dtype(dtype), device)
