@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fjx.cli.options import CommandParser
+from fjx.cli.shared_options import add_hub_options
 
 EXAMPLES = """examples:
   fjx convert smollm2-135m checkpoints/smollm2
@@ -34,16 +35,7 @@ def add_options(parser: CommandParser) -> None:
         choices=("float32", "bfloat16"),
         help="Type of the stored weights; by default as they come (quantized ones as float32).",
     )
-    parser.add_flag(
-        group, "--revision", metavar="TEXT", help="Branch, tag or commit of a hub model."
-    )
-    parser.add_flag(
-        group,
-        "--cache-dir",
-        type=Path,
-        metavar="PATH",
-        help="Where downloaded models are kept; by default ~/.cache/fjx ($FJX_CACHE).",
-    )
+    add_hub_options(parser, group)
 
 
 def run(arguments: argparse.Namespace) -> int:

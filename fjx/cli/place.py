@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from fjx.cli.options import CommandParser
 from fjx.cli.pictures import check_picture, write_picture
-from fjx.cli.plan import add_machine_options, add_model_options, add_workload_options, positive
+from fjx.cli.shared_options import (
+    add_machine_options,
+    add_model_options,
+    add_output_options,
+    add_workload_options,
+    positive,
+)
 from fjx.errors import UserError
 
 SCORERS = ("fragment", "flexpipe")
@@ -49,23 +54,7 @@ def add_options(parser: CommandParser) -> None:
     _add_placement_options(parser)
     add_model_options(parser)
     add_machine_options(parser)
-    output = parser.add_argument_group("output")
-    parser.add_flag(
-        output,
-        "--draw",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="Draw racks, nodes and devices into this .svg or .png file; may be given several "
-        "times.",
-    )
-    parser.add_flag(
-        output,
-        "--json",
-        action="store_true",
-        help="Print the plan as POST /v1/plan takes it, instead of the table.",
-    )
+    add_output_options(parser, "--draw", "racks, nodes and devices")
 
 
 def _add_placement_options(parser: CommandParser) -> None:
