@@ -156,7 +156,7 @@ def sensitivity(stage: Stage, seed: int, cv: float) -> Iterator[tuple[str, Resul
 
 
 def _with_nvlink(setup: Setup) -> Setup:
-    return replace(setup, device=replace(setup.device, reduce_bytes_per_second=250e9), _costs={})
+    return replace(setup, device=replace(setup.device, reduce_bytes_per_second=250e9))
 
 
 def _kv_memory(stage: Stage, seed: int) -> Iterator[tuple[str, Result]]:

@@ -51,8 +51,6 @@ class Deployed:
         """
         self.deployment = deployment
         self.changing = False
-        self.refused = 0
-        """Changes for which there were no devices."""
         self._service, self._limits, self._switching = service, limits, switching
         self._instances: list[Instance] = []
         self._devices: dict[Device, int] = {}
@@ -60,14 +58,11 @@ class Deployed:
             raise RuntimeError(f"the cluster has no {len(deployment.devices)} devices to start on")
         self._grow(deployment)
 
-    def change(self, after: Deployment) -> bool:
-        """Begin to change to another deployment; False: there are no devices for it."""
-        if not self._take(after):
-            self.refused += 1
-            return False
-        self.changing = True
-        self._service.env.process(self._change(after))
-        return True
+    def change(self, after: Deployment) -> None:
+        """Begin to change to another deployment, if there are devices for it."""
+        if self._take(after):
+            self.changing = True
+            self._service.env.process(self._change(after))
 
     def _take(self, after: Deployment) -> bool:
         """Take the devices that a deployment needs on top."""
@@ -101,9 +96,7 @@ class Deployed:
         return True
 
     def _change(self, after: Deployment) -> Process:
-        env, switching, before = self._service.env, self._switching, self.deployment
-        begin = env.now
-        pause = 0.0
+        env, switching, pause = self._service.env, self._switching, 0.0
         if not switching.free:
             copying = self._copying(after)
             ahead = switching.prepare_seconds
@@ -113,7 +106,7 @@ class Deployed:
             pause = switching.pause_seconds
             pause += self._dirty_seconds(after) if switching.copies_ahead else copying.kv
             pause += 0.0 if switching.loads_ahead else copying.parameters
-        common = min(len(before.replicas), len(after.replicas))
+        common = min(len(self.deployment.replicas), len(after.replicas))
         switched = []
         for instance, plan in zip(self._instances[:common], after.replicas, strict=False):
             costs = self._service.costs(plan, self._devices)
@@ -128,7 +121,7 @@ class Deployed:
         self.deployment = after
         self._give_back(after)
         self.changing = False
-        self._service.note_change(begin, f"{_name(before)} -> {_name(after)}")
+        self._service.changes += 1
 
     def _copy(self, seconds: float) -> Process:
         for instance in self._instances:
@@ -170,8 +163,3 @@ class Deployed:
         self._service.cluster.give_back([self._devices[d] for d in gone], self._service.env.now)
         for device in gone:
             del self._devices[device]
-
-
-def _name(deployment: Deployment) -> str:
-    stages, replicas = deployment.replicas[0].granularity, len(deployment.replicas)
-    return f"{stages}x{replicas}" if replicas > 1 else f"{stages}"

@@ -50,11 +50,6 @@ class StageCosts:
         """S."""
         return len(self.pair_seconds)
 
-    @property
-    def most_rows(self) -> int:
-        """Largest microbatch."""
-        return int(self.compute.shape[1]) - 1
-
     def slower(self, factor: float) -> StageCosts:
         """The same stages at so many times the seconds."""
         return StageCosts(

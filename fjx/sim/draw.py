@@ -40,7 +40,7 @@ def systems_svg(title: str, note: str, results: Sequence[Result]) -> str:
     room = _WIDTH - 2 * _MARGIN
     canvas.text(_MARGIN, _MARGIN + 9, title, 18, INK, bold=True, room=room)
     canvas.text(_MARGIN, _MARGIN + 34, note, 12, FAINT, room=room)
-    seconds = max(result.trace.samples[-1].at for result in results)
+    seconds = max(result.samples[-1].at for result in results)
     panels = [_panels(result, seconds) for result in results]
     most = [max(max((v for _, v in line), default=1.0) for lines in kind for _, line in lines)
             for kind in zip(*panels, strict=True)]  # fmt: skip
@@ -75,7 +75,7 @@ def systems_svg(title: str, note: str, results: Sequence[Result]) -> str:
 
 
 def _panels(result: Result, seconds: float) -> list[list[tuple[str, Line]]]:
-    samples = result.trace.samples
+    samples = result.samples
     devices = _stepped([(each.at, each.devices) for each in samples])
     running = [(each.at, float(each.running)) for each in samples]
     waiting = [(each.at, float(each.waiting)) for each in samples]

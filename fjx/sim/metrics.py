@@ -66,7 +66,7 @@ class Metrics:
     and one fast request among slow ones does not end it."""
     burst_recovery_most: float
     changes: int
-    """Of plan, or replicas started and stopped."""
+    """Of plan, or replicas started."""
     seconds: float
     """From the first arrival to the last token."""
 

@@ -88,7 +88,6 @@ class Reader:
 
     def _finish(self, request: Request, now: float) -> None:
         request.finish_reason, request.ended = "length", now
-        self._scheduler.share_full_pages(request)
         self._scheduler.finish(request)
         self._admission.ended(request)
         if self._speculation is not None:

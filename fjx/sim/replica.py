@@ -68,7 +68,7 @@ class SimReplica:
         self.limits = limits
         self.costs = costs
         self.scheduler = Scheduler(
-            PagePool(limits.num_pages, limits.page_size, limits.share_prefixes),
+            PagePool(limits.num_pages, limits.page_size, share_prefixes=False),
             limits.max_num_seqs,
             limits.max_num_batched_tokens,
             limits.max_draft_rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import simpy
 
 from fjx.sim.cluster import Cluster
 from fjx.sim.metrics import Metrics, Outcomes, measure
-from fjx.sim.service import Service, Trace
+from fjx.sim.service import Sample, Service
 from fjx.sim.setup import Setup
 from fjx.sim.speculation import Drafting
 from fjx.sim.systems import System
@@ -24,7 +25,7 @@ class Result:
     name: str
     metrics: Metrics
     outcomes: Outcomes
-    trace: Trace
+    samples: Sequence[Sample]
 
 
 def simulate(
@@ -72,7 +73,7 @@ def simulate(
     service.begin()
     env.run(until=service.done)
     cluster.end(env.now)
-    held = [sample.devices for sample in service.trace.samples if sample.devices > 0]
+    held = [sample.devices for sample in service.samples if sample.devices > 0]
     metrics = measure(
         service.outcomes(alone),
         objective=objective,
@@ -80,4 +81,4 @@ def simulate(
         devices=(min(held, default=0.0), cluster.most_held),
         changes=service.changes,
     )
-    return Result(system.name, metrics, service.outcomes(alone), service.trace)
+    return Result(system.name, metrics, service.outcomes(alone), service.samples)

@@ -6,7 +6,7 @@ What a system decides it tells the service, which carries it out and takes the t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import simpy
@@ -68,15 +68,6 @@ class Sample:
     waiting: int
 
 
-@dataclass
-class Trace:
-    """What a run's picture shows."""
-
-    samples: list[Sample] = field(default_factory=list)
-    changes: list[tuple[float, float, str]] = field(default_factory=list)
-    """Begin, end and name of each change."""
-
-
 class Service:
     """Owns the replicas of one model."""
 
@@ -107,8 +98,10 @@ class Service:
         """
         self.env, self.setup, self.cluster, self.workload = env, setup, cluster, workload
         self.instances: list[Instance] = []
-        self.trace = Trace()
+        self.samples: list[Sample] = []
+        """What the run's picture shows."""
         self.changes = 0
+        """Of plan, or replicas started."""
         self.preemptions = 0
         self.backlog: list[Request] = []
         """Requests that came while there was no replica."""
@@ -127,7 +120,7 @@ class Service:
     def begin(self) -> None:
         """Let the requests come."""
         self.env.process(self._arrivals())
-        self.env.process(self._samples())
+        self.env.process(self._sample())
 
     @property
     def running(self) -> int:
@@ -201,10 +194,9 @@ class Service:
     def _start(
         self, plan: Plan, chosen: list[int], limits: ReplicaLimits, seconds: float
     ) -> Process:
-        begin = self.env.now
         yield self.env.timeout(seconds)
         self.add_instance(plan, dict(zip(plan.devices, chosen, strict=True)), limits)
-        self.note_change(begin, "start")
+        self.changes += 1
 
     def stop(self, instance: Instance) -> Process:
         """Stop a replica; others take over its requests. A process."""
@@ -241,11 +233,6 @@ class Service:
         for request, to in moves:
             replicas[to].add(request)
 
-    def note_change(self, begin: float, name: str) -> None:
-        """Keep a change that ends now."""
-        self.changes += 1
-        self.trace.changes.append((begin, self.env.now, name))
-
     def _arrivals(self) -> Process:
         for number, each in enumerate(self.workload):
             if each.arrival > self.env.now:
@@ -269,11 +256,11 @@ class Service:
             index=number,
         )
 
-    def _samples(self) -> Process:
+    def _sample(self) -> Process:
         interval = max(self.workload[-1].arrival, 1.0) / _SAMPLES
         while self._left:
             sample = Sample(self.env.now, self.cluster.held, self.running, self.waiting)
-            self.trace.samples.append(sample)
+            self.samples.append(sample)
             yield self.env.timeout(interval)
 
     def first_token(self, request: Request, now: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,9 @@ class Setup:
     page_size: int = 16
     max_draft_rows: int = 256
     """Drafted tokens in a step, where there is a drafter."""
-    _costs: dict[object, StageCosts] = field(default_factory=dict, compare=False, repr=False)
+    _costs: dict[object, StageCosts] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @property
     def topology(self) -> Topology:
@@ -189,7 +191,7 @@ def named_setup(
         sizes, [LAYERS[model] // granules] * granules, row_buckets(rows), figures, context=256
     )
     return Setup(
-        sizes=replace(sizes),
+        sizes=sizes,
         graph=graph,
         device=figures,
         memory_bytes=int(device.memory_bytes * (1 - _RESERVED)),

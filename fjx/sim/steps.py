@@ -27,7 +27,6 @@ class ReplicaLimits:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     max_draft_rows: int = 0
-    share_prefixes: bool = False
 
 
 class Listener(Protocol):

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from fjx.bench.arrivals import arrival_times
-from fjx.bench.traces import MOONCAKE_BLOCK, TraceEntry, read_trace
+from fjx.bench.traces import TraceEntry, read_trace
 from fjx.errors import UserError
 
 _LEAST_GAP = 1e-9
@@ -31,13 +31,6 @@ class SimRequest:
     """Tokens."""
     output: int
     """Tokens."""
-    blocks: tuple[int, ...] = ()
-    """Identities of the prompt's blocks, as in a Mooncake trace: equal ones are shared."""
-
-    def tokens(self, block_length: int, number: int) -> list[int]:
-        """A prompt in which equal blocks are equal tokens, and the rest is this request's own."""
-        shared = [block for block in self.blocks for _ in range(block_length)][: self.prompt]
-        return shared + [-1 - number] * (self.prompt - len(shared))
 
 
 Workload = Sequence[SimRequest]
@@ -87,39 +80,16 @@ def _normal_quantiles(shares: np.ndarray) -> np.ndarray:
     return np.array([NormalDist().inv_cdf(float(share)) for share in shares])
 
 
-def servegen_arrivals(path: Path, count: int, rate: float, seed: int, begin: float) -> list[float]:
-    """Draw arrivals of the clients of a ServeGen archive (arXiv:2505.09999), scaled to a mean rate.
+def servegen_span(
+    path: Path, count: int, rate: float, seed: int, *, begin: float, seconds: float
+) -> list[float]:
+    """Draw about so many arrivals that have the shape of a longer span of a ServeGen archive
+    (arXiv:2505.09999), such as a day: each client comes as much more seldom as the span has more
+    requests, with its own burstiness, and time is then shortened to the mean rate.
 
     Args:
         path: The archive (.tar, .tar.xz): a file a client, rows of window, rate, CV, family, shape
             and scale.
-        count: Number of requests.
-        rate: Mean arrivals a second, after scaling.
-        seed: Fixes the draw.
-        begin: Seconds of the archive at which to begin.
-
-    Raises:
-        UserError: the archive cannot be read or has too few requests from there on.
-    """
-    random, times = np.random.default_rng(seed), []
-    for client in _servegen(path):
-        times += _drawn(client, random, begin, math.inf, 1.0, count)
-    times.sort()
-    if len(times) < count:
-        raise UserError(f"{path} has {len(times)} requests from {begin} s on, expected {count}")
-    scale = count / rate / (times[count - 1] - times[0])
-    return [(at - times[0]) * scale for at in times[:count]]
-
-
-def servegen_span(
-    path: Path, count: int, rate: float, seed: int, *, begin: float, seconds: float
-) -> list[float]:
-    """Draw about so many arrivals that have the shape of a longer span of a ServeGen archive, such
-    as a day: each client comes as much more seldom as the span has more requests, with its own
-    burstiness, and time is then shortened to the mean rate.
-
-    Args:
-        path: See `servegen_arrivals`.
         count: Expected number of requests.
         rate: Mean arrivals a second, after scaling.
         seed: Fixes the draw.
@@ -136,7 +106,7 @@ def servegen_span(
         raise UserError(f"{path} has no requests from {begin} s to {end} s")
     share = count / (total * _SERVEGEN_WINDOW)
     for client in clients:
-        times += _drawn(client, random, begin, end, share, None)
+        times += _drawn(client, random, begin, end, share)
     shortened = count / rate / seconds
     return [(at - begin) * shortened for at in sorted(times)]
 
@@ -180,9 +150,8 @@ def _drawn(
     begin: float,
     end: float,
     share: float,
-    most: int | None,
 ) -> list[float]:
-    """Arrivals of one client in a span, the given share of them; about ``most`` are enough."""
+    """Arrivals of one client in a span, the given share of them."""
     times: list[float] = []
     for window in client:
         if not begin <= window.start < end:
@@ -194,8 +163,6 @@ def _drawn(
             gaps = random.gamma(window.shape, window.scale, expected)
         arrived = window.start + np.cumsum(gaps / share)
         times += arrived[arrived < window.start + _SERVEGEN_WINDOW].tolist()
-        if most is not None and len(times) > most:
-            break
     return times
 
 
@@ -236,7 +203,7 @@ def from_trace(
         path: The trace.
         count: How many; by default all.
         rate: Arrivals a second to which time is scaled; by default those of the trace.
-        scale: Factor on lengths, blocks included.
+        scale: Factor on lengths.
 
     Raises:
         UserError: see `read_trace`.
@@ -249,15 +216,9 @@ def from_trace(
             entry.arrival * stretch,
             _scaled(entry.input_length, scale),
             _scaled(entry.output_length, scale),
-            entry.hash_ids,
         )
         for entry in entries
     ]
-
-
-def block_length(scale: float) -> int:
-    """Tokens of a block of `SimRequest.blocks` where lengths were scaled."""
-    return max(1, round(MOONCAKE_BLOCK * scale))
 
 
 def interval_cv(workload: Workload) -> float:

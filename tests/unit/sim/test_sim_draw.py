@@ -26,7 +26,7 @@ def test_it_names_every_system_with_what_it_held() -> None:
 
 def test_devices_are_held_from_one_moment_to_the_next_and_not_gradually() -> None:
     elastic = simulate(systems()["elastic"], setup(), cluster(), surges())
-    held = {sample.devices for sample in elastic.trace.samples}
+    held = {sample.devices for sample in elastic.samples}
     assert len(held) > 1
     root = ElementTree.fromstring(systems_svg("title", "note", [elastic]))
     devices = next(line for line in root.iter(f"{SVG}polyline") if line.get("stroke") == PARAMETERS)

@@ -15,7 +15,6 @@ from fjx.sim.workload import (
     from_trace,
     gamma_arrivals,
     interval_cv,
-    servegen_arrivals,
     servegen_span,
     surge_arrivals,
     with_lengths,
@@ -63,23 +62,6 @@ def test_a_trace_is_stretched_to_a_rate(tmp_path: Path) -> None:
     )
     requests = from_trace(path, rate=10.0, scale=0.5)
     assert requests[-1].arrival == pytest.approx(0.5)
-    assert requests[0].tokens(256, 0)[:256] == requests[1].tokens(256, 1)[:256]
-    assert len(requests[2].tokens(256, 2)) == 512
-
-
-def test_clients_of_a_servegen_archive_come_at_the_wanted_rate(tmp_path: Path) -> None:
-    rows = "0,2.0,1.0,Gamma,1.0,0.5\n600,2.0,1.0,Gamma,1.0,0.5\n"
-    path = tmp_path / "clients.tar"
-    for name in ("a.csv", "b.csv"):
-        (tmp_path / name).write_text(rows)
-    with tarfile.open(path, "w") as archive:
-        archive.add(tmp_path / "a.csv", "a.csv")
-        archive.add(tmp_path / "b.csv", "b.csv")
-    times = servegen_arrivals(path, 1000, 20.0, 0, 0.0)
-    assert times[-1] == pytest.approx(50.0)
-    assert cv_of(times) == pytest.approx(1.0, rel=0.15)
-    with pytest.raises(UserError, match="expected 100000"):
-        servegen_arrivals(path, 100_000, 20.0, 0, 0.0)
 
 
 def test_a_span_of_a_servegen_archive_keeps_its_shape_at_any_rate(tmp_path: Path) -> None:
