@@ -28,6 +28,9 @@ _LOOK_SECONDS = 0.5
 """How often a call that waits looks whether its worker is lost."""
 _QUICK_STEP, _QUICK_ANSWER = 0.002, 0.01
 """Seconds; what takes less is not told from what takes this."""
+_LEASE_BEATS = 4
+"""A worker ends by itself after so many times the limit at which it counts as lost: by then it is
+lost in any case, unless the driver itself stood still."""
 _THREADS = {"steps": 1, "work": 1, "beats": 1}
 START_SECONDS = 120.0
 """Limit for a node to start a process with JAX in it."""
@@ -40,7 +43,7 @@ class _StageActor:
     """Runs a `Worker`. Three threads: steps in the order of the calls, work beside them, beats."""
 
     def __init__(
-        self, setup: Setup, host: str, address: str, cpu_devices: int, label: str, lease: float
+        self, setup: Setup, host: str, address: str, cpu_devices: int, label: str, patience: float
     ) -> None:
         if cpu_devices:
             update: Callable[[str, Any], None] = jax.config.update
@@ -48,8 +51,8 @@ class _StageActor:
             update("jax_num_cpu_devices", cpu_devices)
         from fjx.cluster.worker import Worker
 
-        self._worker, self._label = Worker(setup, host, address), label
-        self._lease = Lease(lease, partial(_end_process, label))
+        self._worker, self._label = Worker(setup, host, address, patience), label
+        self._lease = Lease(_LEASE_BEATS * patience, partial(_end_process, label))
 
     def __repr__(self) -> str:
         return self._label
@@ -130,9 +133,9 @@ class Call:
 class Member:
     """The driver's handle of a worker."""
 
-    def __init__(self, setup: Setup, node: Node, label: str, lease: float) -> None:
-        """Begin to start a worker on a node; `wait_started` returns when it is there. ``lease``:
-        seconds without a call of `beat` after which it ends by itself."""
+    def __init__(self, setup: Setup, node: Node, label: str, patience: float) -> None:
+        """Begin to start a worker on a node; `wait_started` returns when it is there. ``patience``:
+        seconds without a sign of life after which it counts as lost."""
         self.node, self.label = node, label
         self.address = ""
         """Where others fetch what it offers."""
@@ -158,7 +161,9 @@ class Member:
             num_gpus=node.gpus,
             max_restarts=0,
             scheduling_strategy=strategy,
-        ).remote(setup, node.host, node.address, 0 if node.gpus else node.cpu_devices, label, lease)
+        ).remote(
+            setup, node.host, node.address, 0 if node.gpus else node.cpu_devices, label, patience
+        )
 
     def wait_started(self, seconds: float, is_there: Callable[[Node], bool]) -> None:
         """Return when the worker answers; ``is_there``: whether a node is.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fjx.cluster.actor import START_SECONDS, Call, Member, results
+from fjx.cluster.cuts import Cuts
 from fjx.cluster.executor import ClusterExecutor, Driver, run_orders
 from fjx.cluster.nodes import Node, live_nodes
 from fjx.cluster.orders import PieceOffer, Remote, RunOrder, Setup
@@ -23,10 +24,6 @@ from fjx.sharding.errors import listed
 from fjx.sharding.plan import Deployment, Mesh, Plan
 
 logger = logging.getLogger(__name__)
-
-_LEASE_BEATS = 4
-"""A worker ends by itself after so many times the limit at which it counts as lost: by then it is
-lost in any case, unless the driver itself stood still."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +69,17 @@ class Cluster:
         compiler = Compiler(cache_dir=None)
         self.driver = Driver(programs, compiler, Wire(address), numbers, patience.step)
         self._runs = itertools.count(1)
-        self._watch = Watch(self.members, patience.beat)
+        self._cuts = Cuts(patience.beat / 4)
+        self._watch = Watch(self.members, patience.beat, self._cuts)
         self._copies: dict[str, _Copy] = {}
         """Of pieces, in other workers' host memory."""
         self.loaded: list[Loaded] = []
         """What the workers did for the last run."""
 
     def nodes(self) -> tuple[Node, ...]:
-        """Where workers can run now."""
-        return live_nodes(self._cpu_devices)
+        """Where workers can run now: the driver and the other nodes reach it."""
+        avoided = self._cuts.avoided
+        return tuple(node for node in live_nodes(self._cpu_devices) if node.host not in avoided)
 
     def start(self, deployment: Deployment) -> list[ClusterExecutor]:
         """An executor for each replica, ready to run steps.
@@ -179,8 +178,9 @@ class Cluster:
         for host in dict.fromkeys(hosts):
             if host not in self.members:
                 held = [index for index, of in enumerate(hosts) if of == host]
-                lease = _LEASE_BEATS * self.patience.beat
-                self.members[host] = Member(self._setup, nodes[host], label(replica, held), lease)
+                self.members[host] = Member(
+                    self._setup, nodes[host], label(replica, held), self.patience.beat
+                )
                 begun.append(self.members[host])
         try:
             for member in begun:

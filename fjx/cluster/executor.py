@@ -255,6 +255,10 @@ def run_orders(
             ),
             before=before,
             keeps_pages=keeps_pages,
+            # What the last stage chooses goes to the first one.
+            sources=tuple(
+                {members[index - 1].address for index in held if members[index - 1] is not member}
+            ),
         )
         for member, held in stages_by_member(plan, members).items()
     }

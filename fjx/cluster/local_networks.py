@@ -20,6 +20,8 @@ HERE = "10.77.0.1"
 _BRIDGE = "fjx-bridge"
 _MARK = "FJX_OWN_NETWORK"
 """In the environment of a program that has begun again."""
+_NOBODY = "02:00:00:00:00:01"
+"""A hardware address that nobody has."""
 _NEW_NETWORK = 0x40000000
 """CLONE_NEWNET."""
 _START_SECONDS = 10.0
@@ -62,6 +64,21 @@ class Network:
     def heal(self) -> None:
         """All comes through again."""
         _ip(f"link set {self._port} master {_BRIDGE}")
+
+    def cut_from(self, other: Network) -> None:
+        """From now on nothing goes between these two; nobody is told, and all others reach both."""
+        for one, to in ((self, other), (other, self)):
+            _ip(f"neigh replace {to.address} lladdr {_NOBODY} dev eth0 nud permanent", one.process)
+
+    def heal_to(self, other: Network) -> None:
+        """These two reach each other again."""
+        for one, to in ((self, other), (other, self)):
+            _ip(f"neigh del {to.address} dev eth0", one.process)
+
+    @property
+    def process(self) -> int:
+        """One that is in it."""
+        return self._holder.pid
 
     def close(self) -> None:
         """Let go of it."""

@@ -88,6 +88,8 @@ class RunOrder:
     """The run whose parameters stay where they are; None: there was none."""
     keeps_pages: bool = False
     """Whether the pages of granules that stay are kept, too."""
+    sources: tuple[str, ...] = ()
+    """Addresses of the workers from which its steps fetch."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Beat(NamedTuple):
     """Steps of each run that it has begun."""
     timed: tuple[Timed, ...]
     """Some steps since the last sign of life."""
+    unreached: tuple[str, ...]
+    """Addresses of the workers from which it should fetch and that it does not reach."""
 
 
 def narrow(batch: Batch, limits: Limits, chooses: bool) -> NarrowBatch:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fjx.cluster.executor import ClusterExecutor
-from fjx.errors import RegranularizationError
+from fjx.errors import RegranularizationError, StageLostError
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.probe import two_tokens
@@ -22,6 +22,7 @@ class Probe:
     def __init__(self, executors: Sequence[ClusterExecutor]) -> None:
         """``executors``: the one that serves, and those that shall follow it."""
         batch = _probe(executors[0].limits)
+        self._executors = tuple(executors)
         self._outputs = [executor.dispatch(batch) for executor in executors]
 
     @property
@@ -33,6 +34,9 @@ class Probe:
             StageLostError: a stage is lost.
         """
         if not all(output.tokens.is_ready() for output in self._outputs):
+            for executor in self._executors:
+                if executor.failure is not None:
+                    raise StageLostError(executor.failure)  # what it promised may never come
             return False
         values = []
         for output in self._outputs:

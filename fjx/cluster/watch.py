@@ -8,9 +8,11 @@ import time
 from collections.abc import Mapping
 
 from fjx.cluster.actor import Call, Member, first_done
+from fjx.cluster.cuts import Cuts
 from fjx.cluster.orders import Beat
 from fjx.cluster.speed import SLOW, SLOW_ANSWER, slowdown
 from fjx.errors import StageLostError
+from fjx.sharding.errors import listed
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +23,14 @@ _BEATS = 8
 class Watch:
     """Asks all workers for signs of life, in a thread of its own."""
 
-    def __init__(self, members: Mapping[str, Member], seconds: float) -> None:
+    def __init__(self, members: Mapping[str, Member], seconds: float, cuts: Cuts) -> None:
         """
         Args:
             members: those to watch; may change meanwhile.
             seconds: without a sign of life after which a worker counts as lost.
+            cuts: is told who does not reach whom.
         """
-        self._members, self._seconds = members, seconds
+        self._members, self._seconds, self._cuts = members, seconds, cuts
         self._asked: dict[Member, tuple[Call, float]] = {}
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -52,16 +55,15 @@ class Watch:
                 for call in done:
                     self._take(call)
             self._lose_silent()
+            self._lose_cut_off()
             self._judge()
             self._stopped.wait(max(next_time - time.monotonic(), 0.0))
 
     def _ask(self) -> None:
         """Ask those that owe no answer."""
-        now, members = time.monotonic(), list(self._members.values())
+        now = time.monotonic()
         self._asked = {
-            member: self._asked.get(member) or (member.beat(), now)
-            for member in members
-            if member.started and member.lost is None
+            member: self._asked.get(member) or (member.beat(), now) for member in self._live()
         }
 
     def _take(self, call: Call) -> None:
@@ -74,6 +76,9 @@ class Watch:
             return
         member.steps, learn = beat.steps, member.slowdown is None
         member.answers_speed.observe(None, time.monotonic() - when, learn)
+        at = {each.address: each.node.host for each in self._live()}
+        unreached = {at[address] for address in beat.unreached if address in at}
+        self._cuts.heard(member.node.host, when, unreached)
         for timed in beat.timed:
             member.steps_speed.observe((timed.run, timed.rows), timed.seconds, learn)
 
@@ -82,9 +87,20 @@ class Watch:
             if time.monotonic() - when > self._seconds:
                 member.lose(f"{member} gave no sign of life for {self._seconds:g} s")
 
+    def _lose_cut_off(self) -> None:
+        members = {each.node.host: each for each in self._live()}
+        for host, others in self._cuts.judge(members).items():
+            members[host].lose(
+                f"{members[host]} and {listed(others)} do not reach each other, though both answer"
+            )
+
+    def _live(self) -> list[Member]:
+        members = list(self._members.values())
+        return [member for member in members if member.started and member.lost is None]
+
     def _judge(self) -> None:
         """Say who has become slow, and who is no longer."""
-        members = [m for m in list(self._members.values()) if m.started and m.lost is None]
+        members = self._live()
         for member in members:
             steps, answers = member.steps_speed, member.answers_speed
             others = [each.steps_speed.factor for each in members if each is not member]

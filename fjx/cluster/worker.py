@@ -19,6 +19,7 @@ import numpy as np
 from fjx.cluster.movement import fetch_pages, fetch_params, fetch_parts, params_offered
 from fjx.cluster.orders import Beat, PieceOffer, Remote, RunOrder, Setup, StepOrder
 from fjx.cluster.pace import Pace
+from fjx.cluster.reach import Reach
 from fjx.cluster.run import StageRun
 from fjx.cluster.wire import Wire, wait_for
 from fjx.models.granules import Model
@@ -54,12 +55,13 @@ class Loaded:
 class Worker:
     """Holds pieces of a model, and runs steps with them."""
 
-    def __init__(self, setup: Setup, host: str, address: str) -> None:
+    def __init__(self, setup: Setup, host: str, address: str, patience: float) -> None:
         """
         Args:
             setup: what to run.
             host: name of the node in plans.
             address: the node's network address, for transfers.
+            patience: seconds without an answer after which another worker is out of reach.
         """
         self._setup = setup
         self._devices = {Device(host, d.platform, d.id): d for d in jax.local_devices()}
@@ -70,6 +72,7 @@ class Worker:
         self._kept: dict[str, list[np.ndarray]] = {}
         self._runs: dict[int, StageRun] = {}
         self._prepared: dict[int, tuple[RunOrder, dict[str, End | Granule]]] = {}
+        self._reach = Reach(self._sources, patience)
 
     def address(self) -> str:
         """Where others fetch what this worker offers."""
@@ -257,11 +260,15 @@ class Worker:
     def beat(self) -> Beat:
         """A sign of life."""
         steps = {number: run.steps for number, run in list(self._runs.items())}
-        return Beat(steps, self._pace.take())
+        return Beat(steps, self._pace.take(), self._reach.unreached)
 
     def counts(self) -> dict[str, int]:
         """Compilations by place, see `EngineStats.compiles`."""
         return dict(self._compiler.counts)
+
+    def _sources(self) -> set[str]:
+        """Addresses of the workers from which steps fetch."""
+        return {source for run in list(self._runs.values()) for source in run.order.sources}
 
     def _specs(self, order: RunOrder, pages: bool) -> Iterator[ProgramSpec]:
         for shape in self._shapes(order):

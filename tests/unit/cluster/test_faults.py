@@ -105,10 +105,19 @@ def test_what_is_lost_while_nothing_is_asked_is_replaced_at_once(nodes: Any, cac
 
 
 def test_a_node_that_is_cut_off_costs_nothing_and_its_worker_ends() -> None:
+    run_in_own_network("cut_off")
+
+
+def test_a_cut_between_two_workers_is_noticed_and_led_around() -> None:
+    run_in_own_network("split")
+
+
+def run_in_own_network(program: str) -> None:
+    """Run a program of this folder; it must succeed."""
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "--net", "true"], check=False).returncode:
         pytest.skip("it takes Linux's unshare and the right to make network namespaces")
-    command = [sys.executable, "-m", "tests.unit.cluster.cut_off"]
+    command = [sys.executable, "-m", f"tests.unit.cluster.{program}"]
     result = subprocess.run(
         [unshare, "--net", *command], check=False, capture_output=True, text=True, timeout=200
     )
