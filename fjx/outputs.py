@@ -164,6 +164,9 @@ class PlanStats:
     """The policy's decisions by reason."""
     slow: dict[str, float] = field(default_factory=dict)
     """How many times as long as usual each of a cluster's workers takes that is slow now."""
+    replaced_in_vain: int = 0
+    """Replacements in a row of a cluster's lost stages that failed, or were lost before they had
+    served."""
 
 
 @dataclass(frozen=True)

@@ -288,6 +288,11 @@ def _plan_metrics(make: _Families, plan: PlanStats) -> Iterable[Metric]:
         "stage",
         plan.slow,
     )
+    yield make.gauge(
+        "plan_replaced_in_vain",
+        "Replacements in a row of lost stages that failed, or were lost before they had served.",
+        plan.replaced_in_vain,
+    )
 
 
 def _speculation_metrics(make: _Families, stats: SpeculationStats) -> Iterable[Metric]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,9 @@ class Patience:
     start: float = START_SECONDS
     """For a node to start a worker."""
     mend: float = 600.0
-    """For what is lost to be replaced, all attempts together."""
+    """For what is lost to be replaced, all attempts together, from when requests wait for it."""
+    pause: float = 2.0
+    """From a replacement in vain to the next one, where no request waits; it grows, see `Tries`."""
 
 
 class Cluster:
@@ -129,6 +132,7 @@ class Cluster:
         except BaseException:
             executor.retire()
             raise
+        executor.opened = time.monotonic()
         return executor
 
     def _fill(

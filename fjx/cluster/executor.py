@@ -74,6 +74,8 @@ class ClusterExecutor:
         self.steps = 0
         self.brought = False
         """Whether any of its steps has brought tokens."""
+        self.opened = time.monotonic()
+        """Since when it is ready for steps."""
 
     @property
     def programs(self) -> Programs:

@@ -13,6 +13,7 @@ from fjx.cluster.change import ClusterChange
 from fjx.cluster.cluster import Cluster
 from fjx.cluster.executor import ClusterExecutor
 from fjx.cluster.nodes import topology_of
+from fjx.cluster.tries import Tries
 from fjx.errors import MeshError, RegranularizationBusyError, StageLostError
 from fjx.pipeline.executor import Pipeline
 from fjx.pipeline.home import Change, Mended, Order
@@ -22,7 +23,8 @@ from fjx.sharding.planner import even_mesh
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 2.0
+_ASKED_SECONDS = 2.0
+"""The longest pause between two attempts where requests wait."""
 _LOOK_SECONDS, _MEND_SECONDS = 1.0, 0.1
 """How often an idle engine looks whether a worker is lost, and whether its replacement is there."""
 _MOST_FRUITLESS = 3
@@ -31,19 +33,16 @@ _MOST_FRUITLESS = 3
 class ClusterHome:
     """Replaces what is lost, and changes plans across nodes."""
 
-    def __init__(
-        self, cluster: Cluster, patience: float, idle_seconds: float | None = None
-    ) -> None:
+    def __init__(self, cluster: Cluster, idle_seconds: float | None = None) -> None:
         """
         Args:
             cluster: where.
-            patience: seconds within which what is lost must be replaced.
             idle_seconds: without work after which all workers end; None: they stay.
         """
         self.cluster = cluster
         self._idle_seconds = idle_seconds
-        self._patience = patience
         self._mending: _Mending | None = None
+        self._tries = Tries(cluster.patience.pause)
         self._fruitless = 0
         self._sleeps = False
         """Whether all workers have ended because there was no work."""
@@ -61,34 +60,39 @@ class ClusterHome:
         return replace(planner, topology=topology_of(self.cluster.nodes()))
 
     def mend(
-        self, planner: Planner, executors: Sequence[Pipeline], seconds: float
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
     ) -> Mended | None:
         """See `Home`."""
-        self._sleeps = False
         if self._mending is None:
-            self._count_fruitless(executors)
             ours = [each for each in executors if isinstance(each, ClusterExecutor)]
-            self._mending = _Mending(self.cluster, planner, ours, self._patience)
-        mending = self._mending
-        mending.wait(seconds)
+            lost = [each for each in ours if each.lost]
+            if not self._sleeps:
+                self._tries.lost(lost)
+                self._count_fruitless(lost, asked)
+            self._mending = _Mending(self.cluster, planner, ours, self._tries)
+        mending, self._sleeps = self._mending, False
+        mending.wait(seconds, asked)
         if mending.error is not None:
             self._mending = None
             raise StageLostError(mending.error)
         if mending.mended is not None:
             self._mending = None
+            self._tries.replaced(mending.replacements)
             self.repairs.append(mending.seconds)
         return mending.mended
 
-    def _count_fruitless(self, executors: Sequence[Pipeline]) -> None:
-        """Give up where what replaces lost stages is lost, too, before it has brought anything.
+    def _count_fruitless(self, lost: Sequence[ClusterExecutor], asked: bool) -> None:
+        """Give up where what replaces lost stages is lost, too, before it has brought what was
+        asked of it.
 
         Raises:
             StageLostError: it was so several times in a row.
         """
-        lost = [each for each in executors if isinstance(each, ClusterExecutor) and each.lost]
-        fruitless = all(each.steps and not each.brought for each in lost)
-        self._fruitless = self._fruitless + 1 if fruitless else 0
-        if self._fruitless > _MOST_FRUITLESS:
+        if any(each.brought for each in lost):
+            self._fruitless = 0
+        elif any(each.steps for each in lost):
+            self._fruitless += 1
+        if asked and self._fruitless > _MOST_FRUITLESS:
             raise StageLostError(
                 f"stages were replaced {_MOST_FRUITLESS} times, and no step has succeeded since; "
                 f"at last: {lost[0].failure}"
@@ -115,6 +119,10 @@ class ClusterHome:
         """See `Home`."""
         return self.cluster.slow()
 
+    def replaced_in_vain(self) -> int:
+        """See `Home`."""
+        return self._tries.vain
+
     def close(self) -> None:
         """See `Home`: ends all workers."""
         if self._mending is not None:
@@ -124,28 +132,37 @@ class ClusterHome:
 
 class _Mending:
     """Replaces lost stages, in a thread of its own: the engine goes on with other replicas, and
-    answers."""
+    answers.
+
+    While requests wait, it tries again soon, and gives up in the end; otherwise it takes its time.
+    """
 
     def __init__(
         self,
         cluster: Cluster,
         planner: Planner,
         executors: Sequence[ClusterExecutor],
-        patience: float,
+        tries: Tries,
     ) -> None:
-        self._cluster, self._planner = cluster, planner
+        self._cluster, self._planner, self._tries = cluster, planner, tries
         self._executors = list(executors)
         self._begun = time.monotonic()
-        self._deadline = self._begun + patience
+        self._asked: float | None = None
+        """Since when requests wait."""
         self._stopped = threading.Event()
         self.mended: Mended | None = None
+        self.replacements: list[ClusterExecutor] = []
         self.error: str | None = None
         self.seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="fjx-mend", daemon=True)
         self._thread.start()
 
-    def wait(self, seconds: float) -> None:
-        """Wait a while for its end."""
+    def wait(self, seconds: float, asked: bool) -> None:
+        """Wait a while for its end; ``asked``: whether requests wait for it."""
+        if not asked:
+            self._asked = None
+        elif self._asked is None:
+            self._asked = time.monotonic()
         self._thread.join(seconds)
 
     def stop(self) -> None:
@@ -155,18 +172,40 @@ class _Mending:
 
     def _run(self) -> None:
         while True:
+            self._rest()
             try:
+                self._check_wanted()
                 self.mended = self._attempt()
                 self.seconds = time.monotonic() - self._begun
                 logger.info("lost stages are replaced, after %.1f s", self.seconds)
                 return
             except Exception as error:
-                late = time.monotonic() > self._deadline or self._stopped.is_set()
+                self._tries.failed()
+                late = self._is_late or self._stopped.is_set()
                 logger.warning("replacing lost stages failed: %s", error, exc_info=late)
                 if late:
                     self.error = str(error) or repr(error)
                     return
-            self._stopped.wait(_RETRY_SECONDS)
+
+    @property
+    def _is_late(self) -> bool:
+        asked = self._asked
+        return asked is not None and time.monotonic() > asked + self._cluster.patience.mend
+
+    def _rest(self) -> None:
+        """Return when it is time for the next attempt."""
+        begun, pause = time.monotonic(), self._tries.pause
+        if pause > _ASKED_SECONDS:
+            logger.warning(
+                "stages were replaced %d times in vain: the next attempt is in %.0f s, "
+                "or when a request waits for it", self._tries.vain, pause,
+            )  # fmt: skip
+        while not self._stopped.is_set():
+            longest = pause if self._asked is None else min(pause, _ASKED_SECONDS)
+            left = begun + longest - time.monotonic()
+            if left <= 0:
+                return
+            self._stopped.wait(min(left, _MEND_SECONDS))
 
     def _check_wanted(self) -> None:
         if self._stopped.is_set():
@@ -188,6 +227,7 @@ class _Mending:
                     index, plan, executor, holders, check=self._check_wanted
                 )
                 executor.retire()
+        self.replacements = [each for each in serving if each not in self._executors]
         cluster.copy_to_hosts(serving)
         return Mended(planner, serving)
 

@@ -65,4 +65,4 @@ def start_cluster(
     except BaseException:
         cluster.close()
         raise
-    return Started(ClusterHome(cluster, patience.mend, idle_seconds), planner, executors)
+    return Started(ClusterHome(cluster, idle_seconds), planner, executors)

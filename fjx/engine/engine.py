@@ -148,9 +148,11 @@ class Engine:
         if not self.replicas.lost:
             return []
         progress = self._collect_until(0)
-        for replica in self.replicas.lost:  # reading may have shown that others are, too
+        lost = self.replicas.lost  # reading may have shown that others are, too
+        for replica in lost:
             replica.scheduler.lose_pages()
-        self._adopt(self.plans.mend(self.replicas.executors))
+        asked = any(replica.scheduler.has_work for replica in lost)
+        self._adopt(self.plans.mend(self.replicas.executors, asked))
         return progress
 
     def add(

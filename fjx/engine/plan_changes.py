@@ -109,9 +109,9 @@ class PlanChanges:
         self._running.advance()
         self._close_ended()
 
-    def mend(self, executors: Sequence[Pipeline]) -> Sequence[Pipeline] | None:
+    def mend(self, executors: Sequence[Pipeline], asked: bool) -> Sequence[Pipeline] | None:
         """Work for a moment on a replacement for executors that are lost; a change under way is
-        given up.
+        given up. ``asked``: whether requests wait for it.
 
         Returns:
             For each replica its executor, once they are there.
@@ -120,7 +120,8 @@ class PlanChanges:
             StageLostError: there will be none.
         """
         self._end_change("a stage was lost")
-        mended = self.home.mend(self.planner, executors, _MEND_SECONDS)
+        seconds = _MEND_SECONDS if asked else 0.0
+        mended = self.home.mend(self.planner, executors, seconds, asked)
         if mended is None:
             return None
         self.planner = mended.planner
@@ -178,6 +179,7 @@ class PlanChanges:
             dirty_pages=0 if running is None else running.dirty_pages,
             decisions=dict(decisions or {}),
             slow=dict(self.home.slow()),
+            replaced_in_vain=self.home.replaced_in_vain(),
         )
 
     def _close_ended(self) -> None:

@@ -78,10 +78,16 @@ class Home(Protocol):
         """The planner for the devices that are there now."""
 
     def mend(
-        self, planner: Planner, executors: Sequence[Pipeline], seconds: float
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
     ) -> Mended | None:
         """Work for a while on a replacement for those executors that are lost; None: it is not
         there yet.
+
+        Args:
+            planner: for the devices that were there.
+            executors: all, lost or not.
+            seconds: for which to wait for it.
+            asked: whether requests wait for it.
 
         Raises:
             StageLostError: there will be none.
@@ -98,6 +104,9 @@ class Home(Protocol):
 
     def slow(self) -> Mapping[str, float]:
         """How many times as long as usual each of those places takes that are slow, by name."""
+
+    def replaced_in_vain(self) -> int:
+        """How many replacements in a row failed, or were lost before they had served."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -129,7 +138,7 @@ class ThisProcess:
         return planner
 
     def mend(
-        self, planner: Planner, executors: Sequence[Pipeline], seconds: float
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
     ) -> Mended | None:
         """See `Home`; nothing is ever lost here."""
         return Mended(planner, executors)
@@ -141,6 +150,10 @@ class ThisProcess:
     def slow(self) -> Mapping[str, float]:
         """See `Home`; nobody looks."""
         return {}
+
+    def replaced_in_vain(self) -> int:
+        """See `Home`; nothing is ever lost here."""
+        return 0
 
     def close(self) -> None:
         """See `Home`; the process ends with its memory."""

@@ -71,7 +71,7 @@ class FragileHome(ThisProcess):
         self.calls = self.repairs = 0
 
     def mend(
-        self, planner: Planner, executors: Sequence[Pipeline], seconds: float
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
     ) -> Mended | None:
         self.calls += 1
         if self.calls % 3:

@@ -108,6 +108,7 @@ def test_metrics_of_plans_and_their_changes(llm):
             dirty_pages=7,
             decisions={"burst": 2, "quiet": 1},
             slow={"stage 1 on node b": 4.5},
+            replaced_in_vain=3,
         )
     )
     samples = scrape(llm)
@@ -128,6 +129,7 @@ def test_metrics_of_plans_and_their_changes(llm):
         ("fjx:granularity_decisions_total", "burst"): 2,
         ("fjx:granularity_decisions_total", "quiet"): 1,
         ("fjx:plan_slow_stages", "stage 1 on node b"): 4.5,
+        ("fjx:plan_replaced_in_vain",): 3,
         (f"{pause}_count",): 3,
         (f"{pause}_bucket", "0.001"): 0,
         (f"{pause}_bucket", "0.0025"): 2,
