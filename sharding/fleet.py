@@ -93,6 +93,27 @@ class Fleet:
                 free[device] -= size
         return replace(self, free_bytes=free, tenants=tenants)
 
+    def only(self, kept: Booleans) -> Fleet:
+        """The fleet without all other devices, [D], and without the nodes that then have none."""
+        nodes = np.unique(self.node[kept])
+        number = np.full(len(self.hosts), -1)
+        number[nodes] = np.arange(len(nodes))
+        return replace(
+            self,
+            devices=tuple(self.devices[device] for device in np.flatnonzero(kept)),
+            hosts=tuple(self.hosts[node] for node in nodes),
+            free_bytes=self.free_bytes[kept],
+            speed=self.speed[kept],
+            tenants=self.tenants[kept],
+            node=number[self.node[kept]],
+            rack=np.unique(self.rack[nodes], return_inverse=True)[1],
+            pairs=tuple(
+                (int(number[first]), int(number[second]), link)
+                for first, second, link in self.pairs
+                if number[first] >= 0 and number[second] >= 0
+            ),
+        )
+
     def divided(self, parts: int) -> Fleet:
         """Each device as so many, which share its memory and its speed evenly.
 

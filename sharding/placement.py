@@ -6,7 +6,10 @@ The objective, in strict order:
    receive its input over the link from the stage before. Between places for one plan that is the
    slowest stage; between plans of more or fewer stages it is the devices' time for a microbatch.
    All that are at most ``tolerance`` slower than the fastest count as equal.
-2. The scorer's price: by default the memory left stranded, then the parameters to load cold.
+2. *Hops*: what a microbatch spends between stages, which is a part of every request's and every
+   token's time. All that are longer than the least by at most ``hop_tolerance`` of a microbatch's
+   pass count as equal.
+3. The scorer's price: by default the memory left stranded, then the parameters to load cold.
 
 FlexPipe (arXiv:2510.11938, sections 6.2 and 7) places by a weighted sum, and does not say how.
 """
@@ -21,10 +24,12 @@ import numpy as np
 
 from fjx.sharding.errors import MemoryFitError, MeshError, counted, listed
 from fjx.sharding.fields import format_bytes
-from fjx.sharding.fleet import Fleet, Integers
+from fjx.sharding.fleet import Fleet, Floats, Integers
 from fjx.sharding.needs import PlanNeed
+from fjx.sharding.placement_routes import Router
+from fjx.sharding.placement_rows import NEVER, Rows
 from fjx.sharding.placement_scorers import FragmentScorer, Scorer, cold_bytes, demands_of
-from fjx.sharding.placement_search import NEVER, Rows, cheapest, fastest
+from fjx.sharding.placement_search import fastest
 from fjx.sharding.plan import Mesh, Plan
 from fjx.sharding.topology import INSTANT, UNKNOWN_MEMORY, Link
 
@@ -113,6 +118,7 @@ def place(
     *,
     scorer: Scorer | None = None,
     tolerance: float = 0.0,
+    hop_tolerance: float = 0.0,
     stages_per_device: int = 1,
     effort: int = EFFORT,
 ) -> Placement:
@@ -123,8 +129,11 @@ def place(
         candidates: The same model in several granularities, or just one.
         scorer: What a device costs; by default `FragmentScorer`, whose demands are the stages of
             the candidates.
-        tolerance: How much slower than the fastest a placement may be for a better price: 0.05 is
-            5 %; infinity leaves the decision to the price.
+        tolerance: How much slower than the fastest a placement may be for shorter hops or a better
+            price: 0.05 is 5 %; infinity leaves the decision to them.
+        hop_tolerance: How much longer than the least a microbatch may spend between stages for a
+            better price, as a share of its pass through the fastest plan on devices of speed 1:
+            0.01 is 1 % of it; infinity leaves the decision to the price.
         stages_per_device: How many stages a device may get. Above 1, each device counts as so many
             that have an equal part of its memory and speed.
         effort: Most assignments that one search solves: a bound on time that is the same on every
@@ -137,24 +146,31 @@ def place(
         MemoryFitError: no candidate fits.
         MeshError: there are no candidates, or an argument is out of its range.
     """
-    _check(candidates, tolerance, stages_per_device)
+    _check(candidates, tolerance, hop_tolerance, stages_per_device)
     scorer = scorer or FragmentScorer(demands_of(candidates))
     parts = fleet.divided(stages_per_device)
     rows = [Rows.of(parts, need) for need in candidates]
     bounds, proven = _bounds(rows, tolerance, effort)
-    best: tuple[float, int, Integers] | None = None
+    routers: dict[int, tuple[Router, Floats]] = {}
     for index, (each, bound) in enumerate(zip(rows, bounds, strict=True)):
-        if bound is None:
-            continue
-        price = scorer.price(parts, candidates[index])[list(each.stages)].astype(np.float64)
-        found = cheapest(each, bound.limit, price, effort)
+        if bound is not None:
+            price = scorer.price(parts, candidates[index])[list(each.stages)].astype(np.float64)
+            routers[index] = Router(each, bound.limit, price, effort, bound.fastest), price
+    most = NEVER
+    if hop_tolerance < float("inf"):
+        founds = [router.shortest() for router, _ in routers.values()]
+        least = min((f.value for f in founds if f.devices is not None), default=0)
+        most = round(least + hop_tolerance * _pass_seconds(candidates) * 1e12)
+        proven &= all(found.proven for found in founds)
+    best: tuple[float, int, Integers] | None = None
+    for index, (router, price) in routers.items():
+        found = router.cheapest(most)
         proven &= found.proven
-        devices = bound.fastest if found.devices is None else found.devices
-        if devices is None:
+        if found.devices is None:
             continue
-        value = float(price[np.arange(len(devices)), devices].sum())
+        value = float(price[np.arange(len(found.devices)), found.devices].sum())
         if best is None or value < best[0]:
-            best = value, index, devices
+            best = value, index, found.devices
     if best is None:
         raise fit_error(fleet, candidates, proven=proven)
     _, index, devices = best
@@ -286,12 +302,20 @@ def _bounds(
     return bounds, all(found.proven for found in founds)
 
 
-def _check(candidates: Sequence[PlanNeed], tolerance: float, stages_per_device: int) -> None:
+def _pass_seconds(candidates: Sequence[PlanNeed]) -> float:
+    """A microbatch's pass through the fastest plan on devices of speed 1, without hops."""
+    return min(sum(stage.seconds for stage in need.stages) for need in candidates)
+
+
+def _check(
+    candidates: Sequence[PlanNeed], tolerance: float, hop_tolerance: float, stages_per_device: int
+) -> None:
     problems: list[Any] = []
     if not candidates:
         problems.append("there is no plan to place; give at least one candidate")
-    if not tolerance >= 0:
-        problems.append(f"tolerance must be at least 0, got {tolerance}")
+    for name, value in (("tolerance", tolerance), ("hop_tolerance", hop_tolerance)):
+        if not value >= 0:
+            problems.append(f"{name} must be at least 0, got {value}")
     if stages_per_device < 1:
         problems.append(f"stages_per_device must be at least 1, got {stages_per_device}")
     if stages_per_device > 1 and any(s.tensor > 1 for need in candidates for s in need.stages):

@@ -1,12 +1,12 @@
 """The search for devices: branch and bound over racks, then nodes, with an assignment at each step.
 
-A *row* is one device to be found: a stage, or a shard of one. Forget for a moment that a stage's
-input takes longer from far away: then the rows want different devices with the least sum of
-prices, which is the assignment problem, solved exactly in about a millisecond (Jonker and
-Volgenant 1987, as in SciPy). Its sum is a bound for what is really asked. Where its solution keeps
-every *hop* (the way from a row to a later one) within the limit, it is the answer. Where it breaks
-one, the hop's first row must be in some rack, and there on some node: each choice is a smaller
-problem of the same kind, and once the node is known it is known which devices the hop may reach.
+Forget for a moment that a stage's input takes longer from far away: then the rows want different
+devices with the least sum of prices, which is the assignment problem, solved exactly in about a
+millisecond (Jonker and Volgenant 1987, as in SciPy). Its sum is a bound for what is really asked.
+Where its solution keeps every *hop* (the way from a row to a later one) within the limit, and all
+of them together within theirs, it is the answer. Where not, a row of a hop must be in some rack,
+and there on some node: each choice is a smaller problem of the same kind, and once the node is
+known it is known which devices the hop may reach, and what it adds to the sum.
 
 Times are whole picoseconds, prices whole numbers, so that ties are ties.
 """
@@ -15,105 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from fjx.sharding.fleet import Booleans, Fleet, Floats, Integers
-from fjx.sharding.needs import PlanNeed
-from fjx.sharding.topology import Link
-
-NEVER = 1 << 60
-"""Picoseconds of what cannot be: twice it is still an int64."""
-
-
-@dataclass(frozen=True)
-class Hop:
-    """A row's input comes from an earlier row, in so many picoseconds by where the two are."""
-
-    source: int
-    target: int
-    within: int
-    """On one node."""
-    rack: int
-    """On two nodes of one rack."""
-    between: int
-    """In two racks."""
-    pairs: tuple[tuple[int, int, int], ...] = ()
-    """From node, to node, picoseconds: where it differs."""
-
-    def seen_from(self, node: int, fleet: Fleet) -> Integers:
-        """Picoseconds to each node, [N]."""
-        same = fleet.rack == fleet.rack[node]
-        times = np.where(same, self.rack, self.between)
-        times[node] = self.within
-        for first, second, time in self.pairs:
-            if first == node:
-                times[second] = time
-        return times
-
-    @cached_property
-    def slowest(self) -> int:
-        """Over the worst link."""
-        return max(self.within, self.rack, self.between, *(time for *_, time in self.pairs))
-
-    @cached_property
-    def off_rack(self) -> int:
-        """Over the best link that leaves a rack or is a pair's."""
-        return min(self.between, *(time for *_, time in self.pairs), NEVER)
-
-    @cached_property
-    def off_node(self) -> int:
-        """Over the best link that leaves a node."""
-        return min(self.rack, self.off_rack)
-
-    @cached_property
-    def fastest(self) -> int:
-        """Over the best link."""
-        return min(self.within, self.off_node)
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """What is to be placed."""
-
-    fleet: Fleet
-    stages: tuple[int, ...]
-    """Stage of each row."""
-    compute: Integers
-    """Picoseconds of each row on each device, [rows, D]; never, where it does not fit."""
-    hops: tuple[Hop, ...]
-    """By target."""
-
-    @classmethod
-    def of(cls, fleet: Fleet, need: PlanNeed) -> Rows:
-        """The rows of a plan: one for each device of each stage."""
-        stages = [i for i, stage in enumerate(need.stages) for _ in range(stage.tensor)]
-        hops: list[Hop] = []
-        first_rows = [stages.index(i) for i in range(len(need.stages))]
-        for row, stage in enumerate(stages):
-            if row > first_rows[stage]:
-                hops.append(Hop(row - 1, row, 0, NEVER, NEVER))
-            if stage:
-                hops.append(_hop(fleet, need, stage - 1, first_rows[stage - 1], row))
-        computes = []
-        for each in need.stages:
-            seconds = np.rint(each.seconds * 1e12 / fleet.speed).astype(np.int64)
-            computes.append(np.where(fleet.free_bytes >= each.needed_bytes, seconds, NEVER))
-        return cls(fleet, tuple(stages), np.array(computes)[stages], tuple(hops))
-
-    def row_times(self, devices: Integers) -> Integers:
-        """Picoseconds of each row on these devices, with its input."""
-        times = self.compute[np.arange(len(devices)), devices]
-        nodes = self.fleet.node[devices]
-        waits = np.zeros_like(times)
-        for hop in self.hops:
-            wait = hop.seen_from(nodes[hop.source], self.fleet)[nodes[hop.target]]
-            waits[hop.target] = max(waits[hop.target], wait)
-        sums: Integers = np.minimum(times + waits, NEVER)
-        return sums
+from fjx.sharding.fleet import Booleans, Floats, Integers
+from fjx.sharding.placement_rows import NEVER, Hop, Rows
 
 
 @dataclass(frozen=True)
@@ -156,7 +64,16 @@ def fastest(rows: Rows, effort: int) -> Found:
     return Found(best, float(rows.row_times(best).max()), proven)
 
 
-def cheapest(rows: Rows, limit: int, price: Floats, effort: int, *, first: bool = False) -> Found:
+def cheapest(
+    rows: Rows,
+    limit: int,
+    price: Floats,
+    effort: int,
+    *,
+    first: bool = False,
+    travel: int = NEVER,
+    known: Integers | None = None,
+) -> Found:
     """The devices with the least sum of prices on which no row takes longer than a limit.
 
     Args:
@@ -165,15 +82,63 @@ def cheapest(rows: Rows, limit: int, price: Floats, effort: int, *, first: bool 
         price: Whole numbers, [rows, D].
         effort: Most assignments to solve.
         first: Whether any devices will do.
+        travel: Picoseconds that a microbatch may spend between stages. A limit takes time and
+            memory that grow with the square of the number of nodes.
+        known: Devices that keep to the limits: others are only of use if they are cheaper.
     """
     search = _Search(rows, limit, price, effort, first)
+    if travel < NEVER:
+        search.travel = _Travel(rows, travel)
+    if known is not None:
+        search.best, search.value = known, float(price[np.arange(len(known)), known].sum())
     search.visit(search.masks())
     proven = search.effort > 0 or (first and search.best is not None)
     return Found(search.best, search.value, proven)
 
 
+class _Travel:
+    """A limit on the sum of what a microbatch spends between stages."""
+
+    def __init__(self, rows: Rows, most: int) -> None:
+        self.rows, self.most = rows, most
+        nodes = range(len(rows.fleet.hosts))
+        times: dict[tuple[object, ...], Integers] = {}
+        self._times = []
+        for way in rows.ways:
+            key = (way.within, way.rack, way.between, way.pairs)
+            if key not in times:
+                times[key] = np.array([way.seen_from(node, rows.fleet) for node in nodes])
+            self._times.append(times[key])
+
+    def least(self, nodes: Booleans) -> int:
+        """Picoseconds, where each row may be on these nodes, [rows, N]; as if a node had room for
+        any number of them."""
+        sums = np.where(nodes[0], 0, NEVER)
+        for way, times in zip(self.rows.ways, self._times, strict=True):
+            sums = np.minimum((sums[:, None] + times).min(axis=0), NEVER)
+            sums[~nodes[way.target]] = NEVER
+        return int(sums.min())
+
+    def dearest(self, devices: Integers, nodes: Booleans) -> int | None:
+        """A row whose node is open, of the way between these devices that takes the longest over
+        its best; None: they keep to the limit."""
+        if self.rows.travel(devices) <= self.most:
+            return None
+        of_row = self.rows.fleet.node[devices]
+        several = nodes.sum(axis=1) > 1
+        worst, row = -1, None
+        for way, times in zip(self.rows.ways, self._times, strict=True):
+            over = int(times[of_row[way.source], of_row[way.target]]) - way.fastest
+            end = way.source if several[way.source] else way.target
+            if several[end] and over > worst:
+                worst, row = over, end
+        return row
+
+
 class _Search:
     """One run of branch and bound."""
+
+    travel: _Travel | None = None
 
     def __init__(self, rows: Rows, limit: int, price: Floats, effort: int, first: bool) -> None:
         self.rows, self.fleet, self.price = rows, rows.fleet, price
@@ -209,19 +174,20 @@ class _Search:
     def visit(self, masks: Booleans) -> None:
         """Search where each row keeps to its mask."""
         relaxed = self._assign(masks)
-        if relaxed is not None:
+        if relaxed is not None and not self._too_far(masks):
             self._settle(masks, *relaxed)
 
     def _settle(self, masks: Booleans, devices: Integers, value: float) -> None:
         """Take the assignment, or branch where it breaks a hop."""
-        broken = self._broken(devices)
-        if broken is None:
+        row = self._broken(devices)
+        if row is None and self.travel is not None:
+            row = self.travel.dearest(devices, self._nodes_of_rows(masks))
+        if row is None:
             self.best, self.value = devices, value
             return
-        row = self.rows.hops[broken].source
         children: list[tuple[float, int, Booleans, Integers]] = []
         for child in self._children(masks, row, int(devices[row])):
-            if not self._propagate(child, row):
+            if not self._propagate(child, row) or self._too_far(child):
                 continue
             relaxed = self._assign(child)
             if relaxed is not None and self.best is None:
@@ -254,15 +220,22 @@ class _Search:
         return (columns[places], value) if value < self.value else None
 
     def _broken(self, devices: Integers) -> int | None:
-        """The first hop that takes too long between these devices."""
+        """The first row from which a hop takes too long between these devices."""
         nodes = self.fleet.node[devices]
         for index, hop in enumerate(self.rows.hops):
             slack = self.slack[index, devices[hop.target]]
             if slack < hop.slowest:
                 times = hop.seen_from(int(nodes[hop.source]), self.fleet)
                 if times[nodes[hop.target]] > slack:
-                    return index
+                    return hop.source
         return None
+
+    def _too_far(self, masks: Booleans) -> bool:
+        travel = self.travel
+        return travel is not None and travel.least(self._nodes_of_rows(masks)) > travel.most
+
+    def _nodes_of_rows(self, masks: Booleans) -> Booleans:
+        return np.array([self._nodes(mask) for mask in masks])
 
     def _children(self, masks: Booleans, row: int, device: int) -> Iterator[Booleans]:
         """The same with the row in each rack that it may be in, or on each node of its rack: first
@@ -339,23 +312,6 @@ class _Search:
         racks = np.zeros(int(self.fleet.rack.max()) + 1, np.bool_)
         racks[self.fleet.rack[nodes]] = True
         return racks
-
-
-def _hop(fleet: Fleet, need: PlanNeed, sender: int, source: int, target: int) -> Hop:
-    size = need.stages[sender].sent_bytes
-    topology = fleet.topology
-    return Hop(
-        source,
-        target,
-        _picoseconds(topology.within, size),
-        _picoseconds(fleet.rack_link, size),
-        _picoseconds(topology.between, size),
-        tuple((first, second, _picoseconds(link, size)) for first, second, link in fleet.pairs),
-    )
-
-
-def _picoseconds(link: Link, size: int) -> int:
-    return min(round(link.transfer_seconds(size) * 1e12), NEVER)
 
 
 def _possible_times(rows: Rows) -> npt.NDArray[np.int64]:

@@ -73,8 +73,18 @@ def _add_placement_options(parser: CommandParser) -> None:
         type=_share,
         default=0.0,
         metavar="X",
-        help="How much slower than the fastest a placement may be for a better score: 0.05 is "
-        "5 %%; inf leaves it to the score. [0]",
+        help="How much slower than the fastest a placement may be for shorter hops or a better "
+        "score: 0.05 is 5 %%; inf leaves it to them. [0]",
+    )
+    parser.add_flag(
+        group,
+        "--hop-tolerance",
+        type=_share,
+        default=0.0,
+        metavar="X",
+        help="How much longer than the least a microbatch may spend between stages for a better "
+        "score, as a share of its pass through all stages: 0.01 is 1 %%; inf leaves it to the "
+        "score. [0]",
     )
     parser.add_flag(
         group,

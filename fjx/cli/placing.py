@@ -54,6 +54,7 @@ class Placing:
                 candidates,
                 scorer=scorer,
                 tolerance=arguments.tolerance,
+                hop_tolerance=arguments.hop_tolerance,
                 stages_per_device=arguments.stages_per_device,
             )
 

@@ -152,6 +152,7 @@ def test_without_a_cluster_file_the_machine_is_meant(
         (["--kv-tokens", "1000000", "--stages", "2", "4"], "toy does not fit on 7 devices"),
         (["--scorer", "best"], "--scorer: invalid choice: 'best'"),
         (["--tolerance", "-1"], "--tolerance: expected a number of at least 0, or inf, got '-1'"),
+        (["--hop-tolerance", "x"], "--hop-tolerance: expected a number of at least 0, or inf"),
         (["--stages-per-device", "2", "--tensor", "2"], "cannot be split over several"),
         (["--draw", "place.jpg"], "draw must end in .svg or .png, got place.jpg"),
         (["--draw", "/nowhere/place.svg"], "draw: cannot write /nowhere/place.svg"),

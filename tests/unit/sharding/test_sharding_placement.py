@@ -13,6 +13,7 @@ from fjx.sharding.errors import MemoryFitError, MeshError
 from fjx.sharding.fleet import Fleet
 from fjx.sharding.needs import PlanNeed, StageNeed
 from fjx.sharding.placement import Placement, place, place_all, placement_on
+from fjx.sharding.placement_baselines import first_fit
 from fjx.sharding.placement_scorers import (
     Demand,
     FlexPipeScorer,
@@ -108,6 +109,11 @@ def pace(placement: Placement) -> int:
     return placement.need.devices * round(placement.slowest_seconds * 1e12)
 
 
+def travel(placement: Placement) -> int:
+    """Picoseconds of a microbatch between stages."""
+    return round(placement.transfer_seconds * 1e12)
+
+
 def price(fleet: Fleet, scorer: Scorer, placement: Placement) -> int:
     prices = scorer.price(fleet, placement.need)
     return sum(int(prices[s, d]) for s, each in enumerate(placement.indices) for d in each)
@@ -117,18 +123,24 @@ def price(fleet: Fleet, scorer: Scorer, placement: Placement) -> int:
     topologies(),
     st.lists(plans(), min_size=1, max_size=2),
     st.sampled_from([0.0, 0.5, float("inf")]),
+    st.sampled_from([0.0, 0.5, float("inf")]),
     st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
 def test_no_placement_is_better(
-    topology: Topology, candidates: list[PlanNeed], tolerance: float, ours: bool
+    topology: Topology,
+    candidates: list[PlanNeed],
+    tolerance: float,
+    hop_tolerance: float,
+    ours: bool,
 ) -> None:
     fleet = Fleet.of(topology)
     scorer: Scorer = FragmentScorer(demands_of(candidates)) if ours else FlexPipeScorer()
     every = [each for plan in candidates for each in all_placements(fleet, plan)]
+    options = {"scorer": scorer, "tolerance": tolerance, "hop_tolerance": hop_tolerance}
     if not every:
         with pytest.raises(MemoryFitError):
-            place(fleet, candidates, scorer=scorer, tolerance=tolerance)
+            place(fleet, candidates, **options)
         return
     fastest = min(map(pace, every))
     good = [
@@ -136,7 +148,11 @@ def test_no_placement_is_better(
         for each in every
         if tolerance == float("inf") or pace(each) <= fastest * (1 + tolerance)
     ]
-    best = place(fleet, candidates, scorer=scorer, tolerance=tolerance)
+    if hop_tolerance < float("inf"):
+        passing = min(sum(stage.seconds for stage in plan.stages) for plan in candidates)
+        most = min(map(travel, good)) + hop_tolerance * passing * 1e12
+        good = [each for each in good if travel(each) <= most]
+    best = place(fleet, candidates, **options)
     assert best.proven
     assert best in good
     assert price(fleet, scorer, best) == min(price(fleet, scorer, each) for each in good)
@@ -186,7 +202,44 @@ def test_a_tolerance_lets_fragments_be_used() -> None:
     fleet, plan = Fleet.of(topology), need(5, 5, seconds=0.1)
     assert hosts(place(fleet, [plan])) == ["a", "a"]
     scorer = FragmentScorer(demands_of([need(10)]))
-    assert "b" in hosts(place(fleet, [plan], scorer=scorer, tolerance=0.05))
+    assert hosts(place(fleet, [plan], scorer=scorer, tolerance=0.05)) == ["a", "a"]
+    assert "b" in hosts(place(fleet, [plan], scorer=scorer, tolerance=0.05, hop_tolerance=0.02))
+
+
+def test_stages_hop_between_nodes_as_seldom_as_they_can() -> None:
+    # The first devices that fit lie on four nodes; whichever they are, the slowest stage waits
+    # for an input from another node.
+    topology = cluster({"a": [8], "b": [8], "c": [8], "d": [8, 8], "e": [8, 8]}, links=LINKS)
+    fleet, plan = Fleet.of(topology), need(5, 5, 5, 5)
+    short = place(fleet, [plan])
+    assert short.proven
+    assert hosts(short) in (["d", "d", "e", "e"], ["e", "e", "d", "d"])
+    assert short.slowest_seconds == first_fit(fleet, [plan]).slowest_seconds
+    assert short.transfer_seconds == pytest.approx(0.006)
+    assert first_fit(fleet, [plan]).transfer_seconds == pytest.approx(0.012)
+
+
+def test_hops_are_compared_between_granularities() -> None:
+    # Every link is alike. The two halves fill fragments that are of no use to the whole.
+    links = (WITHIN, WITHIN, WITHIN)
+    fleet = Fleet.of(cluster({"a": [20], "b": [5, 5]}, links=links))
+    coarse, fine = need(10, seconds=0.1), need(5, 5, seconds=0.05)
+    scorer = FragmentScorer((Demand((20 * GIB,)),))
+    options = {"scorer": scorer, "tolerance": float("inf")}
+    assert place(fleet, [fine, coarse], **options).need is coarse
+    assert place(fleet, [fine, coarse], hop_tolerance=0.005, **options).need is coarse
+    assert place(fleet, [fine, coarse], hop_tolerance=0.01, **options).need is fine
+
+
+def test_hops_in_a_large_fleet_are_proven_to_be_the_least() -> None:
+    free = {f"n{i}": [8] * (1 + i % 4) for i in range(400)}
+    racks = {name: f"r{i // 8}" for i, name in enumerate(free)}
+    fleet = Fleet.of(cluster(free, racks=racks, links=LINKS))
+    # A rack has two nodes each of one to four devices.
+    placement = place(fleet, [need(*[6] * 24)])
+    nodes = [len(list(same)) for _, same in itertools.groupby(hosts(placement))]
+    assert sorted(nodes) == [2, 3, 3, 4, 4, 4, 4]
+    assert len({racks[host] for host in hosts(placement)}) == 2
 
 
 def test_the_granularity_is_the_one_that_takes_the_least_of_devices_and_time() -> None:
@@ -245,9 +298,10 @@ def test_the_same_input_gives_the_same_placement() -> None:
 
 
 def test_a_search_that_is_cut_short_still_places_and_says_so() -> None:
-    topology = cluster({f"n{i}": [6, 8] for i in range(12)}, links=LINKS)
-    plan = need(*[5] * 6, seconds=tuple(0.01 - 0.001 * (i % 2) for i in range(6)))
-    placement = place(Fleet.of(topology), [plan], effort=3)
+    # Each pair of stages would like the node with the least to strand best.
+    topology = cluster({f"n{i}": [5 + i / 4, 6 + i / 4] for i in range(6)}, links=LINKS)
+    fleet, plan = Fleet.of(topology), need(*[5, 6] * 3)
+    placement = place(fleet, [plan], effort=3)
     assert not placement.proven
     assert len(set(keys(placement))) == 6
 
@@ -278,5 +332,7 @@ def test_an_argument_out_of_its_range_is_refused() -> None:
         place(fleet, [])
     with pytest.raises(MeshError, match=r"tolerance must be at least 0, got -0\.1"):
         place(fleet, [need(1)], tolerance=-0.1)
+    with pytest.raises(MeshError, match=r"hop_tolerance must be at least 0, got -0\.1"):
+        place(fleet, [need(1)], hop_tolerance=-0.1)
     with pytest.raises(MeshError, match="stages_per_device must be at least 1, got 0"):
         place(fleet, [need(1)], stages_per_device=0)
