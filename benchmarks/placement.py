@@ -19,6 +19,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ LINKS = {
 }
 COPIES = 0.1
 """Share of the nodes that hold each model in host memory."""
+HOP_TOLERANCES = (0.05, 0.1)
 WORKLOAD = Workload(rows=64, kv_tokens=8192)
 OPT_66B, LLAMA_2_7B = SIZES["opt-66b"], SIZES["llama-2-7b"]
 Model = tuple[PlanNeed, ...]
@@ -112,17 +114,18 @@ def main() -> None:
             )
     pods = read_pods(options.data / PODS)
     result: dict[str, Any] = {"about": about_this_run(), "seeds": options.seeds}
-    result["fragmentation"] = fragmentation(options.data, pods, options.seeds)
-    write(options.output, result)
+    if options.placers is None:
+        result["fragmentation"] = fragmentation(options.data, pods, options.seeds)
+        write(options.output, result)
     result["runs"] = []
     for seed in range(options.seeds):
         for level in options.levels:
             topology = filled_fleet(options.data, pods, level, seed)
             for mix in options.mixes:
-                result["runs"] += runs(topology, level, mix, seed)
+                result["runs"] += runs(topology, level, mix, seed, options.placers)
                 result["summary"] = summary(result["runs"])
                 write(options.output, result)
-    if options.picture is not None:
+    if options.picture is not None and options.placers is None:
         options.picture.write_text(picture(result))
     print(json.dumps(result["summary"], indent=2))
 
@@ -230,12 +233,15 @@ def placers(models: Sequence[Model], seed: int) -> dict[str, Placer]:
         "flexpipe scorer": by_price(FlexPipeScorer()),
         "fjx, coarsest that fits": coarsest(by_price(scorer)),
         "fjx": by_price(scorer),
+    } | {
+        f"fjx, hops within {share:.0%}": by_price(scorer, hop_tolerance=share)
+        for share in HOP_TOLERANCES
     }
 
 
-def by_price(scorer: Scorer) -> Placer:
+def by_price(scorer: Scorer, *, hop_tolerance: float = float("inf")) -> Placer:
     """Any pace will do."""
-    return lambda fleet, candidates: place(fleet, candidates, scorer=scorer, tolerance=float("inf"))
+    return partial(place, scorer=scorer, tolerance=float("inf"), hop_tolerance=hop_tolerance)
 
 
 def coarsest(placer: Placer) -> Placer:
@@ -252,13 +258,16 @@ def coarsest(placer: Placer) -> Placer:
     return placed
 
 
-def runs(topology: Topology, level: float, mix: str, seed: int) -> list[dict[str, Any]]:
-    """One run of each placer."""
+def runs(
+    topology: Topology, level: float, mix: str, seed: int, names: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """One run of each placer, or of those with these names."""
     models = {name: MODELS[name] for name in MIXES[mix]}
     about = {"level": level, "mix": mix, "seed": seed}
     return [
         about | {"placer": name} | run(Fleet.of(topology), placer, models, seed)
         for name, placer in placers(list(models.values()), seed).items()
+        if names is None or name in names
     ]
 
 
@@ -329,6 +338,13 @@ def parse_options() -> argparse.Namespace:
     add("--seeds", type=int, default=5)
     add("--levels", type=float, nargs="+", default=[0.5, 0.8])
     add("--mixes", nargs="+", choices=list(MIXES), default=["both", "opt-66b"])
+    names = list(placers(list(MODELS.values()), 0))
+    add(
+        "--placers",
+        nargs="+",
+        choices=names,
+        help="only these; no check of the measure, no picture",
+    )
     add("--output", type=Path, help="also write the result to this file")
     add("--picture", type=Path, help="draw the result into this .svg file")
     return parser.parse_args()

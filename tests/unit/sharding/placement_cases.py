@@ -1,8 +1,15 @@
-"""Small fleets and plans."""
+"""Small fleets and plans, by hand and drawn, and all placements of them."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
+from hypothesis import strategies as st
+
+from fjx.sharding.fleet import Fleet
 from fjx.sharding.needs import PlanNeed, StageNeed
+from fjx.sharding.placement import Placement, placement_on
 from fjx.sharding.plan import Device
 from fjx.sharding.topology import INSTANT, DeviceState, HostCopy, Link, Topology
 
@@ -58,3 +65,71 @@ def cluster(
         racks=tuple((racks or {}).items()),
         copies=copies,
     )
+
+
+# Milliseconds that links and speeds divide without rest, and few sizes: ties are common, and the
+# checker's sums are exact.
+seconds = st.sampled_from([0.0, 0.002, 0.004])
+links = st.sampled_from([Link(), Link(1e6, 0.001), Link(1e6, 0.002), Link(1e5), Link(1e6, 0.005)])
+
+
+@st.composite
+def topologies(draw: st.DrawFn) -> Topology:
+    names = ["a", "b", "c", "d"][: draw(st.integers(1, 4))]
+    states = []
+    for name in names:
+        speed = draw(st.sampled_from([1.0, 1.0, 2.0]))
+        for index in range(draw(st.integers(1, 2))):
+            size = draw(st.sampled_from([1, 2, 3, 5])) * GIB
+            states.append(DeviceState(Device(name, "gpu", index), size, speed, tenants=index))
+    pairs = ()
+    if len(names) > 1 and draw(st.booleans()):
+        pairs = ((frozenset(draw(st.permutations(names))[:2]), draw(links)),)
+    copies = tuple(
+        HostCopy(
+            host=name,
+            model="toy",
+            granules=draw(st.sampled_from([None, frozenset({0}), frozenset({1, 2})])),
+            age_seconds=draw(st.sampled_from([0.0, 100.0])),
+        )
+        for name in names
+        if draw(st.booleans())
+    )
+    return Topology(
+        tuple(states),
+        within=draw(links),
+        between=draw(links),
+        pairs=pairs,
+        within_rack=draw(st.none() | links),
+        racks=tuple((n, draw(st.sampled_from("xy"))) for n in names if draw(st.booleans())),
+        copies=copies,
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> PlanNeed:
+    tensor = draw(st.sampled_from([1, 1, 1, 2]))
+    stages = [
+        StageNeed(
+            granules=range(index, index + 1),
+            granule_bytes=(draw(st.integers(0, 2)) * GIB,),
+            kv_bytes=draw(st.integers(0, 1)) * GIB,
+            seconds=draw(seconds),
+            sent_bytes=draw(st.sampled_from([0, 1000, 2000])),
+            tensor=tensor,
+        )
+        for index in range(draw(st.integers(1, 4 // tensor)))
+    ]
+    return PlanNeed(model="toy", stages=tuple(stages))
+
+
+def all_placements(fleet: Fleet, plan: PlanNeed) -> Iterator[Placement]:
+    rows = [stage for stage in plan.stages for _ in range(stage.tensor)]
+    for devices in itertools.permutations(range(len(fleet.devices)), len(rows)):
+        if any(
+            fleet.free_bytes[d] < row.needed_bytes for d, row in zip(devices, rows, strict=True)
+        ):
+            continue
+        placement = placement_on(fleet, plan, devices)
+        if all(len({d.host for d in s.mesh.devices}) == 1 for s in placement.stages):
+            yield placement
