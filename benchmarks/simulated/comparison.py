@@ -50,7 +50,7 @@ def compare(
     sharded = [stage.run(stage.static(name), workload) for name in _names(scene.sharded)]
     shared = [
         stage.run(
-            stage.static(name, label="MuxServe-like", compute_share=0.5, memory_share=0.8), workload
+            stage.static(name, name="MuxServe-like", compute_share=0.5, memory_share=0.8), workload
         )
         for name in _names(scene.replicas)
     ]
@@ -60,14 +60,14 @@ def compare(
         results["static for CV 8"] = grid[peak]
     if scene.stages > 1:
         pool = stage.pool
-        system = replace(stage.static(stage.coarsest, label="always-on pool"), deployment=pool)
+        system = replace(stage.static(stage.coarsest, name="always-on pool"), deployment=pool)
         results["always-on pool"] = stage.run(system, workload)
     results["MuxServe-like"] = best(shared)
     rungs = stage.replicas
     systems = (
         stage.scale_out("ServerlessLLM-like", first_tier="disk", target=24, most=16),
         stage.scale_out("Tetris-like", first_tier="remote", target=8, most=16, most_requests=8),
-        Foresight(label="foresight", ladder=rungs.ladder, kv_tokens=rungs.kv_tokens),
+        Foresight(name="foresight", ladder=rungs.ladder, kv_tokens=rungs.kv_tokens),
         stage.elastic(),
         stage.elastic("fjx, eager", policy=EAGER),
         stage.elastic("fjx, paced", policy=stage.paced),

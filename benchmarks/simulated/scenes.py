@@ -141,10 +141,7 @@ class Stage:
     def __post_init__(self) -> None:
         self.setup = named_setup(self.scene.model, link=self.between)
         shapes = dict.fromkeys((*self.scene.replicas, *self.scene.others, *self.scene.sharded))
-        self.deployments = {
-            shape_name(shape): self.setup.deployment(shape[0], shape[1], shape[2])
-            for shape in shapes
-        }
+        self.deployments = {shape_name(shape): self.setup.deployment(*shape) for shape in shapes}
         others = [shape for shape in self.scene.others if shape[0] <= 16]
         self.replicas = self._rungs(self.scene.replicas)
         self.stages = self._rungs((self.scene.replicas[0], *others))
@@ -204,19 +201,19 @@ class Stage:
         alone = self.setup.alone_seconds(self.deployments[self.coarsest].replicas[0], workload)
         return simulate(system, self.setup, cluster, workload, alone=alone, **options)
 
-    def elastic(self, label: str = "fjx", rungs: Rungs | None = None, **fields: Any) -> Elastic:
+    def elastic(self, name: str = "fjx", rungs: Rungs | None = None, **fields: Any) -> Elastic:
         """fjx, with something changed."""
         rungs = rungs or self.replicas
         given = {"policy": POLICY} | fields
-        return Elastic(label=label, ladder=rungs.ladder, kv_tokens=rungs.kv_tokens, **given)
+        return Elastic(name=name, ladder=rungs.ladder, kv_tokens=rungs.kv_tokens, **given)
 
-    def static(self, name: str, **fields: Any) -> Static:
-        """A static deployment by its name."""
-        rungs = self.sharded if "t" in name else self.replicas
-        given = {"label": f"static {name}", "kv_tokens": rungs.kv_tokens} | fields
-        return Static(deployment=self.deployments[name], **given)
+    def static(self, deployment: str, **fields: Any) -> Static:
+        """A deployment by its name, for good."""
+        rungs = self.sharded if "t" in deployment else self.replicas
+        given = {"name": f"static {deployment}", "kv_tokens": rungs.kv_tokens} | fields
+        return Static(deployment=self.deployments[deployment], **given)
 
-    def scale_out(self, label: str, **fields: Any) -> ScaleOut:
+    def scale_out(self, name: str, **fields: Any) -> ScaleOut:
         """Replicas that come and go."""
         one, kv_tokens = self.deployments[self.coarsest], self.replicas.kv_tokens
-        return ScaleOut(label=label, deployment=one, kv_tokens=kv_tokens, **fields)
+        return ScaleOut(name=name, deployment=one, kv_tokens=kv_tokens, **fields)

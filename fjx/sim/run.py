@@ -65,7 +65,6 @@ def simulate(
         drafting=drafting,
         lengths=lengths,
         seed=seed,
-        watcher=system.watcher(),
     )
     if alone is None:
         alone = setup.alone_seconds(setup.smallest().replicas[0], workload)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import simpy
@@ -31,8 +32,8 @@ _SAMPLES = 200
 """Moments of a run that are kept for its picture."""
 
 
-class Watcher:
-    """Hears what a policy wants to know; here it does nothing."""
+class Watcher(Protocol):
+    """Hears what a policy wants to know."""
 
     def arrived(self, now: float) -> None:
         """A request has come."""
@@ -82,7 +83,6 @@ class Service:
         drafting: Drafting | None = None,
         lengths: LengthPolicy | None = None,
         seed: int = 0,
-        watcher: Watcher | None = None,
     ) -> None:
         """
         Args:
@@ -94,7 +94,6 @@ class Service:
             drafting: what drafts; None: nobody does.
             lengths: how long drafts are; by default the engine's own policy.
             seed: of what is drawn.
-            watcher: hears what happens.
         """
         self.env, self.setup, self.cluster, self.workload = env, setup, cluster, workload
         self.instances: list[Instance] = []
@@ -109,7 +108,7 @@ class Service:
         """Whether a new replica takes over requests that wait at others."""
         self.most_tokens: int | None = None
         """Longest request that a replica's KV memory holds; None: no replica was made yet."""
-        self.watcher = watcher or Watcher()
+        self.watchers: list[Watcher] = []
         self.done = env.event()
         self._exact, self._drafting, self._seed = exact, drafting, seed
         self._lengths = lengths
@@ -240,7 +239,8 @@ class Service:
             if self.most_tokens is not None and each.prompt + each.output > self.most_tokens:
                 self._close()  # refused
                 continue
-            self.watcher.arrived(self.env.now)
+            for watcher in self.watchers:
+                watcher.arrived(self.env.now)
             self.route(self._request(number, each))
 
     def _request(self, number: int, each: SimRequest) -> Request:
@@ -266,12 +266,14 @@ class Service:
     def first_token(self, request: Request, now: float) -> None:
         """See `Listener`."""
         self._first[request.index] = now
-        self.watcher.first_token(now, now - request.arrival)
+        for watcher in self.watchers:
+            watcher.first_token(now, now - request.arrival)
 
     def ended(self, request: Request, now: float) -> None:
         """See `Listener`."""
         self._end[request.index] = now
-        self.watcher.ended(now, request.max_len)
+        for watcher in self.watchers:
+            watcher.ended(now, request.max_len)
         self._close()
 
     def _close(self) -> None:
@@ -281,4 +283,5 @@ class Service:
 
     def stepped(self, now: float, seconds: float) -> None:
         """See `Listener`."""
-        self.watcher.step(now, seconds)
+        for watcher in self.watchers:
+            watcher.step(now, seconds)

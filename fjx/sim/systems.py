@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from fjx.sim.changes import Deployed, Switching
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import Tier, load_seconds
 from fjx.sim.replica import Process
-from fjx.sim.service import Instance, Service, Watcher
+from fjx.sim.service import Instance, Service
 
 LOOK_SECONDS = 1.0
 """From one look of a system at its service to the next."""
@@ -27,9 +28,6 @@ class System(Protocol):
     @property
     def name(self) -> str:
         """In tables."""
-
-    def watcher(self) -> Watcher | None:
-        """What hears of each event, made anew for a run; None: nothing does."""
 
     def run(self, service: Service) -> Process:
         """Start what serves at the beginning, and decide from then on. A process."""
@@ -45,20 +43,12 @@ class Static:
     a part of the multiprocessors can use most (MuxServe, arXiv:2404.02015, figure 3).
     """
 
-    label: str
+    name: str
+    """See `System`."""
     deployment: Deployment
     kv_tokens: int
     compute_share: float = 1.0
     memory_share: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """See `System`."""
-        return self.label
-
-    def watcher(self) -> Watcher | None:
-        """It looks at nothing."""
-        return None
 
     def run(self, service: Service) -> Process:
         """Start, and leave it at that."""
@@ -76,33 +66,12 @@ class Static:
         yield service.done
 
 
-class _Ears(Watcher):
-    """Passes on what happens to an autopilot that is made later."""
-
-    autopilot: Autopilot | None = None
-
-    def arrived(self, now: float) -> None:
-        if self.autopilot is not None:
-            self.autopilot.arrived(now)
-
-    def first_token(self, now: float, seconds: float) -> None:
-        if self.autopilot is not None:
-            self.autopilot.first_token(now, seconds)
-
-    def step(self, now: float, seconds: float) -> None:
-        if self.autopilot is not None:
-            self.autopilot.step(now, seconds)
-
-    def ended(self, now: float, tokens: int) -> None:
-        if self.autopilot is not None:
-            self.autopilot.ended(now, tokens)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Elastic:
     """fjx: the engine's own autopilot, with its policy and its ladder, changes the deployment."""
 
-    label: str
+    name: str
+    """See `System`."""
     ladder: Ladder
     kv_tokens: int
     policy: PolicyConfig
@@ -112,21 +81,11 @@ class Elastic:
     rebalances: bool = True
     """Whether new replicas take their share of the waiting requests, as in the engine."""
 
-    @property
-    def name(self) -> str:
-        """See `System`."""
-        return self.label
-
-    def watcher(self) -> Watcher | None:
-        """What the autopilot is told."""
-        return _Ears()
-
     def run(self, service: Service) -> Process:
         """Look once a second, as the engine does."""
         env, limits = service.env, service.setup.limits(self.kv_tokens)
         autopilot = Autopilot(self.ladder, self.policy, None, env.now)
-        assert isinstance(service.watcher, _Ears)
-        service.watcher.autopilot = autopilot
+        service.watchers.append(autopilot)
         service.rebalances = self.rebalances
         rung = self.ladder.rung(self.first or self.ladder.rungs[0].name)
         deployed = Deployed(service, rung.deployment, limits, self.switching)
@@ -160,22 +119,14 @@ class Foresight:
     """Perfect foresight: it knows who will come, changes for nothing, and takes the rung with the
     fewest devices that serves them."""
 
-    label: str
+    name: str
+    """See `System`."""
     ladder: Ladder
     kv_tokens: int
     seconds: float = 5.0
     """How far it looks ahead."""
     utilization: float = 0.6
     """Of a rung's throughput that it uses."""
-
-    @property
-    def name(self) -> str:
-        """See `System`."""
-        return self.label
-
-    def watcher(self) -> Watcher | None:
-        """It knows everything already."""
-        return None
 
     def run(self, service: Service) -> Process:
         """Choose a rung every second."""
@@ -206,12 +157,13 @@ class Foresight:
 class ScaleOut:
     """Replicas of one plan, started when requests pile up and stopped when they are empty.
 
-    With parameters on the hosts' disks this is ServerlessLLM (arXiv:2401.14351); a replica is
-    started in a host's memory's time where one was before. With ``most_requests`` it is Tetris
-    (ATC '22): functions with small batches, whose tensors come from networked storage.
+    With parameters on the hosts' disks this is ServerlessLLM (arXiv:2401.14351); a host that had a
+    replica before still has them in its memory. With ``most_requests`` it is Tetris (ATC '22):
+    functions with small batches, whose tensors come from networked storage.
     """
 
-    label: str
+    name: str
+    """See `System`."""
     deployment: Deployment
     """One replica."""
     kv_tokens: int
@@ -226,15 +178,6 @@ class ScaleOut:
     most_requests: int | None = None
     """In a batch; None: as many as in other systems."""
     storage: Storage = field(default_factory=Storage)
-
-    @property
-    def name(self) -> str:
-        """See `System`."""
-        return self.label
-
-    def watcher(self) -> Watcher | None:
-        """It looks at queues only."""
-        return None
 
     def run(self, service: Service) -> Process:
         """Look once a second."""
@@ -251,7 +194,7 @@ class ScaleOut:
         ]
         warm: set[str] = set()
 
-        def seconds(chosen: list[int]) -> float:
+        def seconds(chosen: Sequence[int]) -> float:
             hosts = {service.cluster.devices[index].host for index in chosen}
             tier: Tier = "host" if hosts <= warm else self.first_tier
             warm.update(hosts)
@@ -263,12 +206,10 @@ class ScaleOut:
         while not service.done.triggered:
             load = service.running + service.waiting
             wanted = min(max(math.ceil(load / self.target), 1), self.most)
-            while begun < wanted and service.start(
-                plan, limits, lambda chosen: seconds(list(chosen))
-            ):
+            while begun < wanted and service.start(plan, limits, seconds):
                 begun += 1
             for instance in list(service.instances):
-                if self._is_left(instance, env.now) and begun > max(wanted, 1):
+                if self._is_left(instance, env.now) and begun > wanted:
                     begun -= 1
                     env.process(service.stop(instance))
             yield env.timeout(LOOK_SECONDS)

@@ -145,18 +145,18 @@ def systems() -> dict[str, System]:
     ladder = of.ladder(rungs, kv)
     eager = PolicyConfig(finer_hold_seconds=0, hold_observations=1, cooldown_seconds=2)
     return {
-        "static": Static(label="static", deployment=rungs["2x1"], kv_tokens=kv),
-        "elastic": Elastic(label="elastic", ladder=ladder, kv_tokens=kv, policy=eager),
+        "static": Static(name="static", deployment=rungs["2x1"], kv_tokens=kv),
+        "elastic": Elastic(name="elastic", ladder=ladder, kv_tokens=kv, policy=eager),
         "restarting": Elastic(
-            label="restarting",
+            name="restarting",
             ladder=ladder,
             kv_tokens=kv,
             policy=eager,
             switching=Switching(loads_ahead=False, copies_ahead=False),
         ),
-        "foresight": Foresight(label="foresight", ladder=ladder, kv_tokens=kv),
+        "foresight": Foresight(name="foresight", ladder=ladder, kv_tokens=kv),
         "scale-out": ScaleOut(
-            label="scale-out",
+            name="scale-out",
             deployment=one,
             kv_tokens=kv,
             first_tier="disk",
