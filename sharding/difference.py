@@ -63,9 +63,6 @@ class Difference:
     """What going from one plan to another moves, in the order of the pieces."""
 
     moves: tuple[Move, ...]
-    dropped_replicas: tuple[int, ...] = ()
-    """Indices of old replicas that the new deployment does not have. Their requests' KV pages are
-    not in `moves`: where those requests go on is not for the plan to say."""
 
     @property
     def parameter_bytes(self) -> int:
@@ -152,7 +149,8 @@ def difference(
     """The moves that lead from one plan to another.
 
     Replica i becomes replica i. A replica that is new takes its parameters, piece by piece, from
-    the old replica that spares the most bytes, and starts without KV pages.
+    the old replica that spares the most bytes, and starts without KV pages. Of an old replica that
+    has no successor nothing moves: where its requests go on is not for the plan to say.
 
     Args:
         old: What serves now.
@@ -178,7 +176,7 @@ def difference(
             moves += _moves([before[index]], plan, graph, tokens[index], index)
         else:
             moves += _moves(before, plan, graph, 0, index)
-    return Difference(tuple(moves), tuple(range(len(after), len(before))))
+    return Difference(tuple(moves))
 
 
 def _moves(

@@ -52,7 +52,8 @@ def plan_svg(
     for number, (plan, where) in enumerate(zip(deployment.replicas, places, strict=True), start=1):
         replica = f", replica {number} of {len(deployment.replicas)}"
         title = graph.model + (replica if len(deployment.replicas) > 1 else "")
-        y = _Drawing(canvas, graph, plan, where, workload).draw(y, title) + _MARGIN
+        figures = plan_figures(graph, plan, where, workload)
+        y = _Drawing(canvas, graph, plan, figures, workload).draw(y, title) + _MARGIN
     return canvas.to_svg(y)
 
 
@@ -80,25 +81,24 @@ class _Drawing:
     canvas: Canvas
     graph: GranuleGraph
     plan: Plan
-    places: Sequence[Place]
+    figures: Sequence[StageFigures]
     workload: Workload
 
     def draw(self, y: float, title: str) -> float:
         """Draw one replica from ``y`` on, and return where it ends."""
-        figures = plan_figures(self.graph, self.plan, self.places, self.workload)
-        canvas, room = self.canvas, _WIDTH - 2 * _MARGIN
+        canvas, figures, room = self.canvas, self.figures, _WIDTH - 2 * _MARGIN
         canvas.text(_MARGIN, y + 9, title, 18, INK, bold=True, room=room)
         line = summary(self.plan, figures, self.workload)
         canvas.text(_MARGIN, y + 34, line, 12, FAINT, room=room)
         y = self._legend(y + 56) + 16
         per_row = self._per_row()
         width = min(_WIDEST_BOX, (room - _GAP * (per_row - 1)) / per_row)
-        for index, stage in enumerate(figures):
+        for index in range(len(figures)):
             row, column = divmod(index, per_row)
             x, top = _MARGIN + column * (width + _GAP), y + row * (_BOX_HEIGHT + _GAP)
             if column:
                 canvas.arrow(x - _GAP + 2, top + _BOX_HEIGHT / 2, _GAP - 4, FAINT)
-            self._box(index, stage, max(each.seconds for each in figures), x, top, width)
+            self._box(index, x, top, width)
         rows = -(-len(figures) // per_row)
         return draw_timeline(
             canvas,
@@ -128,12 +128,10 @@ class _Drawing:
             x += 38 + 6.9 * len(label)
         return y
 
-    def _box(
-        self, index: int, figures: StageFigures, slowest: float, x: float, y: float, width: float
-    ) -> None:
-        canvas, stage = self.canvas, self.plan.stages[index]
-        boundaries = self.graph.boundaries
-        layers = range(boundaries[stage.granules.start], boundaries[stage.granules.stop])
+    def _box(self, index: int, x: float, y: float, width: float) -> None:
+        canvas, stage, figures = self.canvas, self.plan.stages[index], self.figures[index]
+        slowest = max(each.seconds for each in self.figures)
+        layers = self.graph.layers_of(stage.granules)
         canvas.rect(x, y, width, _BOX_HEIGHT, "white", stroke="#b8c0cc", radius=6)
         left, inner = x + 10, width - 20
         canvas.text(left, y + 16, f"stage {index + 1}", 13, INK, bold=True, room=inner)
@@ -157,8 +155,7 @@ class _Drawing:
         stage's need."""
         whole = figures.free_bytes
         if whole == UNKNOWN_MEMORY:
-            every = plan_figures(self.graph, self.plan, self.places, self.workload)
-            whole = max(each.needed_bytes for each in every)
+            whole = max(each.needed_bytes for each in self.figures)
         self.canvas.rect(x, y, width, 12, FREE)
         for size, color, name in (
             (figures.parameter_bytes, PARAMETERS, "parameters"),

@@ -25,17 +25,27 @@ from typing import Any, NotRequired, TypedDict
 
 from fjx.sharding.errors import MeshError
 from fjx.sharding.fields import format_seconds
-from fjx.sharding.palette import FAINT, FREE, INK, KV, MICROBATCHES, PAPER, PARAMETERS, TIME
+from fjx.sharding.palette import (
+    FAINT,
+    FREE,
+    INK,
+    KV,
+    MICROBATCHES,
+    PAPER,
+    PARAMETERS,
+    TIME,
+    WARNING,
+)
 from fjx.sharding.plan import Deployment, Device
 from fjx.sharding.plan_json import deployment_from_json
 from fjx.sharding.svg import Canvas, text_width
+from fjx.sharding.table import span
 
 _WIDTH, _MARGIN = 1200.0, 24.0
 _LEFT, _RIGHT = 84.0, _WIDTH - _MARGIN
 _LATENCY_HEIGHT, _LOAD_HEIGHT, _LANE_HEIGHT = 210.0, 64.0, 24.0
 _LABEL_ROW, _LABEL_SIZE = 14.0, 10.0
 _GRID = "#d5dbe2"
-_WAITING = "#c2504f"
 _LARGEST = "#9aa5b1"
 _PHASES = {"planned": "#eceff2", "compiling": "#e3dcf0", "copying": "#fbe8c8"}
 _ABORTED = "#f4cfcf"
@@ -91,7 +101,7 @@ def run_svg(record: RunRecord) -> str:
     if record["seconds"] <= 0:
         raise MeshError(f"a run must take more than 0 seconds, got {record['seconds']}")
     spans = [
-        (span["begin"], span["end"], deployment_from_json(span["plan"])) for span in record["plans"]
+        (each["begin"], each["end"], deployment_from_json(each["plan"])) for each in record["plans"]
     ]
     return _Drawing(record, spans).draw()
 
@@ -141,7 +151,7 @@ class _Drawing:
             ("bar", KV, "95th percentile"),
             ("bar", _LARGEST, "largest"),
             ("bar", INK, "requests running"),
-            ("bar", _WAITING, "waiting"),
+            ("bar", WARNING, "waiting"),
             *(("box", _PHASES[phase], phase) for phase in ("compiling", "copying")),
             ("edge", INK, "switching"),
             ("box", _ABORTED, "aborted"),
@@ -190,7 +200,7 @@ class _Drawing:
     ) -> None:
         for switch, (label, x, row) in zip(self.record["switches"], labels, strict=True):
             middle = y + _LABEL_ROW * row + _LABEL_ROW / 2
-            color = _WAITING if switch["state"] == "aborted" else INK
+            color = WARNING if switch["state"] == "aborted" else INK
             self.canvas.text(x, middle, label, _LABEL_SIZE, color, anchor="middle")
             at = self._x(_switch_time(switch))
             self.canvas.line(at, middle + _LABEL_ROW / 2, at, top, _GRID)
@@ -233,7 +243,7 @@ class _Drawing:
         for count in (0, most):
             self._grid(bottom - _LOAD_HEIGHT * count / most, f"{count:g}")
         self.canvas.text(_MARGIN, top + _LOAD_HEIGHT / 2, "requests", 10, FAINT)
-        for column, color in ((2, _WAITING), (1, INK)):
+        for column, color in ((2, WARNING), (1, INK)):
             points = [
                 (self._x(sample[0]), bottom - _LOAD_HEIGHT * sample[column] / most)
                 for sample in load
@@ -258,8 +268,7 @@ class _Drawing:
             x, width = self._x(begin), self._x(end) - self._x(begin)
             for plan in deployment.replicas:
                 for number, stage in enumerate(plan.stages):
-                    first, last = stage.granules.start, stage.granules.stop - 1
-                    granules = f"{first}" if first == last else f"{first}-{last}"
+                    granules = span(stage.granules)
                     title = f"stage {number + 1} of {plan.granularity}, granules {granules}"
                     color = _stage_color(number)
                     for device in stage.mesh.devices:

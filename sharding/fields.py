@@ -104,18 +104,6 @@ class Fields:
         bound = "of at least 0" if zero else "above 0"
         raise self.error(key, f"{key} must be a number {bound}, got {value!r}")
 
-    def size(self, key: str, default: Any = _NO_DEFAULT) -> Any:
-        """Bytes, as a whole number or as a text such as ``"70 GiB"``."""
-        value = self.get(key, default)
-        if value is default:
-            return value
-        size = parse_size(value)
-        if size is None:
-            raise self.error(
-                key, f'{key} must be a number of bytes or a text such as "70 GiB", got {value!r}'
-            )
-        return size
-
     def table(self, key: str, default: Any = _NO_DEFAULT) -> Fields:
         """A table within this one."""
         return Fields(self.get(key, default), (*self.path, key), f"[{key}]", self._error)
@@ -129,6 +117,18 @@ class Fields:
             Fields(value, (*self.path, key, index), f"[[{key}]]", self._error)
             for index, value in enumerate(values)
         )
+
+
+def errors_of(label: str) -> MakeError:
+    """Makes the errors of parsed JSON: led by what messages call it, and by the place in it."""
+
+    def error(path: Path, message: str) -> MeshError:
+        where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+        return MeshError(
+            f"{label}, {where.lstrip('.')}: {message}" if where else f"{label}: {message}"
+        )
+
+    return error
 
 
 def is_integer(value: Any) -> bool:

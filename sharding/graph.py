@@ -93,6 +93,11 @@ class GranuleGraph:
         """Layers before each granule, and all layers at the end: where the model may be cut."""
         return tuple(accumulate((granule.layers for granule in self.granules), initial=0))
 
+    def layers_of(self, granules: range) -> range:
+        """The layers of a run of granules."""
+        boundaries = self.boundaries
+        return range(boundaries[granules.start], boundaries[granules.stop])
+
     def pieces(self) -> Iterator[tuple[str, PieceCost]]:
         """Name and cost of each piece, in the order of `Plan.pieces`."""
         yield "embed", self.embed

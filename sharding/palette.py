@@ -8,5 +8,7 @@ PARAMETERS = "#3b6fb0"
 KV = "#e39a2d"
 ACTIVATIONS = "#8a63b5"
 TIME = "#3f9a72"
-MICROBATCHES = ("#3b6fb0", "#e39a2d", "#3f9a72", "#c2504f", "#8a63b5", "#4aa3b5")
+WARNING = "#c2504f"
+"""What waits, was aborted or is wrong."""
+MICROBATCHES = (PARAMETERS, KV, TIME, WARNING, ACTIVATIONS, "#4aa3b5")
 """By number, from the beginning again after the last."""

@@ -152,17 +152,6 @@ class Plan:
         """The devices in use, each once, stage by stage."""
         return tuple(dict.fromkeys(d for stage in self.stages for d in stage.mesh.devices))
 
-    def stage_of(self, granule: int) -> int:
-        """Index of the stage that holds a granule.
-
-        Raises:
-            MeshError: the plan has no such granule.
-        """
-        for index, stage in enumerate(self.stages):
-            if granule in stage.granules:
-                return index
-        raise MeshError(f"there is no granule {granule}; the plan has {self.num_granules}")
-
     def pieces(self) -> Iterator[tuple[str, Mesh]]:
         """Name and mesh of each piece, in order: ``embed``, ``granule 0``, ..., ``head``."""
         yield "embed", self.stages[0].mesh

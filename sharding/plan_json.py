@@ -19,9 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 from fjx.sharding.errors import MeshError
-from fjx.sharding.fields import Fields, is_integer
+from fjx.sharding.fields import Fields, errors_of, is_integer
 from fjx.sharding.plan import Deployment, Device, Mesh, Plan, Stage
-from fjx.sharding.toml_source import Path
 
 
 def deployment_to_json(deployment: Deployment) -> dict[str, Any]:
@@ -51,20 +50,11 @@ def deployment_from_json(values: Any) -> Deployment:
     Raises:
         MeshError: a value is missing, unknown or wrong; the message says where.
     """
-    if isinstance(values, dict) and "replicas" not in values:
-        return Deployment((plan_from_json(values),))
-    fields = Fields(values, (), "the plan", _error)
+    fields = Fields(values, (), "the plan", errors_of("plan"))
+    if "replicas" not in fields:
+        return Deployment((_plan(fields),))
     fields.only(["replicas"])
     return Deployment(tuple(_plan(replica) for replica in fields.tables("replicas")))
-
-
-def plan_from_json(values: Any) -> Plan:
-    """Read `plan_to_json` back from parsed JSON.
-
-    Raises:
-        MeshError: a value is missing, unknown or wrong; the message says where.
-    """
-    return _plan(Fields(values, (), "the plan", _error))
 
 
 def _plan(fields: Fields) -> Plan:
@@ -94,10 +84,3 @@ def _stage(fields: Fields) -> Stage:
         return Stage(range(*granules), mesh)
     except MeshError as error:
         raise fields.error(None, str(error)) from None
-
-
-def _error(path: Path, message: str) -> MeshError:
-    where = ""
-    for key in path:
-        where += f"[{key}]" if isinstance(key, int) else f".{key}"
-    return MeshError(f"plan, {where.lstrip('.')}: {message}" if where else f"plan: {message}")

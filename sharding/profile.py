@@ -27,9 +27,8 @@ import pathlib
 from typing import Any
 
 from fjx.sharding.errors import MeshError
-from fjx.sharding.fields import Fields, MakeError, is_integer, is_number
+from fjx.sharding.fields import Fields, errors_of, is_integer, is_number
 from fjx.sharding.graph import GranuleGraph, PieceCost
-from fjx.sharding.toml_source import Path
 
 FORMAT = "fjx-profile-1"
 """What this version reads and writes."""
@@ -83,7 +82,7 @@ def graph_from_json(values: Any, label: str = "profile") -> GranuleGraph:
     Raises:
         MeshError: a value is missing, unknown or wrong; the message says where.
     """
-    error = _error_of(label)
+    error = errors_of(label)
     fields = Fields(values, (), "the profile", error)
     if fields.get("format", None) != FORMAT:
         raise fields.error(
@@ -136,13 +135,3 @@ def _piece_to_json(piece: PieceCost) -> dict[str, Any]:
         "seconds": {str(degree): list(seconds) for degree, seconds in piece.seconds},
         "activation_bytes": list(piece.activation_bytes),
     }
-
-
-def _error_of(label: str) -> MakeError:
-    def error(path: Path, message: str) -> MeshError:
-        where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
-        return MeshError(
-            f"{label}, {where.lstrip('.')}: {message}" if where else f"{label}: {message}"
-        )
-
-    return error

@@ -41,14 +41,12 @@ def plan_table(
         figures = plan_figures(graph, plan, where, workload)
         rows: list[tuple[str, ...]] = [_HEADINGS]
         for index, stage in enumerate(plan.stages):
-            boundaries = graph.boundaries
-            layers = range(boundaries[stage.granules.start], boundaries[stage.granules.stop])
             rows.append(
                 (
                     str(index + 1),
                     short_devices(stage.mesh.devices),
                     granules_text(plan, index),
-                    span(layers),
+                    span(graph.layers_of(stage.granules)),
                     *_costs(figures[index]),
                 )
             )

@@ -27,7 +27,7 @@ from fjx.sharding.topology import Topology
 
 Floats = NDArray[np.float64]
 
-_VECTOR_BYTES = 4
+_RESIDUAL_BYTES = 4
 """Of an entry of the residual stream, which goes from stage to stage."""
 
 
@@ -105,7 +105,7 @@ def roofline_costs(
     compute, read, fixed = (np.zeros(shape) for _ in range(3))
     sample, pair, context = (np.zeros(len(plan.stages)) for _ in range(3))
     places = places_of(plan, topology)
-    residual = sizes.hidden_size * _VECTOR_BYTES
+    residual = sizes.hidden_size * _RESIDUAL_BYTES
     for s, (stage, place) in enumerate(zip(plan.stages, places, strict=True)):
         degree = place.mesh.tensor
         flops, memory = (

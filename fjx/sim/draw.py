@@ -8,13 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from fjx.sharding.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS, TIME
+from fjx.sharding.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS, TIME, WARNING
 from fjx.sharding.svg import Canvas
 from fjx.sim.run import Result
 
 _WIDTH, _MARGIN, _LEFT = 1200.0, 24.0, 84.0
 _HEIGHT, _GAP = 66.0, 20.0
-_WAITING = "#c2504f"
 _BUCKETS = 150
 
 Line = Sequence[tuple[float, float]]
@@ -67,7 +66,7 @@ def systems_svg(title: str, note: str, results: Sequence[Result]) -> str:
         anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
         canvas.text(x, y, f"{share * seconds:.0f} s", 11, FAINT, anchor=anchor)
     y += 20
-    legend = (("devices held", PARAMETERS), ("running", INK), ("waiting", _WAITING),
+    legend = (("devices held", PARAMETERS), ("running", INK), ("waiting", WARNING),
               ("median latency", TIME), ("95th percentile", KV))  # fmt: skip
     for i, (name, color) in enumerate(legend):
         canvas.text(_LEFT + 140 * i, y, name, 11, color)
@@ -82,7 +81,7 @@ def _panels(result: Result, seconds: float) -> list[list[tuple[str, Line]]]:
     median, high = _latencies(result, seconds)
     return [
         [(PARAMETERS, devices)],
-        [(_WAITING, waiting), (INK, running)],
+        [(WARNING, waiting), (INK, running)],
         [(KV, high), (TIME, median)],
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from fjx.sharding.fields import format_seconds
-from fjx.sharding.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS, TIME
+from fjx.sharding.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS, TIME, WARNING
 from fjx.sharding.svg import Canvas, text_width
 from fjx.speculation.rounds import Drafting, Rounds, Step
 
@@ -16,13 +16,12 @@ _LANE, _TOKEN = 16.0, 14.0
 _STEP_WIDTH = 96.0
 """Of a step that takes as long as most do."""
 _MOST_LINES = 8
-_WRONG = "#c2504f"
 _LEGEND = (
     ("drafting", KV),
     ("step of the target", PARAMETERS),
     ("void step", FREE),
     ("drafted token, right", TIME),
-    ("drafted, wrong", _WRONG),
+    ("drafted, wrong", WARNING),
     ("drafted, behind a wrong one, or pruned", FREE),
     ("the target's own", PARAMETERS),
 )
@@ -167,7 +166,7 @@ def _tokens(step: Step) -> Iterator[tuple[int | None, str]]:
             yield token, TIME
         else:
             wrong = i == step.accepted and len(step.committed) > i
-            yield token, _WRONG if wrong else FREE
+            yield token, WARNING if wrong else FREE
     for token in step.committed[step.accepted :]:
         yield token, PARAMETERS
     for _ in range(step.pruned):
