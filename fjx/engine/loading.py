@@ -20,10 +20,11 @@ from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
 from fjx.models.cuts import check_cuts
 from fjx.models.granules import Model
-from fjx.models.loading.load import load_params
-from fjx.models.loading.source import ModelSource, cache_root
+from fjx.models.loading.load import load_model_config, load_params
+from fjx.models.loading.source import ModelSource, cache_root, resolve, resolve_tokenizer
 from fjx.models.logit_lens import LogitLens
 from fjx.models.tensors import random_tensors
+from fjx.models.tokenizer import Tokenizer, load_tokenizer
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
@@ -39,6 +40,19 @@ logger = logging.getLogger(__name__)
 
 _LONG_DRAFTS = 8
 """Requests that may have the longest draft at once."""
+
+
+def find_model(config: EngineConfig) -> tuple[ModelSource, ModelConfig, Tokenizer]:
+    """Where the model is, its sizes, and its tokenizer.
+
+    Raises:
+        UserError: the model or the tokenizer cannot be had.
+    """
+    source = resolve(config.model, config.revision, config.cache_dir)
+    of_tokenizer = source
+    if config.tokenizer is not None:
+        of_tokenizer = resolve_tokenizer(config.tokenizer, None, config.cache_dir)
+    return source, load_model_config(source), load_tokenizer(of_tokenizer)
 
 
 def load_executors(

@@ -9,12 +9,9 @@ from dataclasses import replace
 from fjx.config import EngineConfig
 from fjx.engine.autopilot import start_autopilot
 from fjx.engine.engine import Engine
-from fjx.engine.loading import load_executors, make_planner, make_programs
+from fjx.engine.loading import find_model, load_executors, make_planner, make_programs
 from fjx.engine.start_cluster import start_on_cluster
 from fjx.engine.start_speculator import find_head, find_lens, start_speculator
-from fjx.models.loading.load import load_model_config
-from fjx.models.loading.source import resolve, resolve_tokenizer
-from fjx.models.tokenizer import load_tokenizer
 from fjx.pipeline.background import give_back_memory, keep_heap
 from fjx.pipeline.pieces import move_programs, step_programs
 from fjx.pipeline.placement import live_devices
@@ -31,13 +28,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     if config.cluster is not None:
         return start_on_cluster(config, config.cluster, progress)
     make_cpu_devices(config.mesh, *config.plan_ladder)
-    source = resolve(config.model, config.revision, config.cache_dir)
-    model_config = load_model_config(source)
-    tokenizer = load_tokenizer(
-        source
-        if config.tokenizer is None
-        else resolve_tokenizer(config.tokenizer, None, config.cache_dir)
-    )
+    source, model_config, tokenizer = find_model(config)
     head = find_head(config, model_config)
     lens = find_lens(config, model_config, head)
     programs = make_programs(

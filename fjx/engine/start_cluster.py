@@ -13,13 +13,12 @@ from fjx.config import EngineConfig
 from fjx.engine.autopilot import start_autopilot
 from fjx.engine.drafter import Drafter, PromptLookup
 from fjx.engine.engine import Engine
-from fjx.engine.loading import make_planner, make_programs
+from fjx.engine.loading import find_model, make_planner, make_programs
 from fjx.engine.speculator import Speculator
 from fjx.engine.start_speculator import HEAD_SUFFIX, remote_speculator, start_draft_model
 from fjx.errors import UserError
-from fjx.models.loading.load import load_model_config
-from fjx.models.loading.source import cache_root, resolve, resolve_tokenizer
-from fjx.models.tokenizer import Tokenizer, load_tokenizer
+from fjx.models.loading.source import cache_root
+from fjx.models.tokenizer import Tokenizer
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.plan_target import Planner
 from fjx.sharding.topology import Topology
@@ -53,13 +52,7 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
     asked = config  # the draft model runs here, not on the nodes' GPUs
     if config.dtype == "auto" and any(node.gpus for node in live_nodes()):
         config = replace(config, dtype="bfloat16")
-    source = resolve(config.model, config.revision, config.cache_dir)
-    model_config = load_model_config(source)
-    tokenizer = load_tokenizer(
-        source
-        if config.tokenizer is None
-        else resolve_tokenizer(config.tokenizer, None, config.cache_dir)
-    )
+    source, model_config, tokenizer = find_model(config)
     programs = make_programs(config, model_config)
 
     def planner_for(topology: Topology) -> Planner:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fjx.config import EngineConfig
-from fjx.engine import start
+from fjx.engine import loading, start
 from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
@@ -217,7 +217,7 @@ def started_cuts(tmp_path: Path, profile: Path | None) -> list[range]:
 
 def test_the_engine_plans_with_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler_module, "_use_persistent_cache", lambda folder: None)
-    monkeypatch.setattr(start, "load_tokenizer", lambda source: LetterTokenizer())
+    monkeypatch.setattr(loading, "load_tokenizer", lambda source: LetterTokenizer())
     graph = tiny_graph(granule_layers=1)
     slow, *others = graph.granules
     slow = dataclasses.replace(slow, seconds=((1, (1.0,) * len(graph.buckets)),))
