@@ -37,7 +37,6 @@ from fjx.engine.engine import Engine
 from fjx.engine.request import Request
 from fjx.engine.start import start_engine
 from fjx.pipeline.plan_target import make_cpu_devices
-from fjx.sampling_params import SamplingParams
 from fjx.sim.replica import SimReplica
 from fjx.sim.speculation import Drafting, RecordedDraft, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
@@ -219,7 +218,7 @@ def simulate(
     def arrivals() -> Any:
         for number, each in enumerate(workload):
             yield env.timeout(each.arrival - env.now)
-            replica.add(_request(number, each))
+            replica.add(each.to_engine(number, each.arrival))
 
     env.process(arrivals())
     env.run()
@@ -244,19 +243,6 @@ class _Heard:
 
     def stepped(self, now: float, seconds: float) -> None:
         pass
-
-
-def _request(number: int, each: SimRequest) -> Request:
-    return Request(
-        id=str(number),
-        prompt_len=each.prompt,
-        tokens=[-1] * each.prompt,
-        params=SamplingParams(),
-        seed=0,
-        max_len=each.prompt + each.output,
-        arrival=each.arrival,
-        index=number,
-    )
 
 
 def figures(

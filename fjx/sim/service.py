@@ -14,7 +14,6 @@ import simpy
 
 from fjx.engine.balance import even_out
 from fjx.engine.request import Request
-from fjx.sampling_params import SamplingParams
 from fjx.sharding.needs import PlanNeed
 from fjx.sharding.plan import Device, Plan
 from fjx.sim.cluster import Cluster
@@ -24,10 +23,9 @@ from fjx.sim.replica import Process, SimReplica
 from fjx.sim.setup import Setup
 from fjx.sim.speculation import Drafting, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
-from fjx.sim.workload import SimRequest, Workload
+from fjx.sim.workload import Workload
 from fjx.speculation.policies import LengthPolicy
 
-_PARAMS = SamplingParams()
 _SAMPLES = 200
 """Moments of a run that are kept for its picture."""
 
@@ -241,20 +239,7 @@ class Service:
                 continue
             for watcher in self.watchers:
                 watcher.arrived(self.env.now)
-            self.route(self._request(number, each))
-
-    def _request(self, number: int, each: SimRequest) -> Request:
-        tokens = [-1] * each.prompt
-        return Request(
-            id=str(number),
-            prompt_len=each.prompt,
-            tokens=tokens,
-            params=_PARAMS,
-            seed=0,
-            max_len=each.prompt + each.output,
-            arrival=self.env.now,
-            index=number,
-        )
+            self.route(each.to_engine(number, self.env.now))
 
     def _sample(self) -> Process:
         interval = max(self.workload[-1].arrival, 1.0) / _SAMPLES

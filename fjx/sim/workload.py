@@ -14,8 +14,13 @@ import numpy as np
 
 from fjx.bench.arrivals import arrival_times
 from fjx.bench.traces import TraceEntry, read_trace
+from fjx.engine.request import Request
 from fjx.errors import UserError
+from fjx.sampling_params import SamplingParams
 
+_PARAMS = SamplingParams()
+_UNKNOWN = -1
+"""A prompt's token: what it is does not matter."""
 _LEAST_GAP = 1e-9
 _SERVEGEN_WINDOW = 600.0
 """Seconds of a row of a ServeGen client."""
@@ -31,6 +36,19 @@ class SimRequest:
     """Tokens."""
     output: int
     """Tokens."""
+
+    def to_engine(self, number: int, now: float) -> Request:
+        """The engine's request, which has come now; its number is its ``index``."""
+        return Request(
+            id=str(number),
+            prompt_len=self.prompt,
+            tokens=[_UNKNOWN] * self.prompt,
+            params=_PARAMS,
+            seed=0,
+            max_len=self.prompt + self.output,
+            arrival=now,
+            index=number,
+        )
 
 
 Workload = Sequence[SimRequest]

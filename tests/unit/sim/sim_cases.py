@@ -9,7 +9,6 @@ import simpy
 
 from fjx.engine.request import Request
 from fjx.pipeline.policy import PolicyConfig
-from fjx.sampling_params import SamplingParams
 from fjx.sim.changes import Switching
 from fjx.sim.cluster import Cluster
 from fjx.sim.costs import StageCosts, table_costs
@@ -89,25 +88,12 @@ def serve(
     def arrivals():  # type: ignore[no-untyped-def]
         for number, each in enumerate(workload):
             yield env.timeout(each.arrival - env.now)
-            replica.add(request(number, each))
+            replica.add(each.to_engine(number, each.arrival))
 
     env.process(arrivals())
     env.run()
     replica.scheduler.check()
     return heard, replica
-
-
-def request(number: int, each: SimRequest) -> Request:
-    return Request(
-        id=str(number),
-        prompt_len=each.prompt,
-        tokens=[0] * each.prompt,
-        params=SamplingParams(),
-        seed=0,
-        max_len=each.prompt + each.output,
-        arrival=each.arrival,
-        index=number,
-    )
 
 
 def poisson(
