@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from importlib import util
 
@@ -21,16 +20,15 @@ from fjx.sharding.fields import format_bytes, format_seconds
 from fjx.sharding.figures import StageFigures, Workload
 from fjx.sharding.plan import Deployment, Device
 from fjx.sharding.planner import even_mesh, plan_mesh
-from fjx.sharding.svg import text_width
 from fjx.sharding.table import difference_table, plan_table, short_devices
 from fjx.sharding.timeline import idle_share, round_seconds, schedule
 from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Link, Topology
+from tests.unit.sharding.picture_cases import check_readable, texts_of
 from tests.unit.sharding.toy import FIGURES, SIZES
 
 EIGHT_HEADS = replace(SIZES, model="toy <0.1B>", num_heads=8, num_kv_heads=8)
 GRAPH = analytic_graph(EIGHT_HEADS, [1] * 64, [8], FIGURES)
 WORKLOAD = Workload(rows=8, kv_tokens=64)
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def machine(devices: int, hosts: tuple[str, ...] = ("localhost",), free: int = 1 << 30) -> Topology:
@@ -58,28 +56,13 @@ def test_no_text_of_the_picture_covers_another_or_leaves_it(
 ) -> None:
     topology = machine(8, tuple(f"compute-node-{i}" for i in range(8)), free)
     picture = drawn(planned(topology, stages, tensor, replicas), topology)
-    root = ElementTree.fromstring(picture)
-    assert root.attrib["width"] == "1000"
-    boxes = []
-    for text in root.iter(f"{SVG}text"):
-        size, words = float(text.attrib["font-size"]), text.text or ""
-        width = text_width(words, size)
-        shift = {"start": 0, "middle": 0.5, "end": 1}[text.attrib["text-anchor"]]
-        x, bottom = float(text.attrib["x"]) - shift * width, float(text.attrib["y"])
-        boxes.append((x, bottom - 0.75 * size, x + width, bottom, words))
-        assert x >= 0
-        assert x + width <= 1000
-        assert bottom < float(root.attrib["height"])
-        assert size >= 10
-    for one, other in itertools.combinations(boxes, 2):
-        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-        assert apart, (one, other)
+    check_readable(picture, 1000)
 
 
 def test_the_picture_names_stages_devices_granules_and_bytes() -> None:
     topology = machine(4)
     picture = drawn(planned(topology, 2, tensor=2), topology)
-    texts = [text.text or "" for text in ElementTree.fromstring(picture).iter(f"{SVG}text")]
+    texts = texts_of(picture)
     assert "toy <0.1B>" in texts
     for expected in ("stage 1", "stage 2", "gpu:0-1", "gpu:2-3"):
         assert expected in texts

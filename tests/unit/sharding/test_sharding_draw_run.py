@@ -13,9 +13,8 @@ import pytest
 from fjx.sharding.draw_run import RunRecord, readable_ink, run_svg
 from fjx.sharding.errors import MeshError
 from fjx.sharding.palette import INK, MICROBATCHES
-from fjx.sharding.svg import text_width
+from tests.unit.sharding.picture_cases import SVG, check_readable, texts_of
 
-SVG = "{http://www.w3.org/2000/svg}"
 GRANULES = 10
 
 
@@ -63,10 +62,6 @@ def record(changes: int = 3, *, aborted: int | None = None, seconds: float = 60.
     return read_back
 
 
-def texts(picture: str) -> list[str]:
-    return [text.text or "" for text in ElementTree.fromstring(picture).iter(f"{SVG}text")]
-
-
 def titled(picture: str, start: str) -> list[ElementTree.Element]:
     """The boxes whose text under the pointer begins like this."""
     boxes = []
@@ -85,26 +80,11 @@ def test_no_text_of_the_picture_covers_another_or_leaves_it(
     changes: int, seconds: float, aborted: int | None
 ) -> None:
     picture = run_svg(record(changes, seconds=seconds, aborted=aborted))
-    root = ElementTree.fromstring(picture)
-    assert root.attrib["width"] == "1200"
-    boxes = []
-    for text in root.iter(f"{SVG}text"):
-        size, words = float(text.attrib["font-size"]), text.text or ""
-        width = text_width(words, size)
-        shift = {"start": 0, "middle": 0.5, "end": 1}[text.attrib["text-anchor"]]
-        x, bottom = float(text.attrib["x"]) - shift * width, float(text.attrib["y"])
-        boxes.append((x, bottom - 0.75 * size, x + width, bottom, words))
-        assert x >= 0
-        assert x + width <= 1200
-        assert bottom < float(root.attrib["height"])
-        assert size >= 10
-    for one, other in itertools.combinations(boxes, 2):
-        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-        assert apart, (one, other)
+    check_readable(picture, 1200)
 
 
 def test_the_picture_names_changes_devices_granules_and_what_colours_mean() -> None:
-    shown = texts(run_svg(record(3)))
+    shown = texts_of(run_svg(record(3)))
     for expected in ("toy <0.1B>: 200 requests", "1->2", "2->4", "4->8", "cpu:0", "cpu:7", "0-9"):
         assert expected in shown
     for meaning in ("time to first token", "compiling", "copying", "switching", "stage 8"):
@@ -127,7 +107,7 @@ def test_a_lane_shows_how_long_a_device_held_a_stage() -> None:
 
 def test_an_aborted_change_is_marked_and_the_old_plan_serves_on() -> None:
     picture = run_svg(record(3, aborted=1))
-    assert "aborted" in texts(picture)
+    assert "aborted" in texts_of(picture)
     assert not titled(picture, "stage 3 of 4")
     band = titled(picture, "2->4: copying")[0]
     done = titled(picture, "1->2: copying")[0]
@@ -140,7 +120,7 @@ def test_replicas_and_given_devices_have_lanes_of_their_own() -> None:
     deployment = {"replicas": [plan(0), plan(2)]}
     run["plans"] = [{"begin": 0.0, "end": 60.0, "plan": deployment}]
     picture = run_svg(run)
-    assert {f"cpu:{i}" for i in range(4)} <= set(texts(picture))
+    assert {f"cpu:{i}" for i in range(4)} <= set(texts_of(picture))
     first, second = titled(picture, "stage 1 of 1")
     assert first.attrib["y"] != second.attrib["y"]
     assert first.attrib["fill"] == second.attrib["fill"]
@@ -149,7 +129,7 @@ def test_replicas_and_given_devices_have_lanes_of_their_own() -> None:
 def test_a_run_without_requests_can_be_drawn() -> None:
     run = record(2)
     run["first_tokens"], run["gaps"], run["load"] = [], [], []
-    assert "1->2" in texts(run_svg(run))
+    assert "1->2" in texts_of(run_svg(run))
 
 
 def test_a_longer_wait_is_higher_up() -> None:
