@@ -12,7 +12,7 @@ from fjx.sharding.placement import place
 from fjx.sharding.placement_baselines import best_fit, first_fit, random_fit
 from fjx.sharding.topology import Link
 from fjx.sim.changes import Switching
-from fjx.sim.cluster import flexpipe_hosts, tenancies_from_pods
+from fjx.sim.cluster import Tenancy, flexpipe_hosts, tenancies_from_pods
 from fjx.sim.run import Result
 from fjx.sim.setup import Setup
 from fjx.sim.speculation import Drafting
@@ -181,11 +181,12 @@ def placements(usual: Stage, seed: int, cv: float) -> Iterator[tuple[str, Result
     placers = {"fjx": place, "first fit": first_fit, "best fit": best_fit, "random": random_fit(1)}
     for share in (0.0, 0.3, 0.6) if pods.exists() else (0.0,):
         for between in (Stage.between, SLOW_NETWORK):
-            stage = replace(usual, between=between)
+            tenancies: Sequence[Tenancy] = ()
             if share:
                 seconds = workload[-1].arrival + 60
                 devices = sum(flexpipe_hosts())
-                stage.tenancies = tenancies_from_pods(pods, devices, seconds, share, seed)
+                tenancies = tenancies_from_pods(pods, devices, seconds, share, seed)
+            stage = replace(usual, between=between, tenancies=tenancies)
             for name, placer in placers.items():
                 stage.placer = placer
                 label = f"tenants on {share:.0%}, {8e-9 * between.bytes_per_second:g} Gb/s, {name}"

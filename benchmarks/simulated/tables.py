@@ -73,18 +73,8 @@ def _cell(name: str, result: Result) -> str:
 
 def run_table(runs: Mapping[str, Result | None]) -> list[Row]:
     """Runs one below the other; None: there was no room."""
-    rows: list[Row] = [
-        (
-            "",
-            "latency, s",
-            "p99, s",
-            "served well",
-            "devices",
-            "good/device-s",
-            "burst, s",
-            "changes",
-        )
-    ]
+    columns = ("latency, s", "p99, s", "served well", "devices", "good/device-s", "burst, s")
+    rows: list[Row] = [("", *columns, "changes")]
     for name, each in runs.items():
         if each is None:
             rows.append((name, "no room", "", "", "", "", "", ""))
@@ -108,7 +98,7 @@ def run_table(runs: Mapping[str, Result | None]) -> list[Row]:
 def target_table(kind: str, by_cv: Mapping[float, Results]) -> list[Row]:
     """Each target beside what came out of each of our systems."""
     names = [name for name in OURS if name in by_cv[4.0]]
-    rows: list[Row] = [(f"{kind}", "target", *names)]
+    rows: list[Row] = [(kind, "target", *names)]
     coarsest = next(name for name in by_cv[4.0] if name.startswith("static"))
     statics = [n for n in (coarsest, "best static", "best static, sharded") if n in by_cv[4.0]]
     for cv, wanted in LATENCY_TARGETS.items():
