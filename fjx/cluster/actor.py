@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fjx.cluster.lease import Lease
 from fjx.cluster.nodes import Node
 from fjx.cluster.orders import Beat, Setup
-from fjx.cluster.speed import Speed
+from fjx.cluster.speed import Level, Speed
 from fjx.errors import StageLostError
 
 logger = logging.getLogger(__name__)
@@ -144,6 +144,8 @@ class Member:
         """Steps of each run that it had begun by then."""
         self.steps_speed, self.answers_speed = Speed(_QUICK_STEP), Speed(_QUICK_ANSWER)
         """How long its part of a step takes, and how long it takes to answer."""
+        self.layers_level, self.answers_level = Level(_QUICK_STEP), Level(_QUICK_ANSWER)
+        """The same, of a layer, and of an answer while it serves, to be compared with others."""
         self.slowdown: float | None = None
         """How many times as long as usual it takes; None: it is not slow."""
         self.lost: str | None = None

@@ -16,6 +16,8 @@ from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Topology
 
 _REACH_SECONDS = 1.0
 """For a node to accept a connection."""
+_KIND = "accelerator_type:"
+"""Begins the resource by which Ray names a node's GPUs."""
 _CONNECT_HINT = "run `ray start --head` on one machine and `ray start --address=...` on the others"
 
 
@@ -34,6 +36,8 @@ class Node:
     """Bytes that Ray may hand out."""
     cpu_devices: int = 1
     """Devices of a node without GPUs."""
+    kind: str = "cpu"
+    """What its devices are; nodes of one kind should be equally fast."""
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -108,6 +112,7 @@ def _node(entry: dict[str, Any], names: Counter[str], cpu_devices: int) -> Node:
     name, resources = entry["NodeName"].replace("/", "-"), entry["Resources"]
     if names[entry["NodeName"]] > 1:
         name = f"{name}-{entry['NodeID'][:6]}"
+    kinds = [each for each in resources if each.startswith(_KIND)]
     return Node(
         id=entry["NodeID"],
         host=name,
@@ -115,4 +120,5 @@ def _node(entry: dict[str, Any], names: Counter[str], cpu_devices: int) -> Node:
         gpus=int(resources.get("GPU", 0)),
         memory=int(resources.get("memory", 0)),
         cpu_devices=cpu_devices,
+        kind=min(kinds, default="gpu" if resources.get("GPU") else "cpu"),
     )

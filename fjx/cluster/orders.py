@@ -141,6 +141,10 @@ class Timed(NamedTuple):
     rows: int
     """Of the step, padding included."""
     seconds: float
+    layers: int = 0
+    """That it went through; 0: others do not take as long for as many."""
+    devices: int = 1
+    """Over which each of them is split."""
 
 
 class Beat(NamedTuple):

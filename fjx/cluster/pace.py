@@ -25,7 +25,8 @@ class Span(NamedTuple):
     """A stage's part of a step: copies of what it took and of what it gave, which may belong to
     other programs by now."""
 
-    source: Any
+    sources: Sequence[Any]
+    """What must be there before it can begin, the worker's step before included."""
     result: Any
 
 
@@ -39,7 +40,7 @@ class Pace:
     take is not counted."""
 
     def __init__(self) -> None:
-        self._steps: queue.SimpleQueue[tuple[int, int, Sequence[Span]]] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[tuple[Timed, Sequence[Span]]] = queue.SimpleQueue()
         self._timed: queue.SimpleQueue[Timed] = queue.SimpleQueue()
         self._measuring, self._next = False, 0.0
         threading.Thread(target=self._run, name="fjx-pace", daemon=True).start()
@@ -49,10 +50,10 @@ class Pace:
         """Whether the next step is to be measured."""
         return not self._measuring and time.monotonic() > self._next
 
-    def measure(self, run: int, rows: int, spans: Sequence[Span]) -> None:
-        """Measure a step that was just dispatched, of so many rows."""
+    def measure(self, what: Timed, spans: Sequence[Span]) -> None:
+        """Measure the seconds of a step that was just dispatched."""
         self._measuring = True
-        self._steps.put((run, rows, spans))
+        self._steps.put((what, spans))
 
     def take(self) -> tuple[Timed, ...]:
         """What was measured since the last call."""
@@ -60,15 +61,15 @@ class Pace:
 
     def _run(self) -> None:
         while True:
-            run, rows, spans = self._steps.get()
+            what, spans = self._steps.get()
             with suppress(TimeoutError, jax.errors.JaxRuntimeError):  # others hear of a lost step
-                self._timed.put(Timed(run, rows, sum(_seconds(span) for span in spans)))
+                self._timed.put(what._replace(seconds=sum(_seconds(span) for span in spans)))
             del spans
             self._next, self._measuring = time.monotonic() + _EVERY_SECONDS, False
 
 
 def _seconds(span: Span) -> float:
-    wait_for([span.source], _LIMIT_SECONDS, "a step", _POLL_SECONDS)
+    wait_for(span.sources, _LIMIT_SECONDS, "a step", _POLL_SECONDS)
     begun = time.perf_counter()
     wait_for([span.result], _LIMIT_SECONDS, "a step", _POLL_SECONDS)
     return time.perf_counter() - begun

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fjx.cluster.orders import Hop, RunOrder, StepOrder, widen
+from fjx.cluster.orders import Hop, RunOrder, StepOrder, Timed, widen
 from fjx.cluster.pace import Pace, Span, copy
 from fjx.cluster.wire import Wire
 from fjx.pipeline.batch import Batch
@@ -51,9 +51,12 @@ class StageRun:
         self._programs, self._compiler, self._wire = programs, compiler, wire
         self._pace = pace
         self.steps = 0
-        self.last_output: Any = None
+        self._done: list[Any] = []
         """What is ready when all steps so far are done."""
         self._stages = [self._stage(shape) for shape in shapes]
+        self._layers = 0
+        if len(shapes) == 1 and len(set(programs.model.config.window_of_layer)) < 2:
+            self._layers = sum(len(programs.model.granules[i]) for i in shapes[0].granules)
         first, last = self.shapes[0], self.shapes[-1]
         zeros = np.zeros(programs.limits.max_num_seqs + 1, np.int32)
         parts = range(order.microbatches)
@@ -94,15 +97,19 @@ class StageRun:
         spans: list[Span] | None = [] if self._pace.due else None
         for stage, hop in zip(self._stages, order.hops, strict=True):
             source = self._source(stage, hop, x, order)
-            taken = None if spans is None else copy(source)
+            # Nor does a step begin before the worker's last one is done.
+            taken = [] if spans is None else [copy(source), *map(copy, self._done)]
             x, slots, _ = stage.run(batch.num_rows, source, batch.packed)
             if spans is not None:
                 spans.append(Span(taken, copy(x)))
             if hop.offer is not None:
                 self._offer(hop.offer, [stage.placement.parts(x)[0]], kept)
-        self.last_output = x
+        self._done = [x]
         if spans is not None:
-            self._pace.measure(order.run, batch.num_rows, spans)
+            what = Timed(
+                order.run, batch.num_rows, 0.0, self._layers, self.shapes[0].placement.degree
+            )
+            self._pace.measure(what, spans)
         if self._stages[-1].shape.last and batch.num_samples:
             self._choose(batch, x, slots, order, kept)
         self.steps += 1
@@ -138,7 +145,7 @@ class StageRun:
         if order.result is not None:
             brought = jax.tree.leaves((chosen.tokens, chosen.logprobs, chosen.confidences))
             self._offer(order.result, [at.parts(each)[0] for each in brought], kept)
-        self.last_output = chosen.tokens
+        self._done = [chosen.tokens]
 
     def _offer(self, number: int, arrays: Sequence[Any], kept: set[int]) -> None:
         self._wire.offer(number, arrays)

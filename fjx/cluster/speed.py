@@ -12,6 +12,10 @@ _FEWEST = 16
 """Of them, before anything is judged by them."""
 _RECENT = 7
 """Measurements that say what is now."""
+_LEVEL = 16
+"""Measurements in a row that say how long something takes."""
+_KINDS = 8
+"""Of work, of which measurements are kept."""
 SLOW = 3.0
 """Times its usual time, compared with the others, at which a stage counts as slow."""
 SLOW_ANSWER = 5.0
@@ -53,6 +57,48 @@ class Speed:
     def seconds(self) -> float:
         """How long it takes now; 0 where nothing is known."""
         return statistics.median(seconds for seconds, _ in self._recent) if self._recent else 0.0
+
+
+class Level:
+    """How long a unit of work takes, to be compared with what it takes others."""
+
+    def __init__(self, least: float) -> None:
+        """``least``: seconds; what should take less counts as if it should take this."""
+        self._least = least
+        self._recent: dict[Hashable, deque[tuple[float, float]]] = {}
+        """Of each kind the last seconds and units; what was observed last is last."""
+
+    def observe(self, kind: Hashable, seconds: float, units: float = 1.0) -> None:
+        """So many units of a kind took so long; only what is of the same kind is compared."""
+        recent = self._recent.pop(kind, deque(maxlen=_LEVEL))
+        recent.append((seconds, units))
+        self._recent[kind] = recent
+        if len(self._recent) > _KINDS:
+            del self._recent[next(iter(self._recent))]
+
+    @property
+    def seconds(self) -> float:
+        """How long what was observed last takes now; 0 where nothing is known."""
+        last = next(reversed(self._recent.values()), ())
+        return statistics.median(seconds for seconds, _ in last) if last else 0.0
+
+    def against(self, others: Sequence[Level]) -> float:
+        """How many times as long it takes as others would for as much; 1 where too little is
+        known."""
+        for kind in reversed(self._recent):
+            units = [unit for other in others if (unit := other._unit(kind)) is not None]
+            own = self._unit(kind)
+            if own is not None and units:
+                _, amount = self._recent[kind][-1]
+                return own * amount / max(statistics.median(units) * amount, self._least)
+        return 1.0
+
+    def _unit(self, kind: Hashable) -> float | None:
+        """Seconds of a unit; None: too little is known."""
+        recent = self._recent.get(kind, ())
+        if len(recent) < _LEVEL:
+            return None
+        return statistics.median(seconds / units for seconds, units in recent)
 
 
 def slowdown(factor: float, others: Sequence[float], slow: float, is_slow: bool) -> float | None:

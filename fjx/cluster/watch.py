@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from fjx.cluster.actor import Call, Member, first_done
 from fjx.cluster.cuts import Cuts
@@ -75,12 +76,19 @@ class Watch:
             member.lose(str(error))
             return
         member.steps, learn = beat.steps, member.slowdown is None
-        member.answers_speed.observe(None, time.monotonic() - when, learn)
+        seconds = time.monotonic() - when
+        member.answers_speed.observe(None, seconds, learn)
+        if beat.timed:
+            member.answers_level.observe(None, seconds)
         at = {each.address: each.node.host for each in self._live()}
         unreached = {at[address] for address in beat.unreached if address in at}
         self._cuts.heard(member.node.host, when, unreached)
         for timed in beat.timed:
             member.steps_speed.observe((timed.run, timed.rows), timed.seconds, learn)
+            # A device that runs two plans, or stages of two replicas, is not compared.
+            if timed.layers and len(beat.steps) == 1:
+                kind = timed.run, timed.rows, timed.devices
+                member.layers_level.observe(kind, timed.seconds, timed.layers)
 
     def _lose_silent(self) -> None:
         for member, (_, when) in self._asked.items():
@@ -102,17 +110,45 @@ class Watch:
         """Say who has become slow, and who is no longer."""
         members = self._live()
         for member in members:
-            steps, answers = member.steps_speed, member.answers_speed
-            others = [each.steps_speed.factor for each in members if each is not member]
             was = member.slowdown is not None
-            late = slowdown(steps.factor, others, SLOW, was)
-            mute = slowdown(answers.factor, (), SLOW_ANSWER, was)
-            member.slowdown = late or mute
-            if member.slowdown is not None and not was:
-                what, seconds = ("its part of a step", steps) if late else ("an answer", answers)
+            slow = _slowness(member, [each for each in members if each is not member], was)
+            member.slowdown = None if slow is None else slow.factor
+            if slow is not None and not was:
                 logger.warning(
-                    "slow: %s: %s takes %.2g s, %.1f times as long as usual",
-                    member, what, seconds.seconds, member.slowdown,
+                    "slow: %s: %s takes %.2g s, %.1f times as long as %s",
+                    member, slow.what, slow.seconds, slow.factor, slow.than,
                 )  # fmt: skip
-            elif was and member.slowdown is None:
+            elif was and slow is None:
                 logger.info("no longer slow: %s", member)
+
+
+class _Slow(NamedTuple):
+    """In what a worker may be slow."""
+
+    what: str
+    seconds: float
+    factor: float | None
+    """Times as long as it should; None: it is not slow in that."""
+    than: str
+
+
+def _slowness(member: Member, others: Sequence[Member], was: bool) -> _Slow | None:
+    """In what it is slow; None: in nothing. ``was``: whether it was slow so far."""
+    steps, answers = member.steps_speed, member.answers_speed
+    layers, level = member.layers_level, member.answers_level
+    load = [each.steps_speed.factor for each in others]
+    like = [each.layers_level for each in others if each.node.kind == member.node.kind]
+    levels = [each.answers_level for each in others]
+    part, answer = "its part of a step", "an answer"
+    judged = (
+        _Slow(part, steps.seconds, slowdown(steps.factor, load, SLOW, was), "usual"),
+        _Slow(answer, answers.seconds, slowdown(answers.factor, (), SLOW_ANSWER, was), "usual"),
+        _Slow(part, layers.seconds, slowdown(layers.against(like), (), SLOW, was), "elsewhere"),
+        _Slow(
+            answer,
+            level.seconds,
+            slowdown(level.against(levels), (), SLOW_ANSWER, was),
+            "elsewhere",
+        ),
+    )
+    return next((each for each in judged if each.factor is not None), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from fjx.cluster.orders import Timed
 from fjx.cluster.pace import Pace, Span
 
 
@@ -24,13 +25,15 @@ class Arriving:
 def test_waiting_for_the_stage_before_is_not_counted() -> None:
     pace = Pace()
     assert pace.due
-    pace.measure(7, 32, [Span(Arriving(0.3), Arriving(0.5)), Span(Arriving(0.6), Arriving(0.7))])
+    early, late = Arriving(0.3), Arriving(0.6)
+    spans = [Span([early], Arriving(0.5)), Span([early, late], Arriving(0.7))]
+    pace.measure(Timed(7, 32, 0.0, layers=3), spans)
     assert not pace.due
     timed = ()
     while not timed:
         timed = pace.take()
         time.sleep(0.01)
-    ((run, rows, seconds),) = timed
-    assert (run, rows) == (7, 32)
-    assert 0.25 < seconds < 0.5
+    (what,) = timed
+    assert (what.run, what.rows, what.layers) == (7, 32, 3)
+    assert 0.25 < what.seconds < 0.5
     assert pace.take() == ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fjx.cluster.speed import Speed, slowdown
+from fjx.cluster.speed import Level, Speed, slowdown
 
 
 def observed(*seconds: float, kind: int = 4, learn: bool = True) -> Speed:
@@ -65,3 +65,38 @@ def test_slow_is_who_takes_longer_than_its_like(
     factor: float, others: tuple[float, ...], is_slow: bool, expected: float | None
 ) -> None:
     assert slowdown(factor, others, 3.0, is_slow) == expected
+
+
+def level(seconds: float, layers: int, kind: int = 4, count: int = 16) -> Level:
+    """Of a worker that takes so long for so many layers."""
+    made = Level(least=0.002)
+    for _ in range(count):
+        made.observe(kind, seconds, layers)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "expected"),
+    [
+        ((0.04, 10), [(0.004, 1), (0.008, 2)], 1.0),  # more layers take longer
+        ((0.04, 4), [(0.01, 4), (0.03, 12)], 4.0),
+        ((0.04, 4), [(0.01, 4)], 4.0),
+        ((0.004, 1), [(0.001, 10)], 2.0),  # too quick to tell
+        ((0.04, 4), [], 1.0),
+    ],
+)
+def test_workers_are_compared_by_what_a_layer_takes(
+    own: tuple[float, int], others: list[tuple[float, int]], expected: float
+) -> None:
+    factor = level(*own).against([level(*other) for other in others])
+    assert factor == pytest.approx(expected)
+
+
+def test_others_say_nothing_before_enough_is_known_or_by_other_steps() -> None:
+    assert level(0.04, 4, count=15).against([level(0.01, 4)]) == 1.0
+    assert level(0.04, 4).against([level(0.01, 4, count=15)]) == 1.0
+    assert level(0.04, 4, kind=32).against([level(0.01, 4)]) == 1.0
+    both = level(0.04, 4)
+    for _ in range(3):
+        both.observe(32, 0.3, 4)  # a few other steps between
+    assert both.against([level(0.01, 4)]) == pytest.approx(4.0)
