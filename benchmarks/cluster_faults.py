@@ -5,7 +5,8 @@
 Serves a model in stages on Ray nodes of this machine, with a fixed number of requests in flight,
 half of them greedy and half sampled with a seed. At random moments a random worker is killed, hangs
 (is stopped for good), is cut off (its node's network leads nowhere for a while; it takes the right
-to make network namespaces), or is slow (is stopped most of the time): see `faults`. Every
+to make network namespaces), is cut off from its neighbour alone, or is slow (is stopped most of the
+time): see `faults`. Every
 request's tokens are compared with those that it gets alone in one process without Ray. Prints JSON:
 requests lost, tokens that are wrong, the seconds from a fault to the next token that any request
 gets once the lost worker is replaced, tokens a second while a worker is slow, and, from before the
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--hangs", type=int, default=0)
     parser.add_argument("--cuts", type=int, default=0)
+    parser.add_argument("--splits", type=int, default=0)
     parser.add_argument("--slow", type=int, default=0)
     parser.add_argument("--patience", type=float, default=5.0, help="cluster_patience [5]")
     parser.add_argument("--nodes", type=int, default=3)
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    if options.cuts:
+    if options.cuts or options.splits:
         local_networks.need_own_network()
     shape: dict[str, Any] = {
         "model": options.model,
@@ -169,6 +171,7 @@ def measure(
         "hang": options.hangs,
         "slow": options.slow,
         "cut": options.cuts,
+        "split": options.splits,
     }
     found: dict[str, list[dict[str, Any]]] = {}
     for kind, count in counts.items():
@@ -213,7 +216,7 @@ def nodes_of(
     """The nodes: on loopback alone, or, where some are to be cut off, all but the first in networks
     of their own. Gives these by node, and what starts such a node."""
     names = [f"node-{number}" for number in range(options.nodes)]
-    if not options.cuts:
+    if not (options.cuts or options.splits):
         with local_nodes(names):
             yield {}, lambda name: None
         return

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fjx.cluster.actor import Member
+from fjx.cluster.cuts import KEPT_SECONDS
 from fjx.cluster.home import ClusterHome
 from fjx.cluster.local_networks import Network
 from fjx.cluster.local_workers import is_running, pid_of, stopped_mostly
@@ -163,9 +164,26 @@ def cut(scene: Scene) -> dict[str, Any]:
     }
 
 
-def use_again(scene: Scene, host: str, stages: int) -> bool:
+def split(scene: Scene) -> dict[str, Any]:
+    """Two neighbours are cut off from each other alone; once that is over and forgotten, the plan
+    uses both again."""
+    plan = scene.load.engine.plans.deployment.replicas[0]
+    hosts = [stage.mesh.devices[0].host for stage in plan.stages]
+    neighbours = zip(hosts, [*hosts[1:], hosts[0]], strict=True)
+    pair = scene.draw.choice([each for each in neighbours if scene.networks.keys() >= set(each)])
+    one, other = (scene.networks[host] for host in pair)
+    one.cut_from(other)
+    recovery = scene.recover()
+    one.heal_to(other)
+    (left_out,) = set(pair) - scene.home.cluster.members.keys()
+    used = use_again(scene, left_out, plan.granularity, KEPT_SECONDS + REJOIN_SECONDS)
+    assert used, "the plan could not go back to the node"
+    return {"workers": pair, "left_out": left_out, "recovery_seconds": recovery}
+
+
+def use_again(scene: Scene, host: str, stages: int, seconds: float = REJOIN_SECONDS) -> bool:
     """Change to a plan of so many stages once the node is there; whether that went well."""
-    until = time.monotonic() + REJOIN_SECONDS
+    until = time.monotonic() + seconds
 
     def is_there() -> bool:
         hosts = {node.host for node in scene.home.cluster.nodes()}
@@ -208,6 +226,7 @@ KINDS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "hang": hang,
     "cut": cut,
     "slow": slow,
+    "split": split,
 }
 
 
