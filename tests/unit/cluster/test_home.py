@@ -105,7 +105,7 @@ def test_a_worker_that_ends_over_and_over_is_awaited_and_serves_who_asks(
             assert not replaced()
             time.sleep(0.02)
         assert home.replaced_in_vain() == 1
-        assert "the next attempt is in 600 s" in caplog.text
+        wait_until(lambda: "the next attempt is in 600 s" in caplog.text)
         assert Served(engine, asks, "second").finish() == [expected(ask) for ask in asks]
         assert len(home.repairs) == 2
         assert engine.stats().plan.replaced_in_vain == 0
