@@ -42,20 +42,21 @@ CASES = {
     "best of 4, 8, 16, 32": (4, 8, 16, 32),
 }
 WORKLOAD = Workload(rows=512, kv_tokens=8192)
-TOLERANCES = (0.0, 0.1, float("inf"))
+TOLERANCES = ((0.0, 0.0), (float("inf"), 0.1), (float("inf"), float("inf")))
+"""Of the pace, and of hops."""
 
 
 def main() -> None:
-    """Print and write processor time by case, tolerance and number of devices."""
+    """Print and write processor time by case, tolerances and number of devices."""
     options = parse_options()
     graph = analytic_graph(OPT_66B, [1] * 64, [WORKLOAD.rows], A100)
     plans = {count: granularities(graph, [count], WORKLOAD)[0] for count in (4, 8, 16, 32)}
     result: dict[str, Any] = {"about": about_this_run(), "milliseconds": {}}
-    for tolerance in TOLERANCES:
+    for tolerances in TOLERANCES:
         for case, counts in CASES.items():
-            name = f"{case}, tolerance {tolerance:g}"
+            name = f"{case}, {title(*tolerances)}"
             result["milliseconds"][name] = {
-                devices: measured(devices, [plans[c] for c in counts], tolerance, options.seeds)
+                devices: measured(devices, [plans[c] for c in counts], tolerances, options.seeds)
                 for devices in options.devices
             }
             print(name, json.dumps(result["milliseconds"][name]), flush=True)
@@ -64,14 +65,24 @@ def main() -> None:
         options.picture.write_text(picture(result["milliseconds"]))
 
 
-def measured(devices: int, plans: list[Any], tolerance: float, seeds: int) -> dict[str, float]:
+def title(tolerance: float, hop_tolerance: float) -> str:
+    """Of the tolerances, in names and pictures."""
+    return f"tolerance {tolerance:g}, of hops {hop_tolerance:g}"
+
+
+def measured(
+    devices: int, plans: list[Any], tolerances: tuple[float, float], seeds: int
+) -> dict[str, float]:
     """Median and extremes over drawn fleets."""
+    tolerance, hop_tolerance = tolerances
     milliseconds, proven = [], 0
     for seed in range(seeds):
         topology = drawn_topology(devices, seed)
         begin = time.process_time()
         try:
-            proven += place(Fleet.of(topology), plans, tolerance=tolerance).proven
+            fleet = Fleet.of(topology)
+            placement = place(fleet, plans, tolerance=tolerance, hop_tolerance=hop_tolerance)
+            proven += placement.proven
         except MemoryFitError:
             proven += 1
         milliseconds.append(1000 * (time.process_time() - begin))
@@ -103,14 +114,14 @@ def drawn_topology(devices: int, seed: int) -> Topology:
 
 
 def picture(found: dict[str, dict[int, dict[str, float]]]) -> str:
-    """Time over devices, both by powers of ten, as SVG: a panel for each tolerance."""
+    """Time over devices, both by powers of ten, as SVG: a panel for each pair of tolerances."""
     canvas = Canvas(1000, PAPER)
     canvas.text(24, 26, "Time to place a model, ms of one processor", 18, INK, bold=True)
     sizes = [int(each) for each in next(iter(found.values()))]
     span = np.log10(max(sizes) / min(sizes))
-    for panel, tolerance in enumerate(TOLERANCES):
+    for panel, tolerances in enumerate(TOLERANCES):
         x, y, width, height = 60.0 + 320 * panel, 80.0, 250.0, 260.0
-        canvas.text(x, y - 20, f"tolerance {tolerance:g}", 12, INK, bold=True)
+        canvas.text(x, y - 20, title(*tolerances), 12, INK, bold=True)
         for power in range(4):
             level = y + height * (1 - power / 3.5)
             canvas.line(x, level, x + width, level, FREE)
@@ -120,7 +131,7 @@ def picture(found: dict[str, dict[int, dict[str, float]]]) -> str:
             canvas.text(across, y + height + 12, f"{size}", 10, FAINT, anchor="middle")
         canvas.text(x + width, y + height + 28, "devices", 11, FAINT, anchor="end")
         for number, case in enumerate(CASES):
-            values = found[f"{case}, tolerance {tolerance:g}"]
+            values = found[f"{case}, {title(*tolerances)}"]
             points = [
                 (
                     x + width * np.log10(int(size) / min(sizes)) / span,

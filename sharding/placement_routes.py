@@ -17,7 +17,7 @@ from fjx.sharding.placement_rows import NEVER, Rows
 from fjx.sharding.placement_search import Found, cheapest
 from fjx.sharding.placement_walk import Route, Routes
 
-_CELLS = 1 << 13
+_CELLS = 1 << 12
 """Rows times nodes times assignments that the branch and bound solves at most."""
 _GLANCE = 2
 """Assignments that show whether the cheapest devices keep to all limits by themselves."""
