@@ -79,7 +79,7 @@ class Routes:
             for way in self.rows.ways
         ]
         gaps = [b - a for each in times for a in each for b in each if b > a]
-        most = sum(max(each) - min(each) for each in times)
+        most = sum(max(each) - min(each) for each in times if each)
         prices = int(self._spread.sum())
         if not gaps:
             return 0
