@@ -315,7 +315,7 @@ class _Passed:
     """The nodes to which walks came so far."""
 
     def __init__(self, rows: int, nodes: int) -> None:
-        self._nodes = np.full((rows, nodes, rows), -1)
+        self._nodes = np.full((rows, nodes, rows), -1, np.int32)
         """Of the best walk that came to a node for a row: where it came to for each row, [rows, N,
         rows]; -1 where it stayed."""
         self._all = np.arange(nodes)
@@ -329,7 +329,7 @@ class _Passed:
     def by(self, lasts: Integers, starts: Integers, rack: Integers | None = None) -> Integers:
         """Nodes passed by walks; by each in the rack of its last node only, where racks are
         given."""
-        nodes: Integers = self._nodes[starts, lasts]
+        nodes = self._nodes[starts, lasts].astype(np.int64)
         known = nodes >= 0
         if rack is not None:
             known &= rack[nodes] == rack[lasts][:, None]
@@ -337,7 +337,7 @@ class _Passed:
 
     def walk(self, start: int, last: int) -> Integers:
         """Node of each row."""
-        nodes: Integers = self._nodes[start, last]
+        nodes = self._nodes[start, last].astype(np.int64)
         came = np.maximum.accumulate(np.where(nodes >= 0, np.arange(len(nodes)), 0))
         walk: Integers = nodes[came]
         return walk
