@@ -82,7 +82,6 @@ LINKS = {
 }
 COPIES = 0.1
 """Share of the nodes that hold each model in host memory."""
-HOP_TOLERANCES = (0.05, 0.1)
 WORKLOAD = Workload(rows=64, kv_tokens=8192)
 OPT_66B, LLAMA_2_7B = SIZES["opt-66b"], SIZES["llama-2-7b"]
 Model = tuple[PlanNeed, ...]
@@ -232,10 +231,10 @@ def placers(models: Sequence[Model], seed: int) -> dict[str, Placer]:
         "fgd": fragmentation_gradient(plans),
         "flexpipe scorer": by_price(FlexPipeScorer()),
         "fjx, coarsest that fits": coarsest(by_price(scorer)),
+        "fjx, coarsest, least hops": coarsest(by_price(scorer, hop_tolerance=0.0)),
         "fjx": by_price(scorer),
-    } | {
-        f"fjx, hops within {share:.0%}": by_price(scorer, hop_tolerance=share)
-        for share in HOP_TOLERANCES
+        "fjx, hops within 5%": by_price(scorer, hop_tolerance=0.05),
+        "fjx, hops within 10%": by_price(scorer, hop_tolerance=0.1),
     }
 
 
