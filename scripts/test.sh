@@ -16,10 +16,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # none may take most of its memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 SHARED=(--numprocesses logical --maxprocesses 4 --dist worksteal)
-# What the newest JAX shows nothing new in: unit tests of Python alone, or of what wraps an engine that
-# others test, and random walks through the engine's states.
-NOT_WITH_NEWEST=(bench cache cli serving sharding sim test_repository.py
-  engine/test_regranularization_states.py engine/test_speculation_states.py)
+# What the newest JAX shows nothing new in: unit tests of Python alone, of what wraps an engine that
+# others test or decides for it (when it changes its plan, who gets which request, what is done after
+# pages were lost), and random walks through the engine's states.
+NOT_WITH_NEWEST=(bench cache cli serving sharding sim speculation test_gpu_check.py test_quickstart.py
+  test_repository.py engine/test_autopilot.py engine/test_balance.py engine/test_lost_pages.py
+  engine/test_regranularization_states.py engine/test_scheduler.py engine/test_speculation_states.py
+  engine/test_text.py)
 
 say() { printf 'tests: %s\n' "$*" >&2; }
 
