@@ -94,12 +94,19 @@ class Batch:
         return np.asarray(by_row[:, : of.rows, : of.group]), np.asarray(pages)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """By plain jnp."""
+        """By plain jnp, as one program."""
         of = self.sizes
-        q = rotate(self.q, self.rotation)[: of.rows].astype(jnp.bfloat16)
-        q = jnp.moveaxis(q.reshape(of.rows, of.kv_heads, of.group, of.head_dim), 1, 0)
-        k = rotate(self.k, self.rotation)
-        pages = reference.append(k, self.v, self.pages, LAYER, self.rows, jnp.dtype(jnp.bfloat16))
+
+        @jax.jit
+        def both(
+            q: Any, k: Any, v: Any, pages: Any, rows: RaggedRows, rotation: Any
+        ) -> tuple[jax.Array, jax.Array]:
+            q = rotate(q, rotation)[: of.rows].astype(jnp.bfloat16)
+            q = jnp.moveaxis(q.reshape(of.rows, of.kv_heads, of.group, of.head_dim), 1, 0)
+            dtype = jnp.dtype(jnp.bfloat16)
+            return q, reference.append(rotate(k, rotation), v, pages, LAYER, rows, dtype)
+
+        q, pages = both(self.q, self.k, self.v, self.pages, self.rows, self.rotation)
         return np.asarray(q), np.asarray(pages)
 
 
