@@ -21,8 +21,8 @@ SHARED=(--numprocesses logical --maxprocesses 4 --dist worksteal)
 # pages were lost), and random walks through the engine's states.
 NOT_WITH_NEWEST=(bench cache cli serving sharding sim speculation test_gpu_check.py test_quickstart.py
   test_repository.py engine/test_autopilot.py engine/test_balance.py engine/test_lost_pages.py
-  engine/test_regranularization_states.py engine/test_scheduler.py engine/test_speculation_states.py
-  engine/test_text.py)
+  engine/test_regranularization_states.py engine/test_scheduler.py engine/test_scheduler_parts.py
+  engine/test_scheduler_preemption.py engine/test_speculation_states.py engine/test_text.py)
 
 say() { printf 'tests: %s\n' "$*" >&2; }
 
