@@ -123,6 +123,12 @@ class DraftingAhead(SpeculatingPlanChanges):
         drafter = DraftModel("model", draft_replica(layers), LONGEST)
         self._speculate(drafter, Fixed(length), 1, "always")
 
+    def teardown(self) -> None:
+        super().teardown()
+        # What this run has wanted the next ones find, however busy the machine is.
+        for replica in (self.engine, draft_replica(2), draft_replica(8)):
+            replica.executor.compiler.wait_background()
+
 
 def test_whatever_drafts_and_prunes_no_token_changes_while_the_plan_does() -> None:
     before = speculating_engine().stats()
@@ -145,4 +151,4 @@ def test_drafting_ahead_changes_no_token_while_the_plan_changes() -> None:
     )
     seen = DraftingAhead.seen
     assert seen["drafted ahead"] > 10
-    assert seen["drafted"] > seen["accepted"] > 300
+    assert seen["drafted"] > seen["accepted"] > 200
