@@ -87,7 +87,7 @@ def start(tmp_path: Path, pid_file: Path) -> Iterator[Start]:
     yield run
     for process in started:
         process.terminate()  # a kill would leave the server behind
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def is_running(pid_file: Path) -> bool:
@@ -108,7 +108,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
 
 def test_once_prints_the_answer_and_stops_the_server(start: Start, pid_file: Path) -> None:
     process = start("serves", "--once")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert "Paris." in output
     assert not is_running(pid_file)
@@ -131,7 +131,7 @@ def test_a_signal_stops_the_server_too(
     process = start("serves")
     read_until(process, "curl")
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == code
     assert not is_running(pid_file)
 
@@ -139,7 +139,7 @@ def test_a_signal_stops_the_server_too(
 @pytest.mark.parametrize(("mode", "code"), [("dies", 7), ("dies later", 9)])
 def test_a_server_that_ends_gives_its_exit_code(start: Start, mode: str, code: int) -> None:
     process = start(mode)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == code
     assert f"exit code {code}" in messages
 
@@ -147,7 +147,7 @@ def test_a_server_that_ends_gives_its_exit_code(start: Start, mode: str, code: i
 def test_a_port_in_use_is_refused(start: Start, pid_file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = start("serves", "--port", str(listener.getsockname()[1]))
-        _, messages = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "in use" in messages
     assert not pid_file.exists()

@@ -13,7 +13,7 @@ from fjx.serving.config import ServerConfig
 
 def fjx(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fjx", *words], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "fjx", *words], capture_output=True, text=True, timeout=300
     )
 
 
@@ -107,7 +107,7 @@ def test_a_closed_stdout_is_quiet(unbuffered: str) -> None:
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
     os.close(write_end)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert err == b""
     assert process.returncode == 141
 

@@ -287,7 +287,7 @@ threading.Thread(target=wait).start()
 begun.wait()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout == "ended: the interpreter ends\n", done.stderr
     assert done.returncode == 0

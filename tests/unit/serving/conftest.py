@@ -56,7 +56,7 @@ class Served:
         self.url = url
         self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
-    def wait_until(self, happened: Callable[[], object], seconds: float = 5.0) -> None:
+    def wait_until(self, happened: Callable[[], object], seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < deadline, "it did not happen in time"
