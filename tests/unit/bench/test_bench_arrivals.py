@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fjx.bench.arrivals import arrival_times
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rate=st.floats(0.1, 100.0),
     burstiness=st.floats(0.2, 20.0),

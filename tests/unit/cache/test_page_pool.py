@@ -177,6 +177,4 @@ class Pool(RuleBasedStateMachine):
 
 
 TestPool = Pool.TestCase
-TestPool.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True
-)
+TestPool.settings = settings(max_examples=60, stateful_step_count=30, derandomize=True)

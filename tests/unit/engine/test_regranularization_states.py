@@ -178,7 +178,6 @@ class TensorPlanChanges(PlanChanges):
 MACHINE = settings(
     max_examples=20,
     stateful_step_count=30,
-    deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )

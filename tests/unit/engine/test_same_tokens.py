@@ -85,7 +85,6 @@ SamplingParams.__hash__ = lambda self: hash(repr(self))  # type: ignore[method-a
 )
 @settings(
     max_examples=8,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

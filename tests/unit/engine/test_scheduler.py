@@ -173,7 +173,7 @@ def test_requests_can_finish_in_every_state() -> None:
     assert scheduler.pool.usage == 0
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     pages=st.integers(10, 24),
     seqs=st.integers(1, 5),

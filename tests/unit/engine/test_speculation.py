@@ -334,7 +334,7 @@ requests = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     workload=requests,
     seed=st.integers(0, 99),

@@ -81,7 +81,7 @@ def test_stop_strings_do_not_end_a_text_below_its_minimum() -> None:
     assert text.finish() == ""
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     pieces=st.lists(st.text("ab", max_size=3), max_size=12),
     stop=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),

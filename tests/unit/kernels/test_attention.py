@@ -205,7 +205,7 @@ class Step:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(work=works, seed=st.integers(0, 1000))
 def test_attention_is_exact_and_touches_only_its_own(
     name: str, implementation: str, work: Work, seed: int
@@ -240,7 +240,7 @@ def test_large_logits_do_not_overflow(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(work=works, seed=st.integers(0, 1000))
 def test_the_bits_of_a_request_do_not_depend_on_the_others(
     name: str, work: Work, seed: int
@@ -260,7 +260,7 @@ def test_the_bits_of_a_request_do_not_depend_on_the_others(
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(cuts=st.lists(st.integers(1, 35), max_size=4), seed=st.integers(0, 1000))
 def test_the_bits_of_a_row_do_not_depend_on_chunks(name: str, cuts: list[int], seed: int) -> None:
     length = 36

@@ -126,7 +126,7 @@ def assert_next_to(got: np.ndarray, expected: np.ndarray) -> None:
 
 
 @interpreted
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(of=sizes, seed=st.integers(0, 1000))
 def test_rows_are_rotated_and_written_and_nothing_else_is_touched(of: Sizes, seed: int) -> None:
     batch = Batch(of, seed)

@@ -90,7 +90,6 @@ def size_of_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", SHAPES)
 @settings(
     max_examples=3,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -121,7 +120,6 @@ def shapes(draw: st.DrawFn) -> Shape:
 @pytest.mark.usefixtures("size_of_step")
 @settings(
     max_examples=6,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -264,7 +262,7 @@ def test_what_the_kernel_does_not_take(page_size: int, head_dim: int, dtype: Any
 
 
 @pytest.mark.parametrize("window", [0, 50])
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     work=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 500)), min_size=1, max_size=R),
     tokens=st.sampled_from([2, 8, 64]),

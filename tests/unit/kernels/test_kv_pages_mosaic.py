@@ -50,7 +50,7 @@ def bits(pages: Any) -> np.ndarray:
 
 
 @interpreted
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(
     shape=page_shapes,
     dtype=st.sampled_from([jnp.bfloat16, jnp.float32]),

@@ -46,7 +46,7 @@ def run(x: np.ndarray, weights: np.ndarray | Quantized, blocks: int = 3) -> np.n
 
 @interpreted
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4, derandomize=True)
 @given(
     steps=st.integers(1, 12),
     columns=st.sampled_from([64, 128, 192, 256]),
@@ -73,7 +73,7 @@ def test_the_bits_of_a_row_depend_neither_on_others_nor_on_the_grid(kind: Kind) 
         np.testing.assert_array_equal(run(x[list(rows)], matrix), together[list(rows)])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(tiles=st.integers(1, 300), steps=st.integers(1, 120))
 def test_parts_are_all_steps_once_and_shares_are_equal(tiles: int, steps: int) -> None:
     parts, first = kernel.cut(tiles, steps)

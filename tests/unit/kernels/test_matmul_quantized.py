@@ -38,7 +38,7 @@ def stored(matrix: Quantized, dtype: jnp.dtype) -> Quantized:
 
 
 @pytest.mark.parametrize("given_as", [np.float32, np.float16, ml_dtypes.bfloat16])
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 @given(shape=shapes, seed=st.integers(0, 99))
 def test_each_entry_is_as_near_as_its_type_allows(
     given_as: type, shape: tuple[int, int], seed: int
@@ -76,7 +76,7 @@ def test_fp8_holds_no_subnormal_numbers() -> None:
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 @given(shape=shapes, rows=st.integers(1, 20), seed=st.integers(0, 99))
 def test_a_product_is_that_of_the_matrix_that_is_meant(
     dtype: jnp.dtype, kind: Quantization, shape: tuple[int, int], rows: int, seed: int

@@ -73,7 +73,7 @@ class Work:
 
 
 @interpreted
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(
     count=st.integers(1, 140),
     terms=st.sampled_from([64, 128, 576]),

@@ -142,7 +142,7 @@ logit_values = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     logits=st.lists(logit_values, min_size=V, max_size=V),
     temperature=st.sampled_from([0.1, 0.8, 1.0, 3.0]),
@@ -286,7 +286,7 @@ def test_logprobs_are_those_of_a_softmax() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 1000])
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(seed=st.integers(0, 1000), levels=st.integers(1, 50))
 def test_largest_token_is_the_first_of_equals(size: int, seed: int, levels: int) -> None:
     logits = np.random.default_rng(seed).integers(0, levels, (3, size)).astype(np.float32)

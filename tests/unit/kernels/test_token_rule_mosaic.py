@@ -83,7 +83,7 @@ def test_the_noise_is_that_of_the_reference() -> None:
 
 
 @interpreted
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(
     count=st.integers(1, 5),
     vocabulary=st.one_of(st.integers(1, 4000), st.sampled_from([1024, 2048, 2064])),

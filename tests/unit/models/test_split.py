@@ -77,7 +77,7 @@ def bits(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(spec=specs, seed=st.integers(0, 99), degree=st.sampled_from(DEGREES))
 def test_joining_the_shards_gives_the_tensor(
     storage: str, dtype: jnp.dtype, spec: TensorSpec, seed: int, degree: int
@@ -92,7 +92,7 @@ def test_joining_the_shards_gives_the_tensor(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     spec=specs,
     seed=st.integers(0, 99),
@@ -111,7 +111,7 @@ def test_changing_the_degree_gives_the_shards_of_the_new_one(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(spec=specs, degree=st.sampled_from(DEGREES))
 def test_shards_side_by_side_have_the_shape_that_is_compiled_for(
     storage: str, dtype: jnp.dtype, spec: TensorSpec, degree: int
@@ -126,7 +126,7 @@ def test_shards_side_by_side_have_the_shape_that_is_compiled_for(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     spec=matrices(quantized=True),
     seed=st.integers(0, 99),

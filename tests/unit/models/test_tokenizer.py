@@ -204,7 +204,7 @@ class TestByteLevel:
         assert byte_level(eos_token_id=0).eos_token_ids == (0, 2)
         assert byte_level(eot_token_id=5).eos_token_ids == (2, 5, 0)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.text(st.characters(exclude_categories=["Cs"])))
     def test_round_trip(self, text: str) -> None:
         tokenizer = TOKENIZERS["byte-level"]
@@ -224,7 +224,7 @@ def _symbols(text: str) -> str:
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("skip", [True, False])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_stream_gives_exactly_what_decode_gives(kind: str, skip: bool, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[kind]

@@ -64,7 +64,7 @@ def differing(lines: list[str]) -> list[int]:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_replaying_random_observations_gives_exactly_the_recorded_decisions(
     data: st.DataObject,
 ) -> None:

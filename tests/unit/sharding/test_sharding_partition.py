@@ -113,7 +113,7 @@ def rank(costs: GranuleGraph, plan: Plan, where: list[Place], current: Plan | No
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_plan_is_better(case: tuple[GranuleGraph, list[Place], Plan | None]) -> None:
     costs, where, current = case
     ranks = [rank(costs, plan, where, current) for plan in all_plans(len(costs.granules), where)]

@@ -66,7 +66,7 @@ def price(fleet: Fleet, scorer: Scorer, placement: Placement) -> int:
     st.sampled_from([0.0, 0.5, float("inf")]),
     st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_placement_is_better(
     topology: Topology,
     candidates: list[PlanNeed],

@@ -36,7 +36,7 @@ def routes_of(fleet: Fleet, plan: PlanNeed, limit: int = NEVER - 1, *, ours: boo
 
 
 @given(topologies(), plans(), st.sampled_from([2, 4, 8, NEVER]), st.booleans(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_placement_is_below_the_bounds(
     topology: Topology, plan: PlanNeed, milliseconds: int, ours: bool, data: st.DataObject
 ) -> None:

@@ -24,7 +24,7 @@ from tests.unit.sim.sim_cases import constant_costs, pipeline_costs, poisson, se
 LIMITS = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=256)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rate=st.floats(0.5, 60),
     stages=st.integers(1, 5),

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fjx.speculation.acceptance import AcceptanceModel
@@ -25,7 +25,6 @@ def verify(
     model.observe(key, [sure] * len(truth), accepted)
 
 
-@settings(deadline=None)
 @given(histories, confidence_lists)
 def test_survival_is_a_running_product_of_probabilities(
     history: list[tuple[int, list[float], float]], confidences: list[float]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fjx.speculation.allocation import Floats, allocate
@@ -66,7 +66,6 @@ def best_rate(
     )
 
 
-@settings(deadline=None)
 @given(survivals(), st.integers(0, 9), costs(), st.integers(1, 12), st.floats(0, 5))
 def test_no_choice_is_better_under_any_cost(
     drafts: list[tuple[float, ...]], most: int, verify: Floats, rows: int, tokens: float
@@ -77,7 +76,6 @@ def test_no_choice_is_better_under_any_cost(
     assert found == pytest.approx(best_rate(drafts, most, verify, None, rows, tokens))
 
 
-@settings(deadline=None)
 @given(
     survivals(),
     st.integers(0, 9),
@@ -100,7 +98,6 @@ def test_no_choice_is_better_with_drafting(
     assert found == pytest.approx(best_rate(drafts, most, verify, draft, 3, 3, parts))
 
 
-@settings(deadline=None)
 @given(survivals(), st.integers(0, 9), costs(), costs(rows=4))
 def test_drafting_of_any_cost_is_never_worse_than_none(
     drafts: list[tuple[float, ...]], most: int, verify: Floats, draft: Floats

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fjx.speculation.cost import CostModel
@@ -153,7 +153,6 @@ def test_steps_of_one_context_blow_nothing_up() -> None:
     assert model.seconds(8, 10_000) < 0.012
 
 
-@settings(deadline=None)
 @given(observations, st.booleans(), st.integers(0, 100_000))
 def test_more_rows_never_cost_less(
     steps: list[tuple[int, int, float]], padded: bool, context: int

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fjx.speculation.acceptance import AcceptanceModel
@@ -75,7 +75,6 @@ def rounds(draw: st.DrawFn) -> tuple[RoundView, list[list[float]]]:
     return view, confidences
 
 
-@settings(deadline=None)
 @given(rounds(), st.sampled_from(NAMES))
 def test_no_policy_oversteps_its_limits(
     case: tuple[RoundView, list[list[float]]], name: str
@@ -92,7 +91,6 @@ def test_no_policy_oversteps_its_limits(
     assert sum(verified) <= view.most_rows
 
 
-@settings(deadline=None)
 @given(rounds(), st.sampled_from(NAMES))
 def test_policies_are_pure(case: tuple[RoundView, list[list[float]]], name: str) -> None:
     view, confidences = case

@@ -56,7 +56,7 @@ drafts = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(survivals=drafts, seed=st.integers(0, 999), begun=st.floats(0.0, 3.0))
 def test_what_goes_on_is_the_best_of_all_choices(
     survivals: list[list[float]], seed: int, begun: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fjx.speculation.ngram import SuffixIndex
@@ -81,7 +81,6 @@ def test_large_token_ids_do_not_collide() -> None:
     assert follows([300_000, 1, 2, 70_000, 9, 300_000, 1], 2) == [2, 70_000]
 
 
-@settings(deadline=None)
 @given(texts, st.data())
 def test_it_does_not_matter_in_which_portions_the_text_grows(
     tokens: list[int], data: st.DataObject
@@ -94,7 +93,6 @@ def test_it_does_not_matter_in_which_portions_the_text_grows(
     assert grown.propose(5) == index_of(tokens).propose(5)
 
 
-@settings(deadline=None)
 @given(texts)
 def test_a_proposal_is_what_stood_behind_an_earlier_match(tokens: list[int]) -> None:
     proposed, confidences = index_of(tokens).propose(4)
