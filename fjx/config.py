@@ -86,6 +86,9 @@ class EngineConfig:
     cluster: str | None = None
     """Address of a Ray cluster whose nodes hold the stages, host:port, or auto: the one that runs
     on this machine; by default all stages are in this process. See docs/cluster.md."""
+    cluster_file: str | None = None
+    """What is known of the cluster's nodes: racks, links, free memory, speeds, see
+    docs/mesh-files.md; the nodes have Ray's names. By default all links are alike."""
     cluster_patience: float = 5.0
     """Seconds without a sign of life after which a cluster's worker counts as lost."""
     idle_timeout: float | None = None
@@ -179,6 +182,10 @@ class EngineConfig:
         check(
             self.cluster_patience > 0,
             f"cluster_patience must be positive, got {self.cluster_patience}",
+        )
+        check(
+            self.cluster_file is None or self.cluster is not None,
+            "cluster_file is for a cluster; name one with cluster",
         )
         check(
             self.idle_timeout is None or self.cluster is not None,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from fjx.sharding.assign import assign_devices
+from fjx.sharding.assign import assign_devices, places_of
 from fjx.sharding.errors import MemoryFitError, MeshError, counted, error_at, listed
 from fjx.sharding.figures import Place, Workload, check_memory
+from fjx.sharding.fleet import Fleet
 from fjx.sharding.graph import GranuleGraph
 from fjx.sharding.mesh_file import MeshFile, StageSpec
+from fjx.sharding.needs import PlanNeed, need_of
 from fjx.sharding.partition import partition
-from fjx.sharding.plan import Deployment, Plan, Stage, check_degree
-from fjx.sharding.topology import Topology
+from fjx.sharding.placement import place
+from fjx.sharding.plan import Deployment, Device, Plan, Stage, check_degree
+from fjx.sharding.topology import DeviceState, HostCopy, Topology
 
 
 def plan_mesh(
@@ -22,6 +26,7 @@ def plan_mesh(
     *,
     current: Deployment | None = None,
     tolerance: float = 0.0,
+    fragments: bool = False,
 ) -> Deployment:
     """The deployment that a mesh file describes, on this machine and for this model.
 
@@ -32,6 +37,8 @@ def plan_mesh(
         workload: What the plan must be good for.
         current: What serves now; see `partition`.
         tolerance: As in `partition`.
+        fragments: Whether stages whose devices the file leaves open get those that `place` finds,
+            by links and by what is free; by default the next ones.
 
     Raises:
         MemoryFitError: the model does not fit.
@@ -45,10 +52,8 @@ def plan_mesh(
             raise error_at(mesh.label, stage.line, str(error)) from None
     cuts = _explicit_cuts(mesh, graph)
     plans = []
-    for index, places in enumerate(assign_devices(mesh, topology)):
-        serving = None
-        if current is not None and index < len(current.replicas):
-            serving = current.replicas[index]
+    for index, places in enumerate(_places(mesh, topology, graph, workload, current, fragments)):
+        serving = _replica(current, index)
         try:
             if cuts is None:
                 plan = partition(
@@ -87,10 +92,12 @@ def even_mesh(stages: int, *, tensor: int = 1, replicas: int = 1) -> MeshFile:
     )
 
 
-def plan_auto(topology: Topology, graph: GranuleGraph, workload: Workload) -> Deployment:
+def plan_auto(
+    topology: Topology, graph: GranuleGraph, workload: Workload, *, fragments: bool = False
+) -> Deployment:
     """The plan with the fewest stages of one device each whose memory holds the model.
 
-    Few stages mean few hops, and devices left for later.
+    Few stages mean few hops, and devices left for later. ``fragments``: see `plan_mesh`.
 
     Raises:
         MemoryFitError: the model does not fit on all devices of the machine's first platform.
@@ -98,10 +105,93 @@ def plan_auto(topology: Topology, graph: GranuleGraph, workload: Workload) -> De
     most = min(len(topology.select(None, None)), len(graph.granules))
     for stages in range(1, most):
         try:
-            return plan_mesh(even_mesh(stages), topology, graph, workload)
+            return plan_mesh(even_mesh(stages), topology, graph, workload, fragments=fragments)
         except MemoryFitError:
             continue
-    return plan_mesh(even_mesh(most), topology, graph, workload)
+    return plan_mesh(even_mesh(most), topology, graph, workload, fragments=fragments)
+
+
+def need_of_mesh(mesh: MeshFile, graph: GranuleGraph, workload: Workload) -> PlanNeed:
+    """What the stages of one of a mesh's replicas need, cut for devices alike, wherever they are.
+
+    Raises:
+        MeshError: the mesh does not suit the model; the message names file and line.
+    """
+    anywhere = replace(
+        mesh,
+        replicas=1,
+        stages=tuple(replace(s, indices=None, host=None, platform=None) for s in mesh.stages),
+    )
+    number = sum(stage.tensor for stage in mesh.stages)
+    machine = Topology(tuple(DeviceState(Device("any", "any", i)) for i in range(number)))
+    return need_of(graph, plan_mesh(anywhere, machine, graph, workload).replicas[0], workload)
+
+
+def _places(
+    mesh: MeshFile,
+    topology: Topology,
+    graph: GranuleGraph,
+    workload: Workload,
+    current: Deployment | None,
+    fragments: bool,
+) -> Sequence[tuple[Place, ...]]:
+    """The places of every replica's stages."""
+    if not (fragments and _is_open(mesh)):
+        return assign_devices(mesh, topology)
+    try:
+        return _fragments(mesh, topology, graph, workload, current)
+    except MemoryFitError as error:
+        raise MemoryFitError(f"{mesh.label}: {error}") from None
+
+
+def _is_open(mesh: MeshFile) -> bool:
+    """Whether it leaves the devices of all stages open."""
+    return not mesh.shared_devices and all(
+        stage.indices is None
+        and stage.host is None
+        and stage.link is None
+        and stage.platform == mesh.stages[0].platform
+        for stage in mesh.stages
+    )
+
+
+def _fragments(
+    mesh: MeshFile,
+    topology: Topology,
+    graph: GranuleGraph,
+    workload: Workload,
+    current: Deployment | None,
+) -> Sequence[tuple[Place, ...]]:
+    """The places of every replica's stages, each replica on devices that those before it left."""
+    need, platform = need_of_mesh(mesh, graph, workload), mesh.stages[0].platform
+    if len(topology.select(platform, None)) < need.devices * mesh.replicas:
+        return assign_devices(mesh, topology)  # its errors say what is missing
+    replicas: list[tuple[Place, ...]] = []
+    for index in range(mesh.replicas):
+        taken = {device for places in replicas for at in places for device in at.mesh.devices}
+        left = replace(
+            topology,
+            devices=tuple(state for state in topology.devices if state.device not in taken),
+            copies=topology.copies + _held(graph.model, _replica(current, index)),
+        )
+        placement = place(Fleet.of(left, platform=platform), [need])
+        replicas.append(places_of(placement.plan, topology))
+    return replicas
+
+
+def _held(model: str, serving: Plan | None) -> tuple[HostCopy, ...]:
+    """What the hosts of a plan need not load again."""
+    return tuple(
+        HostCopy(host=device.host, model=model, granules=frozenset(stage.granules))
+        for stage in (() if serving is None else serving.stages)
+        for device in stage.mesh.devices
+    )
+
+
+def _replica(deployment: Deployment | None, index: int) -> Plan | None:
+    if deployment is None or index >= len(deployment.replicas):
+        return None
+    return deployment.replicas[index]
 
 
 def _explicit_cuts(mesh: MeshFile, graph: GranuleGraph) -> tuple[range, ...] | None:

@@ -4,13 +4,18 @@ that its nodes hold in host memory."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from fjx.sharding.errors import MeshError, listed
 from fjx.sharding.plan import Device, Mesh
 
 UNKNOWN_MEMORY = 1 << 62
 """Free bytes of a device that does not say: never the reason to refuse a plan."""
+
+
+_MOST_NAMED = 8
+"""Devices that a message names."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,30 @@ class Topology:
             if state.device.platform == platform and host in (None, state.device.host)
         )
 
+    def known_by(self, cluster: Topology) -> Topology:
+        """These devices, with what a cluster file says of them and of the links between.
+
+        Of a host that the file names only the devices that it lists are left; of other hosts all,
+        as they are.
+
+        Raises:
+            MeshError: none is left.
+        """
+        said = {state.device: state for state in cluster.devices}
+        named = {device.host for device in said}
+        states = [
+            state if state.device.host not in named else _known(state, said.get(state.device))
+            for state in self.devices
+        ]
+        kept = tuple(state for state in states if state is not None)
+        if not kept:
+            raise MeshError(
+                f"no device of the cluster is in the cluster file: there are "
+                f"{_named(self)}, and the file lists {_named(cluster)}; a node has the name and "
+                "the platform that the cluster gives it"
+            )
+        return replace(cluster, devices=kept)
+
     def link(self, source: Mesh, target: Mesh) -> Link:
         """The slowest link between a device of one mesh and a device of another; instant where
         the devices are the same."""
@@ -111,6 +140,17 @@ class Topology:
         if self.within_rack is not None and first in racks and racks[first] == racks.get(second):
             link = self.within_rack
         return dict(self.pairs).get(frozenset({first, second}), link)
+
+
+def _named(topology: Topology) -> str:
+    devices = [str(state.device) for state in topology.devices]
+    return listed(devices if len(devices) <= _MOST_NAMED else [*devices[:_MOST_NAMED], "others"])
+
+
+def _known(state: DeviceState, said: DeviceState | None) -> DeviceState | None:
+    if said is None:
+        return None
+    return replace(said, free_bytes=min(state.free_bytes, said.free_bytes))
 
 
 class LiveDevice(Protocol):

@@ -11,16 +11,14 @@ from fjx.cli.planning import default_kv_tokens, read_costs, read_machine
 from fjx.sharding.draw_placement import placement_svg
 from fjx.sharding.figures import Workload
 from fjx.sharding.fleet import Fleet
-from fjx.sharding.graph import GranuleGraph
-from fjx.sharding.mesh_file import MeshFile, load_mesh
-from fjx.sharding.needs import PlanNeed, granularities, need_of
+from fjx.sharding.mesh_file import load_mesh
+from fjx.sharding.needs import PlanNeed, granularities
 from fjx.sharding.placement import Placement, place, place_all
 from fjx.sharding.placement_scorers import FlexPipeScorer, FragmentScorer, Scorer, demands_of
 from fjx.sharding.placement_table import placement_table
-from fjx.sharding.plan import Deployment, Device
+from fjx.sharding.plan import Deployment
 from fjx.sharding.plan_json import deployment_to_json
-from fjx.sharding.planner import plan_mesh
-from fjx.sharding.topology import DeviceState, Topology
+from fjx.sharding.planner import need_of_mesh
 
 
 class Placing:
@@ -41,7 +39,7 @@ class Placing:
             counts = arguments.stages or _doublings(len(graph.granules))
             plans = granularities(graph, counts, workload, tensor=arguments.tensor or 1)
         else:
-            plans = (_need_of_mesh(mesh, graph, workload),)
+            plans = (need_of_mesh(mesh, graph, workload),)
         self._fleet = Fleet.of(topology)
         self._demands = demands_of(plans)
         scorer: Scorer = FragmentScorer(self._demands)
@@ -81,15 +79,3 @@ class Placing:
 def _doublings(granules: int) -> list[int]:
     """1, 2, 4 and so on."""
     return [1 << power for power in range(granules.bit_length()) if 1 << power <= granules]
-
-
-def _need_of_mesh(mesh: MeshFile, graph: GranuleGraph, workload: Workload) -> PlanNeed:
-    """What a mesh's stages need, on devices alike."""
-    anywhere = replace(
-        mesh,
-        replicas=1,
-        stages=tuple(replace(s, indices=None, host=None, platform=None) for s in mesh.stages),
-    )
-    number = sum(stage.tensor for stage in mesh.stages)
-    machine = Topology(tuple(DeviceState(Device("any", "any", i)) for i in range(number)))
-    return need_of(graph, plan_mesh(anywhere, machine, graph, workload).replicas[0], workload)

@@ -55,7 +55,7 @@ ENGINE = Section(
             "itl_objective",
             "decision_log",
         ),
-        "cluster": ("cluster", "cluster_patience", "idle_timeout"),
+        "cluster": ("cluster", "cluster_file", "cluster_patience", "idle_timeout"),
         "batching": (
             "max_num_seqs",
             "max_num_batched_tokens",

@@ -13,7 +13,7 @@ from typing import Any
 from fjx.cluster.actor import START_SECONDS, Call, Member, results
 from fjx.cluster.cuts import Cuts
 from fjx.cluster.executor import ClusterExecutor, Driver, run_orders
-from fjx.cluster.nodes import Node, live_nodes
+from fjx.cluster.nodes import Node, live_nodes, topology_of
 from fjx.cluster.orders import PieceOffer, Remote, RunOrder, Setup
 from fjx.cluster.watch import Watch
 from fjx.cluster.wire import Wire
@@ -23,6 +23,7 @@ from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.programs import Programs
 from fjx.sharding.errors import listed
 from fjx.sharding.plan import Deployment, Mesh, Plan
+from fjx.sharding.topology import Topology
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,13 @@ class Cluster:
     """
 
     def __init__(
-        self, setup: Setup, programs: Programs, address: str, patience: Patience, cpu_devices: int
+        self,
+        setup: Setup,
+        programs: Programs,
+        address: str,
+        patience: Patience,
+        cpu_devices: int,
+        known: Topology | None = None,
     ) -> None:
         """
         Args:
@@ -61,8 +68,9 @@ class Cluster:
             address: the driver's network address, for transfers.
             patience: limits of all waits.
             cpu_devices: of a node without GPUs.
+            known: what a cluster file says of the nodes.
         """
-        self._setup, self._cpu_devices = setup, cpu_devices
+        self._setup, self._cpu_devices, self._known = setup, cpu_devices, known
         self.patience = patience
         self.members: dict[str, Member] = {}
         """By the name of their node."""
@@ -83,6 +91,15 @@ class Cluster:
         """Where workers can run now: the driver and the other nodes reach it."""
         avoided = self._cuts.avoided
         return tuple(node for node in live_nodes(self._cpu_devices) if node.host not in avoided)
+
+    def topology(self) -> Topology:
+        """The devices of these nodes, and what is known of them.
+
+        Raises:
+            UserError: there is no node, or none of its devices may be used.
+        """
+        found = topology_of(self.nodes())
+        return found if self._known is None else found.known_by(self._known)
 
     def start(self, deployment: Deployment) -> list[ClusterExecutor]:
         """An executor for each replica, ready to run steps.

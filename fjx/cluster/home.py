@@ -12,7 +12,6 @@ from dataclasses import replace
 from fjx.cluster.change import ClusterChange
 from fjx.cluster.cluster import Cluster
 from fjx.cluster.executor import ClusterExecutor
-from fjx.cluster.nodes import topology_of
 from fjx.cluster.tries import Tries
 from fjx.errors import MeshError, RegranularizationBusyError, StageLostError
 from fjx.pipeline.executor import Pipeline
@@ -57,7 +56,7 @@ class ClusterHome:
 
     def refresh(self, planner: Planner) -> Planner:
         """See `Home`: nodes come and go."""
-        return replace(planner, topology=topology_of(self.cluster.nodes()))
+        return replace(planner, topology=self.cluster.topology())
 
     def mend(
         self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
@@ -217,7 +216,7 @@ class _Mending:
             if executor.lost:
                 cluster.check(executor)
         cluster.end_lost()
-        planner = replace(self._planner, topology=topology_of(cluster.nodes()))
+        planner = replace(self._planner, topology=cluster.topology())
         plans = self._plans(planner)
         serving = list(self._executors)
         for index, (executor, plan) in enumerate(zip(self._executors, plans, strict=True)):

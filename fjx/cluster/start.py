@@ -11,7 +11,7 @@ import ray
 from fjx.cluster.cluster import Cluster, Patience
 from fjx.cluster.executor import ClusterExecutor
 from fjx.cluster.home import ClusterHome
-from fjx.cluster.nodes import connect, live_nodes, topology_of
+from fjx.cluster.nodes import connect
 from fjx.cluster.orders import Setup
 from fjx.models.granules import Model
 from fjx.pipeline.plan_target import Planner, PlanTarget
@@ -36,6 +36,7 @@ def start_cluster(
     patience: Patience | None = None,
     idle_seconds: float | None = None,
     cpu_devices: int = 1,
+    known: Topology | None = None,
 ) -> Started:
     """Start the workers of a plan and load its stages.
 
@@ -47,6 +48,7 @@ def start_cluster(
         patience: limits of waits.
         idle_seconds: without a request after which all workers end; None: they stay.
         cpu_devices: of a node without GPUs.
+        known: what a cluster file says of the nodes.
 
     Raises:
         UserError: there is no such Ray cluster, or the plan does not suit it.
@@ -54,14 +56,13 @@ def start_cluster(
     """
     patience = patience or Patience()
     connect(address)
-    planner = planner_for(topology_of(live_nodes(cpu_devices)))
-    deployment = planner.plan(target)
     model = Model(setup.config, setup.granule_layers)
     programs = Programs(model, setup.limits, jnp.dtype(setup.dtype))
     here = ray.util.get_node_ip_address()
-    cluster = Cluster(setup, programs, here, patience, cpu_devices)
+    cluster = Cluster(setup, programs, here, patience, cpu_devices, known)
     try:
-        executors = cluster.start(deployment)
+        planner = planner_for(cluster.topology())
+        executors = cluster.start(planner.plan(target))
     except BaseException:
         cluster.close()
         raise

@@ -153,7 +153,10 @@ def start_autopilot(config: EngineConfig, planner: Planner, now: float) -> Autop
     if not config.plan_ladder:
         return None
     meshes = dict.fromkeys((config.mesh, *config.plan_ladder))
-    deployments = {mesh: planner.plan(mesh) for mesh in meshes}
+    deployments: dict[str, Deployment] = {}
+    for mesh in meshes:  # each keeps what it can of the devices of the one before
+        before = next(reversed(deployments.values()), None)
+        deployments[mesh] = planner.plan(mesh, before)
     ladder = ladder_from_graph(planner.graph, deployments, planner.workload, planner.topology)
     scorer: Scorer = FlexPipeScorer()
     if config.granularity_scorer == "service":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from fjx.models.loading.source import cache_root
 from fjx.models.tokenizer import Tokenizer
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.plan_target import Planner
+from fjx.sharding.cluster_file import read_cluster
 from fjx.sharding.topology import Topology
 
 _LOOKUP = ("auto", "ngram")
@@ -45,6 +47,7 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
             f"--cluster needs Ray, which is not installed ({error}); pip install 'fjx[cluster]'"
         ) from error
     _check(config)
+    known = None if config.cluster_file is None else read_cluster(Path(config.cluster_file))
     # This process schedules; a device that it held would be missing to a worker of its node.
     update: Callable[[str, Any], None] = jax.config.update
     update("jax_platforms", "cpu")
@@ -56,7 +59,8 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
     programs = make_programs(config, model_config)
 
     def planner_for(topology: Topology) -> Planner:
-        return replace(make_planner(config, programs), topology=topology)
+        planner = make_planner(config, programs)
+        return replace(planner, topology=topology, fragments=known is not None)
 
     setup = Setup(
         config=model_config,
@@ -69,7 +73,15 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
     )
     drafter = _drafter(asked, programs.limits, tokenizer, progress)
     patience = Patience(beat=config.cluster_patience)
-    started = start_cluster(setup, config.mesh, planner_for, address, patience, config.idle_timeout)
+    started = start_cluster(
+        setup,
+        config.mesh,
+        planner_for,
+        address,
+        patience,
+        config.idle_timeout,
+        known=known,
+    )
     config = replace(config, max_model_len=programs.limits.max_model_len)
     speculator: Speculator | None = None
     if drafter is not None:

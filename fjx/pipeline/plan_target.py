@@ -36,6 +36,8 @@ class Planner:
     graph: GranuleGraph
     topology: Topology
     workload: Workload
+    fragments: bool = False
+    """Whether stages get the devices that placement finds, see `plan_mesh`."""
 
     def plan(self, target: PlanTarget, current: Deployment | None = None) -> Deployment:
         """The deployment that ``target`` means; of equally fast ones, the one that moves the fewest
@@ -51,7 +53,7 @@ class Planner:
         if isinstance(target, Deployment):
             return self._checked(target)
         if target == "auto":
-            return plan_auto(self.topology, self.graph, self.workload)
+            return plan_auto(self.topology, self.graph, self.workload, fragments=self.fragments)
         if isinstance(target, bool):
             raise MeshError(f"stages must be a whole number, got {target}")
         if isinstance(target, int):
@@ -59,7 +61,14 @@ class Planner:
             replicas = len(current.replicas) if current is not None else 1
             target = even_mesh(target, tensor=tensor, replicas=replicas)
         mesh = load_mesh(target) if isinstance(target, str) else target
-        return plan_mesh(mesh, self.topology, self.graph, self.workload, current=current)
+        return plan_mesh(
+            mesh,
+            self.topology,
+            self.graph,
+            self.workload,
+            current=current,
+            fragments=self.fragments,
+        )
 
     def _checked(self, deployment: Deployment) -> Deployment:
         for plan in deployment.replicas:

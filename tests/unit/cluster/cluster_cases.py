@@ -11,9 +11,9 @@ from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
-from fjx.pipeline.plan_target import Planner
+from fjx.pipeline.plan_target import Planner, PlanTarget
 from fjx.sharding.figures import Workload
-from fjx.sharding.plan import Deployment, Device, Mesh, Plan, Stage
+from fjx.sharding.plan import Device, Mesh, Plan, Stage
 from fjx.sharding.topology import Topology
 from tests.unit.engine.plan_cases import deep_engine
 from tests.unit.engine.tiny import HF_CONFIG, LetterTokenizer
@@ -50,12 +50,13 @@ def placed(*stages: tuple[int, str, tuple[int, ...]], microbatches: int = 1) -> 
 
 
 def cluster_engine(
-    plan: Plan | Deployment,
+    plan: PlanTarget,
     cache_dir: Path,
     patience: Patience | None = None,
     idle_seconds: float | None = None,
     cpu_devices: int = 1,
     max_draft_rows: int = 0,
+    known: Topology | None = None,
 ) -> tuple[Engine, Started]:
     """The model of `deep_engine` on a cluster."""
     limits = deep_engine(max_draft_rows=max_draft_rows).executor.limits
@@ -72,7 +73,7 @@ def cluster_engine(
     def planner_for(topology: Topology) -> Planner:
         graph = model_graph(config, jnp.dtype("float32"), 1, limits.row_buckets)
         workload = Workload(rows=limits.max_num_seqs, kv_tokens=16 * limits.num_pages)
-        return Planner(graph, topology, workload)
+        return Planner(graph, topology, workload, fragments=known is not None)
 
     started = start_cluster(
         setup,
@@ -81,6 +82,7 @@ def cluster_engine(
         patience=patience,
         idle_seconds=idle_seconds,
         cpu_devices=cpu_devices,
+        known=known,
     )
     engine_config = EngineConfig(
         max_num_seqs=limits.max_num_seqs,

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
 from fjx.cluster.local_workers import pid_of
+from fjx.sharding.cluster_file import parse_cluster
 from fjx.sharding.plan import Deployment
 from tests.unit.cluster.cluster_cases import cluster_engine, placed
 from tests.unit.engine.plan_cases import MIXED, Served, expected, is_near_tie, serve_through
@@ -27,6 +28,26 @@ REPLICAS = Deployment(
         placed((8, "n2", (1,))),
     )
 )
+RACKS = """
+[[node]]
+name = "n0"
+platform = "cpu"
+devices = 1
+rack = "one"
+[[node]]
+name = "n1"
+platform = "cpu"
+devices = 1
+rack = "two"
+[[node]]
+name = "n2"
+platform = "cpu"
+devices = 1
+rack = "two"
+[links]
+within_rack = { bandwidth = 10e9, latency = 1e-5 }
+between = { bandwidth = 1e9, latency = 1e-3 }
+"""
 TENSOR = placed((4, "n0", (0, 1)), (4, "n2", (0,)))
 OTHER_WAY = placed((2, "n2", (1,)), (6, "n1", (1, 0)))
 
@@ -58,6 +79,26 @@ def test_stages_split_over_the_devices_of_a_node(nodes: Any, cache: Path) -> Non
         for ask, answer in zip(asks, answers, strict=True):
             if answer.tokens != expected(ask).tokens:
                 assert is_near_tie(ask, answer.tokens)
+        engine.check_idle()
+    finally:
+        engine.plans.close("the test ends")
+
+
+def test_stages_go_to_nodes_that_a_cluster_file_says_are_near(nodes: Any, cache: Path) -> None:
+    engine, _ = cluster_engine(2, cache, known=parse_cluster(RACKS))
+
+    def serving() -> set[str]:
+        return {device.host for device in engine.executor.plan.devices}
+
+    try:
+        assert serving() == {"n1", "n2"}
+        answers, _ = serve_through(engine, MIXED, [1])
+        assert answers == [expected(ask) for ask in MIXED]
+        assert len(serving()) == 1
+        assert serving() < {"n1", "n2"}
+        answers, _ = serve_through(engine, MIXED, [2])
+        assert answers == [expected(ask) for ask in MIXED]
+        assert serving() == {"n1", "n2"}
         engine.check_idle()
     finally:
         engine.plans.close("the test ends")

@@ -36,9 +36,17 @@ def test_without_ray_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
         start_engine(EngineConfig(cluster="auto"))
 
 
-def test_an_idle_timeout_without_a_cluster_is_a_mistake() -> None:
-    with pytest.raises(UserError, match="idle_timeout is for a cluster"):
-        EngineConfig(idle_timeout=60.0)
+@pytest.mark.parametrize("options", [{"idle_timeout": 60.0}, {"cluster_file": "cluster.toml"}])
+def test_what_is_for_a_cluster_is_a_mistake_without_one(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(UserError, match=f"{name} is for a cluster; name one with cluster"):
+        EngineConfig(**options)
+
+
+def test_a_cluster_file_that_cannot_be_read_is_named() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
+    with pytest.raises(UserError, match=r"cannot read cluster file .*nowhere.toml"):
+        start_engine(EngineConfig(cluster="auto", cluster_file="nowhere.toml"))
 
 
 def test_one_process_does_not_import_ray() -> None:

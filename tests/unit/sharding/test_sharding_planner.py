@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fjx.sharding.assign import assign_devices, places_of
 from fjx.sharding.errors import MemoryFitError, MeshError
 from fjx.sharding.figures import Workload
 from fjx.sharding.mesh_file import READY_MADE, MeshFile, load_mesh, parse_mesh
-from fjx.sharding.plan import Deployment, Device
+from fjx.sharding.plan import Deployment, Device, Plan
 from fjx.sharding.planner import even_mesh, plan_auto, plan_mesh
-from fjx.sharding.topology import DeviceState, Link, Topology
+from fjx.sharding.topology import DeviceState, HostCopy, Link, Topology
 from tests.unit.sharding.toy import GRAPH
 
 WORKLOAD = Workload(rows=8, kv_tokens=64)
@@ -170,3 +172,63 @@ def test_a_mesh_of_no_stages_is_refused() -> None:
     with pytest.raises(MeshError, match="stages must be at least 1, got 0"):
         even_mesh(0)
     assert isinstance(even_mesh(2, tensor=2), MeshFile)
+
+
+def racks(**free: int) -> Topology:
+    """Four hosts with a device each, two to a rack, and a slow link between the racks."""
+    states = [DeviceState(Device(host, "gpu", 0), free.get(host, 1 << 30)) for host in "abcd"]
+    return Topology(
+        tuple(states),
+        between=Link(1e6, 1e-3),
+        within_rack=Link(1e9),
+        racks=(("a", "r1"), ("b", "r2"), ("c", "r2"), ("d", "r1")),
+    )
+
+
+def hosts(deployment: Deployment) -> list[list[str]]:
+    return [[device.host for device in plan.devices] for plan in deployment.replicas]
+
+
+def fragments(
+    stages: int, topology: Topology, current: Deployment | None = None, replicas: int = 1
+) -> Deployment:
+    mesh = even_mesh(stages, replicas=replicas)
+    return plan_mesh(mesh, topology, GRAPH, WORKLOAD, current=current, fragments=True)
+
+
+def test_stages_get_fragments_that_are_near_each_other_and_have_room() -> None:
+    assert hosts(plan_mesh(even_mesh(2), racks(), GRAPH, WORKLOAD)) == [["a", "b"]]
+    assert sorted(hosts(fragments(2, racks(a=1000)))[0]) == ["b", "c"]
+    assert sorted(hosts(fragments(2, racks(c=1000)))[0]) == ["a", "d"]
+    assert hosts(plan_auto(racks(a=1000, b=1000, d=1000), GRAPH, WORKLOAD, fragments=True)) == [
+        ["c"]
+    ]
+
+
+def test_replicas_get_devices_of_their_own() -> None:
+    pairs = [sorted(pair) for pair in hosts(fragments(2, racks(), replicas=2))]
+    assert sorted(pairs) == [["a", "d"], ["b", "c"]]
+    with pytest.raises(MeshError, match="stage 1 of replica 3 needs 1 device of platform gpu"):
+        fragments(2, racks(), replicas=3)
+
+
+@pytest.mark.parametrize("serving", ["a", "b", "c", "d"])
+def test_of_equal_fragments_those_that_hold_the_granules_stay(serving: str) -> None:
+    (stage,) = fragments(1, racks()).replicas[0].stages
+    mesh = replace(stage.mesh, devices=(Device(serving, "gpu", 0),))
+    current = Deployment((Plan((replace(stage, mesh=mesh),)),))
+    assert serving in hosts(fragments(2, racks(), current))[0]
+    copy = HostCopy(host=serving, model=GRAPH.model)
+    assert serving in hosts(fragments(1, replace(racks(), copies=(copy,))))[0]
+
+
+def test_devices_that_a_mesh_names_are_taken_as_they_are() -> None:
+    text = '[[stage]]\nhost = "a"\n[[stage]]\nhost = "b"\n'
+    mesh = parse_mesh(text, "mesh file x.toml")
+    named = plan_mesh(mesh, racks(), GRAPH, WORKLOAD, fragments=True)
+    assert hosts(named) == [["a", "b"]]
+
+
+def test_a_model_that_fits_on_no_fragments_is_refused_with_what_is_free() -> None:
+    with pytest.raises(MemoryFitError, match="a mesh of 2 stages: toy does not fit on 4 devices"):
+        fragments(2, racks(a=1000, b=1000, c=1000))

@@ -11,7 +11,14 @@ import pytest
 from fjx.sharding.cluster_file import parse_cluster
 from fjx.sharding.errors import MeshError
 from fjx.sharding.plan import Device, Mesh
-from fjx.sharding.topology import UNKNOWN_MEMORY, HostCopy, Link, live_topology
+from fjx.sharding.topology import (
+    UNKNOWN_MEMORY,
+    DeviceState,
+    HostCopy,
+    Link,
+    Topology,
+    live_topology,
+)
 
 CLUSTER = """\
 [[node]]
@@ -216,3 +223,22 @@ def test_an_error_in_a_cluster_file_names_the_line(change: tuple[str, str], mess
     assert change[0] in CLUSTER
     with pytest.raises(MeshError, match=f"^cluster file x.toml, {message}"):
         parse_cluster(CLUSTER.replace(*change, 1), "cluster file x.toml")
+
+
+def test_a_cluster_file_says_more_of_the_devices_that_there_are() -> None:
+    there = [("a", 0, 50 << 30), ("a", 1, 90 << 30), ("a", 2, 90 << 30), ("x", 0, 1000)]
+    live = Topology(tuple(DeviceState(Device(h, "gpu", i), free) for h, i, free in there))
+    file = parse_cluster(CLUSTER)
+    known = live.known_by(file)
+    assert [(s.device.host, s.device.index, s.free_bytes, s.speed) for s in known.devices] == [
+        ("a", 0, 50 << 30, 2.0),
+        ("a", 1, 70 << 30, 2.0),  # what others have taken of it is not the cluster's to say
+        ("x", 0, 1000, 1.0),
+    ]
+    assert (known.within, known.between, known.pairs) == (file.within, file.between, file.pairs)
+
+
+def test_a_cluster_file_of_other_devices_is_refused_with_both_names() -> None:
+    live = Topology((DeviceState(Device("b", "gpu", 0)),))
+    with pytest.raises(MeshError, match=r"there are b/gpu:0, and the file lists .*b/cpu:0"):
+        live.known_by(parse_cluster(CLUSTER))
