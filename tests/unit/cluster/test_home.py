@@ -36,7 +36,7 @@ class Broken:
     def end_lost(self) -> None:
         pass
 
-    def nodes(self) -> Any:
+    def topology(self) -> Any:
         self.attempts.append(time.monotonic())
         raise StageLostError("stage 1 on node n1 is gone")
 
