@@ -154,9 +154,9 @@ def start_autopilot(config: EngineConfig, planner: Planner, now: float) -> Autop
         return None
     meshes = dict.fromkeys((config.mesh, *config.plan_ladder))
     deployments: dict[str, Deployment] = {}
+    before: Deployment | None = None
     for mesh in meshes:  # each keeps what it can of the devices of the one before
-        before = next(reversed(deployments.values()), None)
-        deployments[mesh] = planner.plan(mesh, before)
+        before = deployments[mesh] = planner.plan(mesh, before)
     ladder = ladder_from_graph(planner.graph, deployments, planner.workload, planner.topology)
     scorer: Scorer = FlexPipeScorer()
     if config.granularity_scorer == "service":

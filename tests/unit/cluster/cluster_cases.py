@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,7 +22,9 @@ from tests.unit.engine.tiny import HF_CONFIG, LetterTokenizer
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
+from fjx.cluster import local_networks
 from fjx.cluster.cluster import Patience
+from fjx.cluster.local import add_node, local_nodes
 from fjx.cluster.orders import Setup, Weights
 from fjx.cluster.start import Started, start_cluster
 
@@ -47,6 +51,19 @@ def placed(*stages: tuple[int, str, tuple[int, ...]], microbatches: int = 1) -> 
         made.append(Stage(range(begin, begin + count), mesh))
         begin += count
     return Plan(tuple(made), microbatches, shared_devices=True)
+
+
+@contextmanager
+def separate_networks(number: int) -> Iterator[list[local_networks.Network]]:
+    """Nodes n1, n2 and so on in networks of their own, beside this process's n0."""
+    with (
+        local_networks.networks(number) as nets,
+        local_nodes(["n0"], str(Path.cwd()), local_networks.HERE) as cluster,
+    ):
+        for index, net in enumerate(nets, start=1):
+            with net.inside():
+                add_node(cluster, f"n{index}", net.address)
+        yield nets
 
 
 def cluster_engine(

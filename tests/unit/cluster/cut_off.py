@@ -6,11 +6,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fjx.cluster import local_networks
 from fjx.cluster.cluster import Patience
-from fjx.cluster.local import add_node, local_nodes
 from fjx.cluster.local_workers import is_running, pid_of
-from tests.unit.cluster.cluster_cases import cluster_engine, spread
+from tests.unit.cluster.cluster_cases import cluster_engine, separate_networks, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 
 BEAT = 1.5
@@ -20,14 +18,7 @@ CUT_SECONDS = 30.0
 
 def main() -> None:
     """Cut the node of the middle stage off for good; its worker must end by itself."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        local_networks.networks(2) as nets,
-        local_nodes(["n0"], str(Path.cwd()), local_networks.HERE) as cluster,
-    ):
-        for number, net in enumerate(nets, start=1):
-            with net.inside():
-                add_node(cluster, f"n{number}", net.address)
+    with tempfile.TemporaryDirectory() as folder, separate_networks(2) as nets:
         engine, started = cluster_engine(spread(3, 3, 2), Path(folder), Patience(beat=BEAT))
         try:
             served = Served(engine, MIXED)

@@ -7,10 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from fjx.cluster import local_networks
 from fjx.cluster.cluster import Patience
-from fjx.cluster.local import add_node, local_nodes
-from tests.unit.cluster.cluster_cases import cluster_engine, spread
+from tests.unit.cluster.cluster_cases import cluster_engine, separate_networks, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 
 BEAT = 2.0
@@ -18,14 +16,7 @@ BEAT = 2.0
 
 def main() -> None:
     """Cut the second stage off from the third, of a plan of three, where a node is to spare."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        local_networks.networks(3) as nets,
-        local_nodes(["n0"], str(Path.cwd()), local_networks.HERE) as cluster,
-    ):
-        for number, net in enumerate(nets, start=1):
-            with net.inside():
-                add_node(cluster, f"n{number}", net.address)
+    with tempfile.TemporaryDirectory() as folder, separate_networks(3) as nets:
         plan = spread(3, 3, 2, nodes=("n1", "n2", "n3"))
         engine, started = cluster_engine(plan, Path(folder), Patience(beat=BEAT))
         home, before = started.home, started.executors[0]

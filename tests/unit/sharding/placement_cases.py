@@ -15,7 +15,7 @@ from fjx.sharding.topology import INSTANT, DeviceState, HostCopy, Link, Topology
 
 GIB = 1 << 30
 
-WITHIN, RACK, BETWEEN = Link(1e9, 1e-3), Link(1e9, 2e-3), Link(1e9, 4e-3)
+LINKS = WITHIN, RACK, BETWEEN = Link(1e9, 1e-3), Link(1e9, 2e-3), Link(1e9, 4e-3)
 
 
 def need(

@@ -22,9 +22,8 @@ from fjx.sharding.placement_scorers import (
 )
 from fjx.sharding.topology import HostCopy, Link, Topology
 from tests.unit.sharding.placement_cases import (
-    BETWEEN,
     GIB,
-    RACK,
+    LINKS,
     WITHIN,
     all_placements,
     cluster,
@@ -32,8 +31,6 @@ from tests.unit.sharding.placement_cases import (
     plans,
     topologies,
 )
-
-LINKS = (WITHIN, RACK, BETWEEN)
 
 
 def hosts(placement: Placement) -> list[str]:

@@ -16,17 +16,13 @@ from fjx.sharding.placement_scorers import FlexPipeScorer, FragmentScorer
 from fjx.sharding.placement_walk import Routes
 from fjx.sharding.topology import Topology
 from tests.unit.sharding.placement_cases import (
-    BETWEEN,
-    RACK,
-    WITHIN,
+    LINKS,
     all_placements,
     cluster,
     need,
     plans,
     topologies,
 )
-
-LINKS = (WITHIN, RACK, BETWEEN)
 
 
 def routes_of(fleet: Fleet, plan: PlanNeed, limit: int = NEVER - 1, *, ours: bool = True) -> Routes:
