@@ -22,6 +22,7 @@ from fjx.outputs import (
     CompletionOutput,
     EngineStats,
     PlanStatus,
+    PositionLogprobs,
     RequestOutput,
     SwitchRecord,
 )
@@ -57,6 +58,7 @@ class AsyncLLM:
         self._stats = EngineStats()
         self._plan_status: PlanStatus | None = None
         self._awaited: dict[int, asyncio.Future[SwitchRecord]] = {}
+        self._working_since: float | None = None
 
     async def start(self) -> None:
         """Load and compile in the engine's thread; return when ready.
@@ -76,6 +78,12 @@ class AsyncLLM:
     def is_ready(self) -> bool:
         """Whether requests are served."""
         return self._engine is not None and self.error is None and not self._stopping
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the engine has been at its present step; 0 while it waits for work."""
+        since = self._working_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -98,10 +106,18 @@ class AsyncLLM:
         params: SamplingParams,
         request_id: str,
         priority: int = 0,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Stream a request; each output holds what is new since the one before.
 
         Closing the iterator, or cancelling the task that reads it, aborts the request.
+
+        Args:
+            prompt: text, or token ids.
+            params: how tokens are chosen.
+            request_id: by which it is known.
+            priority: lower is served first.
+            cache_salt: keys and values are shared among requests of the same one only.
 
         Raises:
             RequestError: the request cannot be served.
@@ -117,19 +133,30 @@ class AsyncLLM:
         queue: _Queue = asyncio.Queue()
 
         def add(engine: Engine) -> None:
-            engine.add(request_id, ids, params, priority=priority, arrival=arrival)
+            engine.add(
+                request_id,
+                ids,
+                params,
+                priority=priority,
+                arrival=arrival,
+                cache_salt=cache_salt or "",
+            )
             self._streams[request_id] = queue
 
         added = self._call(add)
         unfinished = params.n
         try:
             await asyncio.wrap_future(added)
+            scores = _PromptScores(params)
             while unfinished:
                 item = await queue.get()
                 if isinstance(item, Exception):
                     raise item
-                unfinished -= item.finish_reason is not None
-                yield _output_of(item, text, ids, finished=unfinished == 0)
+                for progress in scores.with_scores(item):
+                    unfinished -= progress.finish_reason is not None
+                    output = _output_of(progress, text, ids, finished=unfinished == 0)
+                    output.prompt_logprobs = scores.of_first(progress)
+                    yield output
         finally:
             if unfinished:
                 self._abandon(request_id, queue, added)
@@ -197,14 +224,25 @@ class AsyncLLM:
         )
         return aborted
 
-    async def shutdown(self, drain: float | None = None) -> None:
-        """Admit nothing more, finish running requests for up to ``drain`` seconds, then stop."""
+    async def shutdown(self, drain: float | None = None, patience: float | None = None) -> bool:
+        """Admit nothing more, finish running requests for up to ``drain`` seconds, then stop.
+
+        Args:
+            drain: seconds.
+            patience: how many seconds the step under way may still take; None: any.
+
+        Returns:
+            Whether the engine has stopped; if not, only the end of the process ends it.
+        """
         with self._wake:
             self._stopping = True
             self._deadline = time.monotonic() + (drain or 0.0)
             self._wake.notify()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        if self._thread is None:
+            return True
+        limit = None if patience is None else (drain or 0.0) + patience
+        await asyncio.to_thread(self._thread.join, limit)
+        return not self._thread.is_alive()
 
     def _ready_engine(self) -> Engine:
         if self.error is not None:
@@ -250,13 +288,16 @@ class AsyncLLM:
         started.set_result(None)
         try:
             while self._may_go_on(engine):
+                self._working_since = time.monotonic()
                 self._take_calls(engine)
                 if engine.has_work or engine.plans.active:
                     self._deliver(engine.step())
                 else:
                     engine.look()
                 self._report(engine)
+                self._working_since = None
         except BaseException as error:
+            self._working_since = None
             logger.exception("the engine died")
             self.error = f"the engine died: {error!r}"
         self._end()
@@ -336,6 +377,36 @@ class AsyncLLM:
             self._engine.plans.close("the engine ended")
 
 
+class _PromptScores:
+    """The log-probabilities of a prompt, which its first completion brings, for all of them: what
+    others bring before waits."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._known = params.prompt_logprobs is None
+        self._waiting: list[Progress] = []
+        self._scores: list[PositionLogprobs | None] | None = None
+        self._told: set[int] = set()
+
+    def with_scores(self, progress: Progress) -> list[Progress]:
+        """What can be told now."""
+        if not self._known and progress.request.index > 0:
+            self._waiting.append(progress)
+            return []
+        if self._known:
+            return [progress]
+        self._known = True
+        self._scores = progress.request.prompt_logprobs
+        return [progress, *self._waiting]
+
+    def of_first(self, progress: Progress) -> list[PositionLogprobs | None] | None:
+        """The log-probabilities, if this is the first that is told of a completion."""
+        index = progress.request.index
+        if index in self._told:
+            return None
+        self._told.add(index)
+        return self._scores
+
+
 def _settle(ended: asyncio.Future[SwitchRecord], outcome: SwitchRecord | Exception) -> None:
     if ended.done():
         return  # nobody waits any more
@@ -374,4 +445,5 @@ def _output_of(
         finished=finished,
         num_cached_tokens=request.cached_tokens,
         timing=timing_of(request),
+        error=request.error,
     )

@@ -208,6 +208,9 @@ def extend(output: RequestOutput, progress: Progress) -> None:
     completion.drafted_tokens = request.drafted_tokens
     completion.accepted_tokens = request.accepted_tokens
     completion.pruned_tokens = request.pruned_tokens
+    output.error = request.error or output.error
+    if request.prompt_logprobs is not None:
+        output.prompt_logprobs = request.prompt_logprobs
     output.finished = all(each.finish_reason is not None for each in output.outputs)
     output.num_cached_tokens = max(output.num_cached_tokens, request.cached_tokens)
     output.timing = timing_of(request)

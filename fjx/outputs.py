@@ -42,7 +42,7 @@ class CompletionOutput:
     """One entry a token of ``token_ids``, where asked for."""
     finish_reason: FinishReason | None = None
     """stop: an end token or stop string; "length": max_tokens or the context's end; "abort":
-    cancelled."""
+    cancelled; "error": something went wrong with this request."""
     stop_reason: int | str | None = None
     """The stop token or stop string that ended it; None for the model's end-of-sequence token."""
     steps: int = 0
@@ -79,6 +79,9 @@ class RequestOutput:
     timing: RequestTiming | None = None
     error: str | None = None
     """Why the request failed, where ``finish_reason`` is "error"."""
+    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    """One entry a token of the prompt, where asked for: ``sampled`` is the prompt's own token; None
+    for the first one. In a stream, it comes with the first output of each completion."""
 
 
 SwitchState = Literal["planned", "compiling", "copying", "switching", "done", "aborted"]

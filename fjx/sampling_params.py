@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any
 
 from fjx.errors import RequestError
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
+MAX_BAD_WORDS = 256
+LARGEST_BIAS = 1e30
+"""With the smallest temperature above 0, a biased logit still is a number in float32."""
+COLDEST = 1e-6
+"""Temperatures below it count as 0: they would choose the same tokens, and overflow in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +32,12 @@ class SamplingParams:
     n: int = 1
     """Completions per prompt. Completion i uses ``seed + i``."""
     max_tokens: int | None = 16
-    """Most tokens to generate; None means up to the model's context."""
+    """Most tokens to generate; None means up to the model's context, 0 that the prompt is only
+    computed (for ``prompt_logprobs``)."""
     min_tokens: int = 0
     """Tokens to generate before an end-of-sequence or stop token may be chosen."""
     temperature: float = 1.0
-    """0 is greedy: the most likely token, no noise."""
+    """0 is greedy: the most likely token, no noise; so is what is below 1e-6."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 or -1 keeps all."""
     top_p: float = 1.0
@@ -43,6 +52,10 @@ class SamplingParams:
     """Subtract from logits of tokens in the output, times their count."""
     logit_bias: dict[int, float] = field(default_factory=dict)
     """Token id to a value added to its logit."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Only these tokens may be chosen; None: all may."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that the output must not hold: the last token of one is not chosen after the others."""
     seed: int | None = None
     """Fixes the noise; equal seeds give equal tokens."""
     stop: tuple[str, ...] = ()
@@ -55,6 +68,8 @@ class SamplingParams:
     """Go on after the model's end-of-sequence tokens."""
     logprobs: int | None = None
     """None: no log-probabilities. k: those of the chosen token and of the k most likely ones."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, all of which are computed then, cached or not."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     max_draft_tokens: int | None = None
@@ -66,10 +81,16 @@ class SamplingParams:
             if not ok:
                 raise RequestError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
-        object.__setattr__(self, "stop", _as_tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in ("stop", "stop_token_ids", "bad_words"):
+            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        for name in _WHOLE_NUMBERS:
+            check(_is(Integral, getattr(self, name), name), name, "a whole number")
+        for name in _NUMBERS:
+            check(_is(Real, getattr(self, name), name), name, "a number")
         check(self.n >= 1, "n", "at least 1")
-        check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
+        check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0")
         check(self.min_tokens >= 0, "min_tokens", "at least 0")
         check(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
@@ -77,21 +98,26 @@ class SamplingParams:
             "at most max_tokens",
         )
         check(0.0 <= self.temperature <= 100.0, "temperature", "in [0, 100]")
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
         check(self.top_k >= -1, "top_k", "0 or -1 (all), or at least 1")
         check(0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]")
         check(0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]")
-        check(self.repetition_penalty > 0.0, "repetition_penalty", "greater than 0")
+        check(0.01 <= self.repetition_penalty <= 100.0, "repetition_penalty", "in [0.01, 100]")
         check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "in [-2, 2]")
         check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "in [-2, 2]")
-        check(
-            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-            "logprobs",
-            f"in [0, {MAX_LOGPROBS}]",
-        )
+        for name in ("logprobs", "prompt_logprobs"):
+            k = getattr(self, name)
+            check(k is None or 0 <= k <= MAX_LOGPROBS, name, f"in [0, {MAX_LOGPROBS}]")
         check(
             len(self.logit_bias) <= MAX_LOGIT_BIAS,
             "logit_bias",
             f"at most {MAX_LOGIT_BIAS} entries",
+        )
+        check(
+            all(abs(bias) <= LARGEST_BIAS for bias in self.logit_bias.values()),
+            "logit_bias",
+            f"values in [-{LARGEST_BIAS:g}, {LARGEST_BIAS:g}]",
         )
         check(
             self.max_draft_tokens is None or self.max_draft_tokens >= 0,
@@ -99,6 +125,13 @@ class SamplingParams:
             "at least 0",
         )
         check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
+        check(self.allowed_token_ids != (), "allowed_token_ids", "at least one token id")
+        check(
+            len(self.bad_words) <= MAX_BAD_WORDS
+            and all(isinstance(word, str) and word.strip() for word in self.bad_words),
+            "bad_words",
+            f"at most {MAX_BAD_WORDS} strings of more than white space",
+        )
 
     @property
     def greedy(self) -> bool:
@@ -107,17 +140,39 @@ class SamplingParams:
 
     @property
     def edits_logits(self) -> bool:
-        """Whether penalties, bias or a minimum length change logits before temperature."""
+        """Whether penalties, bias, a mask or a minimum length change logits before temperature."""
         return bool(
             self.repetition_penalty != 1.0
             or self.presence_penalty
             or self.frequency_penalty
             or self.logit_bias
-            or self.min_tokens
+            or self.masks
         )
 
+    @property
+    def masks(self) -> bool:
+        """Whether some tokens may not be chosen at some positions."""
+        return bool(self.min_tokens or self.bad_words or self.allowed_token_ids is not None)
 
-def _as_tuple(stop: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
-    if stop is None:
+
+_WHOLE_NUMBERS = (
+    *("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs"),
+    "max_draft_tokens",
+)
+_NUMBERS = (
+    *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
+    "frequency_penalty",
+)
+_MAY_BE_NONE = ("max_tokens", "seed", "logprobs", "prompt_logprobs", "max_draft_tokens")
+
+
+def _is(kind: type, value: Any, name: str) -> bool:
+    if value is None:
+        return name in _MAY_BE_NONE
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _as_tuple(values: str | Sequence[str] | Sequence[int] | None) -> tuple[str | int, ...]:
+    if values is None:
         return ()
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+    return (values,) if isinstance(values, str) else tuple(values)

@@ -102,6 +102,8 @@ def sampling_params(
         RequestError: a value is outside its range.
         ApiError: a token id of ``logit_bias`` is none.
     """
+    if max_tokens == 0:
+        raise invalid("max_tokens must be at least 1, got 0", "max_tokens")
     given = {name: getattr(request, name) for name in _SAME_NAME}
     fields = {name: value for name, value in given.items() if value is not None}
     bias = {_token_id(key, vocab_size): value for key, value in (request.logit_bias or {}).items()}

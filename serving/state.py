@@ -87,8 +87,17 @@ class AsyncEngine(Protocol):
     async def start(self) -> None:
         """Load and compile; returns when ready."""
 
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the engine has been at its present step; 0 while it waits for work."""
+
     def generate(
-        self, prompt: str | list[int], params: SamplingParams, request_id: str, priority: int = 0
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Stream what is new of a request; closing the stream aborts the request."""
 
@@ -104,8 +113,9 @@ class AsyncEngine(Protocol):
     async def abort_regranularization(self) -> bool:
         """Abort a change of plan; return whether one was under way."""
 
-    async def shutdown(self, drain: float | None) -> None:
-        """Stop the engine, giving running requests ``drain`` seconds."""
+    async def shutdown(self, drain: float | None, patience: float | None = None) -> bool:
+        """Stop the engine, giving running requests ``drain`` seconds and the step under way
+        ``patience``; whether it has stopped."""
 
 
 class InFlight:

@@ -133,15 +133,16 @@ class PagePool:
 
 
 def prefix_digests(
-    tokens: Sequence[int], page_size: int, known: Sequence[bytes] = ()
+    tokens: Sequence[int], page_size: int, known: Sequence[bytes] = (), salt: str = ""
 ) -> list[bytes]:
     """Digests of all full pages of ``tokens``, each over every token up to its page's end.
 
-    ``known`` are digests of the first pages, computed before.
+    ``known`` are digests of the first pages, computed before. Only texts of the same ``salt`` have
+    digests in common.
     """
     digests = list(known)
     full = len(tokens) // page_size
-    parent = digests[-1] if digests else b""
+    parent = digests[-1] if digests else salt.encode("utf-8", "surrogatepass")
     for start in range(len(digests) * page_size, full * page_size, page_size):
         page = np.asarray(tokens[start : start + page_size], np.int32).tobytes()
         parent = blake2b(parent + page, digest_size=16).digest()

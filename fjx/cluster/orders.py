@@ -171,7 +171,9 @@ def narrow(batch: Batch, limits: Limits, chooses: bool) -> NarrowBatch:
         )
     batch = replace(batch, packed=packed, edits=edits)
     if not chooses:
-        batch = replace(batch, sampling=None, edits=None, pending_slot=None, logprobs=False)
+        batch = replace(
+            batch, sampling=None, edits=None, pending_slot=None, logprobs=False, scored=None
+        )
     return NarrowBatch(batch, _used(table, 0))
 
 

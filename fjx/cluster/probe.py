@@ -64,4 +64,5 @@ def _probe(limits: Limits) -> Batch:
         edits=None,
         pending_slot=None,
         logprobs=True,
+        scored=np.full(layout.samples, -1, np.int32),
     )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt32
 
+from fjx.engine.bad_words import banned_tokens
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.kernels.token_rule import LogitEdits, SamplingRows
 from fjx.pipeline.batch import Batch, StepLayout
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.limits import Limits
-from fjx.sampling_params import MAX_LOGIT_BIAS
 
-MAX_END_TOKENS = 64
-"""Most end-of-sequence and stop tokens that min_tokens can hold back."""
-BIAS_ENTRIES = MAX_LOGIT_BIAS + MAX_END_TOKENS
-
-_HELD_BACK = -1e30
+_LARGEST_INT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class _Arrangement:
     while the same requests decode."""
 
     key: tuple[Any, ...]
-    """Slots, counts of rows, how many of them choose a token, and whose last row is pending."""
+    """Slots, counts of rows, how many of them choose a token, whose last row is pending, and how
+    many of the prompt are scored."""
     layout: StepLayout
     packed: np.ndarray
     """The step's integers, but for what follows the requests' progress."""
@@ -38,9 +37,11 @@ class _Arrangement:
     behind: np.ndarray
     """How far each row lies behind the end of its request's context."""
     choosing: np.ndarray
-    """For each row that chooses a token, its request."""
+    """For each row that chooses a token or is scored, its request."""
     choosing_behind: np.ndarray
     """How far each of them lies behind the last row of its request."""
+    scored: tuple[int, ...]
+    """Which of them are scored."""
     read: tuple[tuple[int, int, int], ...]
     """Request, first and last + 1 of the rows whose tokens the host knows."""
 
@@ -48,9 +49,11 @@ class _Arrangement:
 class BatchBuilder:
     """Owns the host's per-slot copies of page tables and sampling parameters."""
 
-    def __init__(self, limits: Limits, end_tokens: tuple[int, ...]) -> None:
+    def __init__(self, limits: Limits, end_tokens: tuple[int, ...], vocabulary: int) -> None:
+        """``vocabulary``: number of token ids."""
         self._limits = limits
         self._end_tokens = end_tokens
+        self._vocabulary = vocabulary
         self._row_buckets = limits.row_buckets
         self._sample_buckets = limits.sample_buckets
         self._coarse_sample_buckets = limits.coarse_sample_buckets
@@ -71,6 +74,8 @@ class BatchBuilder:
         self._seed = np.zeros((N + 1, 2), np.uint32)
         self._edits_logits = np.zeros(N + 1, bool)
         self._wants_logprobs = np.zeros(N + 1, bool)
+        self._allowed: dict[int, np.ndarray] = {}
+        """Of slots whose requests may choose some tokens only: see `LogitEdits.allowed`."""
 
     def build(self, scheduled: list[ScheduledRows], part: int = 0) -> Batch:
         """Lay the scheduled rows out side by side, padded to the next bucket.
@@ -78,7 +83,7 @@ class BatchBuilder:
         ``part``: which of the plan's microbatches they are.
         """
         requests: tuple[Request, ...]
-        requests, starts, counts, samples, _ = zip(*scheduled, strict=True)
+        requests, starts, counts, samples, _, scored = zip(*scheduled, strict=True)
         self._refresh_slots(requests)
         slots = [request.slot for request in requests]
         # A pending row's token was chosen by the step before and is known to the device alone.
@@ -86,7 +91,7 @@ class BatchBuilder:
             start + n > len(request.tokens) + len(request.draft)
             for request, start, n, *_ in scheduled
         ]
-        key = slots, counts, samples, pending
+        key = slots, counts, samples, pending, scored
         known = self._arrangements.get(part)
         each = known if known is not None and known.key == key else self._arrange(*key)
         self._arrangements[part] = each
@@ -104,12 +109,7 @@ class BatchBuilder:
             packed=packed,
             num_rows=each.layout.rows,
             num_samples=len(each.choosing),
-            **self._sampling(
-                requests,
-                each.choosing,
-                each.slots,
-                context_len[each.choosing] - each.choosing_behind,
-            ),
+            **self._sampling(requests, each, context_len[each.choosing] - each.choosing_behind),
         )
 
     def _arrange(
@@ -118,6 +118,7 @@ class BatchBuilder:
         counts: tuple[int, ...],
         samples: tuple[int, ...],
         pending: list[bool],
+        scored: tuple[int, ...],
     ) -> _Arrangement:
         slot, count = np.array(slots, np.int32), np.array(counts, np.int32)
         ends = np.cumsum(count, dtype=np.int32)
@@ -132,18 +133,21 @@ class BatchBuilder:
         request_of = np.repeat(np.arange(n, dtype=np.int32), count)
         step.rows.request_of[:total] = request_of
         step.rows.request_of[total:] = -1
-        choosing = np.repeat(np.arange(n, dtype=np.int32), samples)
-        chosen = np.cumsum(samples, dtype=np.int32)
+        chooses = np.array(samples, np.int32)
+        reads = chooses + np.array(scored, np.int32)
+        choosing = np.repeat(np.arange(n, dtype=np.int32), reads)
+        chosen = np.cumsum(reads, dtype=np.int32)
         choosing_behind = chosen[choosing] - 1 - np.arange(len(choosing), dtype=np.int32)
+        is_scored = choosing_behind >= chooses[choosing]
         step.sample_rows[: len(choosing)] = ends[choosing] - 1 - choosing_behind
         # What a request's last row chooses feeds its next step.
         step.sample_slots[:] = layout.slots
-        last = choosing_behind == 0
+        last = (choosing_behind == 0) & ~is_scored
         step.sample_slots[: len(choosing)][last] = slot[choosing][last]
         known_rows = count - np.array(pending)
         firsts = ends - count
         return _Arrangement(
-            key=(slots, counts, samples, pending),
+            key=(slots, counts, samples, pending, scored),
             layout=layout,
             packed=packed,
             slots=slot,
@@ -152,6 +156,7 @@ class BatchBuilder:
             behind=ends[request_of] - np.arange(total, dtype=np.int32),
             choosing=choosing,
             choosing_behind=choosing_behind,
+            scored=tuple(np.flatnonzero(is_scored).tolist()),
             read=tuple(
                 (i, int(firsts[i]), int(firsts[i] + known_rows[i]))
                 for i in np.flatnonzero(known_rows).tolist()
@@ -173,26 +178,25 @@ class BatchBuilder:
     def _set_params(self, request: Request) -> None:
         slot, params = request.slot, request.params
         self._temperature[slot] = params.temperature
-        self._top_k[slot] = max(params.top_k, 0)
+        self._top_k[slot] = min(max(params.top_k, 0), _LARGEST_INT)
         self._top_p[slot] = params.top_p
         self._min_p[slot] = params.min_p
         self._seed[slot] = request.seed_words
         self._edits_logits[slot] = params.edits_logits
         self._wants_logprobs[slot] = params.logprobs is not None
+        self._allowed.pop(slot, None)
+        if params.allowed_token_ids is not None:
+            self._allowed[slot] = token_bits(params.allowed_token_ids, self._vocabulary)
 
     def _sampling(
-        self,
-        requests: tuple[Request, ...],
-        choosing: np.ndarray,
-        slot: np.ndarray,
-        position: np.ndarray,
+        self, requests: tuple[Request, ...], each: _Arrangement, position: np.ndarray
     ) -> dict[str, Any]:
         """How the rows that choose a token do it, and at which ``position`` the token stands."""
+        choosing, slots = each.choosing, each.slots[each.choosing]
         n = len(choosing)
-        slots = slot[choosing]
         edits = bool(self._edits_logits[slots].any())
         greedy = not edits and not self._temperature[slots].any()
-        logprobs = bool(self._wants_logprobs[slots].any())
+        logprobs = bool(each.scored or self._wants_logprobs[slots].any())
         fine = greedy and not logprobs
         S = bucket_for(n, self._sample_buckets if fine else self._coarse_sample_buckets)
         sampling = None
@@ -210,7 +214,17 @@ class BatchBuilder:
             "edits": self._edits(edited, S) if edits else None,
             "pending_slot": _pending_slots(edited, S) if edits else None,
             "logprobs": logprobs,
+            "scored": self._scored(requests, each, position) if logprobs else None,
         }
+
+    def _scored(
+        self, requests: tuple[Request, ...], each: _Arrangement, position: np.ndarray
+    ) -> np.ndarray:
+        """The token whose log-probability a row tells where that is not the one that it chooses."""
+        tokens = np.full(self._sample_buckets[-1], -1, np.int32)
+        for row in each.scored:
+            tokens[row] = requests[each.choosing[row]].tokens[position[row]]
+        return tokens
 
     def _sampling_rows(self, slots: np.ndarray, position: Any) -> SamplingRows:
         state = self._temperature, self._top_k, self._top_p, self._min_p, self._seed
@@ -225,8 +239,9 @@ class BatchBuilder:
             repetition=_filled((S,), 1, np.float32),
             presence=_filled((S,), 0, np.float32),
             frequency=_filled((S,), 0, np.float32),
-            bias_ids=_filled((S, BIAS_ENTRIES), -1, np.int32),
-            bias=_filled((S, BIAS_ENTRIES), 0, np.float32),
+            bias_ids=_filled((S, self._limits.bias_entries), -1, np.int32),
+            bias=_filled((S, self._limits.bias_entries), 0, np.float32),
+            allowed=_filled((S, -(-self._vocabulary // 32)), 0xFFFFFFFF, np.uint32),
         )
         for i, (request, position) in enumerate(rows):
             params = request.params
@@ -236,14 +251,39 @@ class BatchBuilder:
             edits.repetition[i] = params.repetition_penalty
             edits.presence[i] = params.presence_penalty
             edits.frequency[i] = params.frequency_penalty
-            bias = dict(params.logit_bias)
-            if position - request.prompt_len < params.min_tokens:
-                held_back = (*self._end_tokens, *params.stop_token_ids)[:MAX_END_TOKENS]
-                bias |= dict.fromkeys(held_back, _HELD_BACK)
+            bias = params.logit_bias
             edits.bias_ids[i, : len(bias)] = list(bias.keys())
             edits.bias[i, : len(bias)] = list(bias.values())
+            if params.masks:
+                self._mask(edits.allowed[i], request, position)
         filled: LogitEdits = edits
         return filled
+
+    def _mask(self, allowed: np.ndarray, request: Request, position: int) -> None:
+        """Clear the bits of what may not be the token at this position."""
+        if request.slot in self._allowed:
+            allowed[:] = self._allowed[request.slot]
+        may_be = allowed.copy()
+        output = request.known_tokens(request.prompt_len, position) if request.bad_words else []
+        dropped = banned_tokens(request.bad_words, output)
+        if position - request.prompt_len < request.params.min_tokens:
+            dropped += (*self._end_tokens, *request.params.stop_token_ids)
+        allowed &= ~token_bits(dropped, self._vocabulary)
+        if not _any_token(allowed, self._vocabulary):
+            allowed[:] = may_be  # something must be chosen: what is allowed goes before
+
+
+def token_bits(tokens: Iterable[int], vocabulary: int) -> UInt32[np.ndarray, " W"]:
+    """A set of tokens: bit t % 32 of word t // 32."""
+    bits = np.zeros(-(-vocabulary // 32), np.uint32)
+    ids = np.fromiter(tokens, np.int64)
+    np.bitwise_or.at(bits, ids >> 5, np.uint32(1) << (ids & 31).astype(np.uint32))
+    return bits
+
+
+def _any_token(bits: np.ndarray, vocabulary: int) -> bool:
+    last = np.uint32(2 ** (vocabulary % 32 or 32) - 1)  # bits beyond the vocabulary are no tokens
+    return bool(bits[:-1].any() or bits[-1] & last)
 
 
 def _filled(shape: tuple[int, ...], value: int, dtype: Any) -> Any:

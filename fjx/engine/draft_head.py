@@ -115,9 +115,10 @@ class HeadDrafter:
         packed, followed = batch.packed, []
         row = chosen = 0
         for i, rows in enumerate(microbatch.scheduled):
-            request, start, count, samples, _ = rows
+            request, start, count, samples, *_ = rows
             known = count - samples
             following[row : row + known] = request.known_tokens(start + 1, start + known + 1)
+            chosen += rows.scored
             following[row + known : row + count] = -1 - np.arange(chosen, chosen + samples)
             fed = self._follow(rows)
             followed.append(fed)
@@ -136,7 +137,7 @@ class HeadDrafter:
         )
         chosen = 0
         for rows, fed in zip(microbatch.scheduled, followed, strict=True):
-            end = rows.start + rows.count
+            end, chosen = rows.start + rows.count, chosen + rows.scored
             if rows.samples and rows.start >= fed.begin:
                 new = _Estimates(estimates, chosen, range(end - rows.samples, end))
                 fed = fed._replace(estimates=(new, *fed.estimates[: _REMEMBERED - 1]))

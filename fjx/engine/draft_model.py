@@ -124,7 +124,7 @@ class DraftModel:
             copy = self._copies[request] = replace(
                 request, tokens=[], computed=0, pages=[], digests=[], shared_pages=0, slot=-1,
                 order=-1, scheduled=None, draft=[], confidences=[], unread=0,
-                params=replace(request.params, logprobs=None),
+                params=replace(request.params, logprobs=None), prompt_logprobs=None,
             )  # fmt: skip
             self._replica.scheduler.add(copy)
         tokens = request.tokens + request.draft

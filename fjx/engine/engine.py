@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fjx.config import EngineConfig
 from fjx.engine.autopilot import Autopilot
+from fjx.engine.bad_words import bad_word_tokens
+from fjx.engine.draft_ahead import DraftAhead
 from fjx.engine.intake import Intake
 from fjx.engine.plan_changes import PlanChanges
-from fjx.engine.progress import Progress, commit
+from fjx.engine.progress import Progress, commit, score
+from fjx.engine.pruning import Pruning
+from fjx.engine.replica import Replica, RequestsFailedError
 from fjx.engine.replicas import Replicas
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
@@ -125,23 +129,43 @@ class Engine:
         self.look()
         progress = self._mend()
         speculator = self.speculator
-        drafting = speculator if speculator and speculator.due(self.replicas.turns) else None
+        drafting = speculator if speculator and self._drafts_next() else None
         if self.plans.advance():
             progress += self._collect_until(0)
             self._adopt(self.plans.switch())
         behind = 1 if drafting is None else drafting.steps_behind
         progress += self._collect_for_turns(behind, drafts=drafting is not None)
         if drafting is not None and not self.replicas.lost:
-            drafting.draft(self.replicas.turns)
-        sent = self._dispatch(drafting)
-        if speculator is not None:
-            speculator.sent(sent)
+            with self._speculation():
+                drafting.draft(self.replicas.turns)
+        sent, failed = self._dispatch(None if self.speculator is None else drafting)
+        progress += failed
+        with self._speculation():
+            if self.speculator is not None:
+                self.speculator.sent(sent)
         if sent:
             most = behind + (drafting is not None) if self.config.overlap else 0
             progress += self._collect_until(most)
         elif self._in_flight:
             progress += self._collect(self._in_flight.take())
         return progress
+
+    @contextlib.contextmanager
+    def _speculation(self) -> Iterator[None]:
+        """Around what speculation does. Where it fails it is off from then on: that changes how
+        fast tokens come, not which."""
+        try:
+            yield
+        except Exception:
+            logger.exception("speculation failed, and is off from now on")
+            self.speculator = None
+
+    def _drafts_next(self) -> bool:
+        """Whether the next step is drafted for."""
+        due = False
+        with self._speculation():
+            due = self.speculator is not None and self.speculator.due(self.replicas.turns)
+        return due
 
     def _mend(self) -> list[Progress]:
         """Have replicas that lost their pages replaced, and compute their requests again."""
@@ -163,16 +187,19 @@ class Engine:
         *,
         priority: int = 0,
         arrival: float | None = None,
+        cache_salt: str = "",
     ) -> list[Request]:
-        """Queue the ``params.n`` completions of a prompt.
+        """Queue the ``params.n`` completions of a prompt; ``cache_salt``: keys and values are
+        shared among requests of the same one only.
 
         Raises:
             RequestError: the prompt is empty, too long, or not of this vocabulary; the id is in
             use.
             QueueFullError: too many requests wait.
         """
+        bad_words = bad_word_tokens(self.tokenizer, params.bad_words)
         requests = self._intake.requests(
-            request_id, prompt, params, priority, arrival, self.queue_room
+            request_id, prompt, params, priority, arrival, self.queue_room, cache_salt, bad_words
         )
         for request in requests:
             if self.autopilot is not None:
@@ -250,15 +277,20 @@ class Engine:
         pilot, now = self.autopilot, time.monotonic()
         if pilot is None or not pilot.due(now):
             return
-        decision = pilot.look(
-            now,
-            serving=self.plans.deployment,
-            switching=self.plans.active,
-            running=self.replicas.num_running,
-            waiting=self.replicas.num_waiting,
-            kv_usage=self.replicas.kv_usage,
-            preemptions=self.replicas.counts["preemptions"],
-        )
+        try:
+            decision = pilot.look(
+                now,
+                serving=self.plans.deployment,
+                switching=self.plans.active,
+                running=self.replicas.num_running,
+                waiting=self.replicas.num_waiting,
+                kv_usage=self.replicas.kv_usage,
+                preemptions=self.replicas.counts["preemptions"],
+            )
+        except Exception:
+            logger.exception("the granularity policy failed, and is off from now on")
+            self.autopilot = None
+            return
         if decision.target is None:
             return
         try:
@@ -272,17 +304,23 @@ class Engine:
             return
         self.replicas.adopt(executors)
         self._gaps.clear()
-        if self.speculator is not None:
-            self.speculator.plan_changed(executors[0].plan)
+        with self._speculation():
+            if self.speculator is not None:
+                self.speculator.plan_changed(executors[0].plan)
 
-    def _dispatch(self, drafting: Speculator | None) -> list[Microbatch]:
-        """Send the step of each replica's turn; ``drafting``: if it may have drafts."""
+    def _dispatch(self, drafting: Speculator | None) -> tuple[list[Microbatch], list[Progress]]:
+        """Send the step of each replica's turn; ``drafting``: if it may have drafts.
+
+        Returns:
+            What was sent, and the requests that failed before.
+        """
         sent: list[Microbatch] = []
+        failed: list[Progress] = []
         now = time.monotonic()
         pruning = None if drafting is None else drafting.pruning
         ahead = None if drafting is None else drafting.may_draft_ahead
         for index, replica in enumerate(self.replicas):
-            microbatch = replica.dispatch(pruning, ahead)
+            microbatch = self._send(replica, pruning, ahead, failed)
             if self.plans.active:
                 pages = [] if microbatch is None else microbatch.written_pages()
                 self.plans.wrote(index, pages)
@@ -296,7 +334,22 @@ class Engine:
         if sent:
             self._in_flight.add(sent)
         self._tally.count(steps=len(sent))
-        return sent
+        return sent, failed
+
+    def _send(
+        self,
+        replica: Replica,
+        pruning: Pruning | None,
+        ahead: DraftAhead | None,
+        failed: list[Progress],
+    ) -> Microbatch | None:
+        """Send a replica's next step, without those requests of which none can be built; they are
+        added to ``failed``."""
+        while True:
+            try:
+                return replica.dispatch(pruning, ahead)
+            except RequestsFailedError as failure:
+                failed += [self._fail(*each) for each in failure.errors.items()]
 
     def _collect_until(self, most: int) -> list[Progress]:
         """Read the oldest steps until at most so many of any part are in flight."""
@@ -322,9 +375,11 @@ class Engine:
     def _collect(self, step: list[Microbatch]) -> list[Progress]:
         """Read what a step has brought."""
         progress = [each for microbatch in step for each in self._read(microbatch)]
-        if self.speculator is not None and not self.replicas.lost:
-            counts = [len(each.token_ids) for each in progress]
-            self.speculator.observe_step(step, time.perf_counter(), counts)
+        if not self.replicas.lost:
+            with self._speculation():
+                if self.speculator is not None:
+                    counts = [len(each.token_ids) for each in progress]
+                    self.speculator.observe_step(step, time.perf_counter(), counts)
         return progress
 
     def _read(self, microbatch: Microbatch) -> list[Progress]:
@@ -337,10 +392,13 @@ class Engine:
         now = time.monotonic()
         progress, end = [], 0
         for rows in microbatch.scheduled:
-            begin, end = end, end + rows.samples
+            begin, end = end, end + rows.reads
             if begin == end or rows.request.finished or rows.is_void:
                 continue
-            progress.append(self._take(rows, tokens[begin:end], microbatch.output, begin, now))
+            try:
+                progress += self._take(rows, tokens[begin:end], microbatch.output, begin, now)
+            except Exception as error:
+                progress.append(self._fail(rows.request, error))
         gap = self._gaps.read(microbatch.turn, now)
         if self.autopilot is not None and gap is not None and tokens:
             self.autopilot.step(now, gap)
@@ -348,30 +406,46 @@ class Engine:
 
     def _take(
         self, rows: ScheduledRows, chosen: list[int], output: StepOutput, first: int, now: float
-    ) -> Progress:
-        """Commit what a request's rows chose."""
+    ) -> list[Progress]:
+        """Commit what a request's rows chose; empty: they were scored only."""
         request, confidences = rows.request, list(rows.request.confidences)
+        for row, position in enumerate(rows.scored_positions, start=first):
+            score(request, position, output, row)
+        if not rows.samples:
+            return []
+        chosen, first = chosen[rows.scored :], first + rows.scored
         if request.first_token is None:
             request.first_token = now
             if self.autopilot is not None:
                 self.autopilot.first_token(now, now - request.arrival)
         progress, verified = commit(request, chosen, output, first, self._transcripts)
-        if verified.drafted and self.speculator is not None:
-            if progress.finish_reason is not None:
-                confidences = confidences[: len(progress.token_ids)]  # the rest was not decided
-            self.speculator.observe(request, confidences, *verified)
+        with self._speculation():
+            if verified.drafted and self.speculator is not None:
+                if progress.finish_reason is not None:
+                    confidences = confidences[: len(progress.token_ids)]  # the rest is undecided
+                self.speculator.observe(request, confidences, *verified)
         if progress.finish_reason is not None:
             self._finish(request, progress.finish_reason)
         self._tally.count(generation_tokens=len(progress.token_ids))
-        return progress
+        return [progress]
+
+    def _fail(self, request: Request, error: Exception) -> Progress:
+        """End a request for which something went wrong; the others go on."""
+        logger.error("request %s failed", request.id, exc_info=error)
+        request.error = f"{type(error).__name__}: {error}"
+        self._transcripts.forget(request)
+        if not request.finished:
+            self._finish(request, "error")
+        return Progress(request, "", [], None, "error")
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason
         request.ended = time.monotonic()
         self.replicas.finish(request)
         self._tally.finished(reason)
-        if self.speculator is not None:
-            self.speculator.forget(request)
+        with self._speculation():
+            if self.speculator is not None:
+                self.speculator.forget(request)
         if self.autopilot is not None:
             self.autopilot.ended(request.ended, len(request.tokens))
         self._intake.ended(request)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fjx.engine.batch_builder import MAX_END_TOKENS
 from fjx.engine.request import Request
 from fjx.errors import QueueFullError, RequestError
 from fjx.sampling_params import SamplingParams
@@ -49,8 +48,11 @@ class Intake:
         priority: int,
         arrival: float | None,
         room: int,
+        cache_salt: str = "",
+        bad_words: tuple[tuple[int, ...], ...] = (),
     ) -> list[Request]:
-        """The ``params.n`` completions of a prompt; ``room``: how many may still wait.
+        """The ``params.n`` completions of a prompt; ``room``: how many may still wait,
+        ``bad_words``: those of ``params`` as tokens.
 
         Raises:
             RequestError: see `check`; or the id is in use.
@@ -84,6 +86,10 @@ class Intake:
                 index=index,
                 priority=priority,
                 end_tokens=own.union(params.stop_token_ids) if params.stop_token_ids else own,
+                cache_salt=cache_salt,
+                bad_words=bad_words,
+                # One completion tells them for all.
+                prompt_logprobs=None if index or params.prompt_logprobs is None else [None],
             )
             for index in range(params.n)
         ]
@@ -116,22 +122,20 @@ class Intake:
         """
         if not prompt:
             raise RequestError("the prompt is empty; give at least one token")
-        if len(prompt) >= self._max_model_len:
+        output = 0 if params.max_tokens == 0 else 1
+        if len(prompt) + output > self._max_model_len:
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens, but the context is {self._max_model_len} "
-                "tokens including at least one of output; shorten the prompt or raise max_model_len"
+                f"tokens including at least {output} of output; shorten the prompt or raise "
+                "max_model_len"
             )
         for name, ids in (
             ("prompt", prompt),
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", params.logit_bias),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
         ):
             _check_ids(name, ids, self._vocabulary)
-        if len(params.stop_token_ids) + len(self._end_tokens) > MAX_END_TOKENS:
-            raise RequestError(
-                f"stop_token_ids has {len(params.stop_token_ids)} ids, more than "
-                f"{MAX_END_TOKENS - len(self._end_tokens)}"
-            )
         if params.n > self._max_waiting:
             raise RequestError(f"n is {params.n}, more than the {self._max_waiting} that may wait")
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.config import EngineConfig
-from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.errors import UserError
 from fjx.kernels import tuning
 from fjx.kernels.matmul import can_multiply_quantized, multiplies_bfloat16
@@ -33,6 +32,7 @@ from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import Planner, live_planner
 from fjx.pipeline.profile import read_profile_of
 from fjx.pipeline.programs import Programs
+from fjx.sampling_params import MAX_LOGIT_BIAS
 from fjx.sharding.figures import Workload
 from fjx.sharding.plan import Deployment
 
@@ -183,7 +183,7 @@ def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limit
         max_num_batched_tokens=rows,
         num_pages=pages + 1,  # page 0 is never handed out
         page_size=config.page_size,
-        bias_entries=BIAS_ENTRIES,
+        bias_entries=MAX_LOGIT_BIAS,
         one_bucket=config.batch_invariant,
         max_draft_rows=min(_draft_rows(config), rows - config.max_num_seqs),
     )

@@ -43,6 +43,10 @@ def commit(
         first: the first of the rows in ``output``.
         transcripts: of all requests.
     """
+    if request.max_len <= request.prompt_len:  # nothing was asked for but the prompt
+        text = transcripts.end(request)
+        nothing: list[PositionLogprobs] | None = None if request.params.logprobs is None else []
+        return Progress(request, text, [], nothing, "length"), Verified(0, 0)
     drafted, before = min(len(request.draft), len(chosen)), request.accepted_tokens
     took: list[int] = []
     best = request.params.logprobs
@@ -61,6 +65,21 @@ def commit(
     request.drafted_tokens += drafted
     progress = Progress(request, text, took, None if best is None else logprobs, reason)
     return progress, Verified(drafted, request.accepted_tokens - before)
+
+
+def score(request: Request, position: int, output: StepOutput, row: int) -> None:
+    """Take the log-probability of the prompt's token behind a row.
+
+    Args:
+        request: asks for them.
+        position: of the row.
+        output: of the step.
+        row: of the step's rows that bring something, the one of ``position``.
+    """
+    best, scores = request.params.prompt_logprobs, request.prompt_logprobs
+    # A request that lost its pages is computed again; what was read before stands.
+    if scores is not None and best is not None and position + 1 == len(scores):
+        scores.append(logprobs_of(output, row, request.tokens[position + 1], best))
 
 
 def logprobs_of(output: StepOutput, row: int, token: int, k: int) -> PositionLogprobs:

@@ -199,7 +199,7 @@ class Pruning:
         )
         firsts: dict[Request, int] = {}
         end = 0
-        for request, start, count, samples, _ in scheduled:
+        for request, start, count, samples, *_ in scheduled:
             end += count
             if samples > 1:
                 first = firsts[request] = end - samples

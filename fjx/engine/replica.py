@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from fjx.cache.page_pool import PagePool
 from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.draft_ahead import DraftAhead
 from fjx.engine.pruning import Pruning
+from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.engine.turns import Microbatch, Turn
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.executor import Executor, Pipeline
+
+
+class RequestsFailedError(Exception):
+    """A step cannot be built because of some requests; without them it may."""
+
+    def __init__(self, errors: Mapping[Request, Exception]) -> None:
+        super().__init__("; ".join(f"{r.id}: {error!r}" for r, error in errors.items()))
+        self.errors = errors
 
 
 class Built(NamedTuple):
@@ -43,7 +52,8 @@ class Replica:
             limits.max_num_batched_tokens,
             limits.max_draft_rows,
         )
-        self._builder = BatchBuilder(limits, end_tokens)
+        vocabulary = executor.programs.model.config.vocab_size
+        self._builder = BatchBuilder(limits, end_tokens, vocabulary)
         self._next = 0
 
     @property
@@ -64,19 +74,44 @@ class Replica:
         return next((turn for turn in self._turns() if turn.has_rows), None)
 
     def build(self) -> Built | None:
-        """The next step, which is taken to be sent; None: there is nothing to do."""
+        """The next step, which is taken to be sent; None: there is nothing to do.
+
+        Raises:
+            RequestsFailedError: some requests must end before; nothing is taken to be sent.
+        """
         for turn in self._turns():
-            scheduled = turn.schedule()
+            scheduled = turn.select()
             if scheduled:
+                batch = self._batch(scheduled, turn.part)
+                self.scheduler.sent(scheduled)
                 self._next = turn.part + 1
-                return Built(scheduled, self._builder.build(scheduled, turn.part), turn)
+                return Built(scheduled, batch, turn)
         return None
+
+    def _batch(self, scheduled: list[ScheduledRows], part: int) -> Batch:
+        try:
+            return self._builder.build(scheduled, part)
+        except Exception as error:
+            errors = {}
+            for rows in scheduled:
+                try:
+                    self._builder.build([rows], part)
+                except Exception as of_request:
+                    errors[rows.request] = of_request
+            # If each can be built alone, nobody knows which of them it is.
+            raise RequestsFailedError(
+                errors or dict.fromkeys((rows.request for rows in scheduled), error)
+            ) from error
 
     def dispatch(
         self, pruning: Pruning | None = None, ahead: DraftAhead | None = None
     ) -> Microbatch | None:
         """Send the next step to the devices; ``pruning`` may take rows out of it, ``ahead`` may let
-        it draft on meanwhile. None: there was nothing to do."""
+        it draft on meanwhile. None: there was nothing to do.
+
+        Raises:
+            RequestsFailedError: see `build`.
+        """
         begun = time.perf_counter()
         built = None if self.executor.lost else self.build()
         if built is None:

@@ -44,6 +44,10 @@ class Request:
     """Lower is served first."""
     order: int = -1
     """Place in the queue among equals; given once, so that a preempted request keeps it."""
+    cache_salt: str = ""
+    """Pages are shared among requests of the same salt only."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences whose last token must not be chosen after the others."""
     draft: list[int] = field(default_factory=list)
     """Tokens that a drafter proposed to follow the committed ones, not verified yet."""
     confidences: list[float] = field(default_factory=list)
@@ -73,7 +77,11 @@ class Request:
     ended: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    error: str | None = None
+    """Why the request failed, where the finish reason is "error"."""
+    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    """Of the prompt's tokens that were read so far, where they were asked for; the first has none.
+    """
 
     @property
     def place(self) -> tuple[int, float, int]:
@@ -96,10 +104,24 @@ class Request:
         return self.finish_reason is not None
 
     @property
+    def to_score(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are still to be read."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_len
+
+    @property
     def wanted_rows(self) -> int:
-        """Known tokens that are not computed; 0 where they cannot matter to the output."""
+        """Known tokens that are not computed; 0 where they cannot matter to the output, or where
+        the next one can only be chosen once the host knows those before."""
         known = self.known
-        return known - self.computed if known < self.max_len else 0
+        if self.unread and self.needs_history:
+            return 0
+        # A request without output is computed to the end of its prompt.
+        return known - self.computed if known < max(self.max_len, self.prompt_len + 1) else 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the host must have read all tokens before a next one can be chosen."""
+        return any(len(word) > 1 for word in self.bad_words)
 
     @property
     def num_tokens(self) -> int:

@@ -13,6 +13,7 @@ steps of other parts take where they have room.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fjx.cache.page_pool import OutOfPagesError, PagePool, prefix_digests
@@ -30,6 +31,19 @@ class ScheduledRows(NamedTuple):
     it."""
     rejections: int = 0
     """`Request.rejections` when the rows were sent."""
+    scored: int = 0
+    """How many rows before those tell the log-probability of the prompt's next token."""
+
+    @property
+    def reads(self) -> int:
+        """How many of the last rows bring something: those scored, and those that choose."""
+        return self.scored + self.samples
+
+    @property
+    def scored_positions(self) -> range:
+        """Positions of the rows that are scored."""
+        end = self.start + self.count - self.samples
+        return range(end - self.scored, end)
 
     @property
     def is_void(self) -> bool:
@@ -91,7 +105,14 @@ class Scheduler:
         return wanting or self.may_admit(part, parts)
 
     def schedule(self, part: int = 0, parts: int = 1, others: int = 0) -> list[ScheduledRows]:
-        """Hand out the rows of the next step; empty if nothing can run now.
+        """`select` the rows of the next step, and take them to be sent."""
+        scheduled = self.select(part, parts, others)
+        self.sent(scheduled)
+        return scheduled
+
+    def select(self, part: int = 0, parts: int = 1, others: int = 0) -> list[ScheduledRows]:
+        """Hand out the rows of the next step; empty if nothing can run now. Slots and pages are
+        taken; what is computed changes when the step is `sent`.
 
         Args:
             part: whose step it is, of ``parts``: it has the whole budget, and gets a waiting
@@ -101,6 +122,8 @@ class Scheduler:
             others: rows that the step has anyway, beside the budget (`fjx.sim`).
         """
         budget, draft_budget = self.max_num_batched_tokens, self.max_draft_rows
+        # Rows that bring something besides one for each running request.
+        spare = self.max_num_seqs + self.max_draft_rows - len(self.running)
         rows: dict[Request, ScheduledRows] = {}
         preempted = False
         for request in self.running_in(part, parts):
@@ -111,9 +134,12 @@ class Scheduler:
                 continue
             count = min(wanted, budget)
             if request.draft:
-                self._trim_draft(request, budget, draft_budget)
+                self._trim_draft(request, budget, min(draft_budget, spare))
                 count = min(request.wanted_rows, budget)
                 draft_budget -= len(request.draft) - request.sent_draft
+                spare -= len(request.draft) - request.sent_draft
+            elif request.to_score:
+                count = min(count, spare + 1)
             if self._pages_lacking(request, count) > 0:
                 victims = self._make_room(request, count)
                 preempted |= bool(victims)
@@ -121,12 +147,12 @@ class Scheduler:
                     budget += rows.pop(victim).count if victim in rows else 0
                 if request in victims:
                     continue
-            rows[request] = _rows(request, count)
+            rows[request] = granted = _rows(request, count)
             budget -= count
-        while budget > 0 and not preempted and self.may_admit(part, parts):
+            spare -= granted.scored if granted.samples else max(granted.scored - 1, 0)
+        while min(budget, spare) > 0 and not preempted and self.may_admit(part, parts):
             request = self._admit(part, parts)
-            wanted = request.wanted_rows
-            count = min(wanted, budget)
+            count = min(request.wanted_rows, budget, spare if request.to_score else budget)
             try:
                 self._grow(request, count)
             except OutOfPagesError:
@@ -135,11 +161,15 @@ class Scheduler:
                 break
             self._count_prefix(request)
             self.running.append(request)
-            rows[request] = _rows(request, count)
+            rows[request] = granted = _rows(request, count)
             budget -= count
+            spare -= max(granted.reads, 1)
         if parts > 1 and (rows or others) and not preempted:
             self._carry_prompts(part, parts, budget, rows)
-        scheduled = list(rows.values())
+        return list(rows.values())
+
+    def sent(self, scheduled: Sequence[ScheduledRows]) -> None:
+        """The devices will compute these rows, in the order of the calls."""
         size = self.pool.page_size
         for request, start, count, *_ in scheduled:
             request.computed = end = start + count
@@ -147,7 +177,6 @@ class Scheduler:
                 request.unread += 1
             if end // size > request.shared_pages:
                 self.share_full_pages(request)
-        return scheduled
 
     def may_admit(self, part: int, parts: int) -> bool:
         """Whether the first waiting request may join a part, if there are pages for it."""
@@ -209,7 +238,7 @@ class Scheduler:
         full = min(request.computed, len(request.tokens)) // self.pool.page_size
         if not self.pool.share_prefixes or full <= request.shared_pages or request.slot < 0:
             return
-        request.digests = prefix_digests(request.tokens, self.pool.page_size, request.digests)
+        request.digests = self._digests(request)
         for i in range(request.shared_pages, full):
             self.pool.share(request.pages[i], request.digests[i])
         request.shared_pages = full
@@ -220,6 +249,11 @@ class Scheduler:
         slots = sorted([*self._free_slots, *(r.slot for r in self.running)])
         assert slots == list(range(self.max_num_seqs)), "slots leaked"
 
+    def _digests(self, request: Request) -> list[bytes]:
+        return prefix_digests(
+            request.tokens, self.pool.page_size, request.digests, request.cache_salt
+        )
+
     def _carry_prompts(
         self, part: int, parts: int, budget: int, rows: dict[Request, ScheduledRows]
     ) -> None:
@@ -227,7 +261,7 @@ class Scheduler:
         no token needs nothing of its part's last step, and stages run steps as they were sent."""
         for request in self.running:
             left = min(len(request.tokens) - 1 - request.computed, request.wanted_rows, budget)
-            if request.slot % parts == part or left <= 0 or request.draft:
+            if request.slot % parts == part or left <= 0 or request.draft or request.to_score:
                 continue
             if self._pages_lacking(request, left) > self.pool.num_available:
                 return
@@ -247,8 +281,9 @@ class Scheduler:
         request.slot = slot
         if self.pool.share_prefixes:
             size = self.pool.page_size
-            digests = prefix_digests(request.tokens, size, request.digests)
-            usable = (len(request.tokens) - 1) // size  # at least one row must run
+            digests = self._digests(request)
+            # At least one row must run, and all of a prompt that is scored.
+            usable = 0 if request.to_score else (len(request.tokens) - 1) // size
             request.pages = self.pool.find_prefix(digests[:usable])
             request.digests = digests
             request.shared_pages = len(request.pages)
@@ -309,5 +344,6 @@ class Scheduler:
 def _rows(request: Request, count: int) -> ScheduledRows:
     """The next rows of a request."""
     start = request.computed
-    samples = start + count - max(start, len(request.tokens) - 1)
-    return ScheduledRows(request, start, count, max(samples, 0), request.rejections)
+    samples = max(start + count - max(start, len(request.tokens) - 1), 0)
+    scored = count - samples if request.to_score else 0
+    return ScheduledRows(request, start, count, samples, request.rejections, scored)

@@ -115,6 +115,10 @@ class Transcripts:
         request.stop_reason = text_of.stopped_by
         return text, "length" if text_of.stopped_by is None else "stop"
 
+    def forget(self, request: Request) -> None:
+        """A request has failed: nobody asks for the rest of its text."""
+        self._texts.pop(request, None)
+
     def end(self, request: Request) -> str:
         """The rest of a request's text; no tokens follow."""
         return self._texts.pop(request).finish()

@@ -42,9 +42,9 @@ class Turn(NamedTuple):
         """See `Scheduler.has_rows`."""
         return self.scheduler.has_rows(self.part, self.parts)
 
-    def schedule(self) -> list[ScheduledRows]:
-        """See `Scheduler.schedule`."""
-        return self.scheduler.schedule(self.part, self.parts)
+    def select(self) -> list[ScheduledRows]:
+        """See `Scheduler.select`."""
+        return self.scheduler.select(self.part, self.parts)
 
 
 @dataclass(frozen=True)

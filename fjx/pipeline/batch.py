@@ -85,3 +85,6 @@ class Batch:
     """With ``edits``: slot of a known token that the host has not read yet, -1: none."""
     logprobs: bool
     """Whether log-probabilities are returned."""
+    scored: Int32[np.ndarray, " C"] | None = None
+    """With ``logprobs``: the token that a row scores instead of the one that it chooses, -1: none.
+    """

@@ -51,6 +51,8 @@ def choose_tokens(
             logits = edit(raw, last_token, batch.edits, batch.pending_slot)
         choose = get(("choose", S, at))
         tokens, last_token = choose(logits, last_token, slots, batch.sampling)
-    logprobs = get(("score", S, at))(raw, tokens) if batch.logprobs else None
+    logprobs = None
+    if batch.logprobs:
+        logprobs = get(("score", S, at))(raw, tokens, batch.scored)
     sure = get(("confidence", S, at))(raw, tokens) if confidences else None
     return Choice(tokens, last_token, logprobs, sure)

@@ -321,6 +321,7 @@ class Programs:
             frequency=each,
             bias_ids=ints(S, self.limits.bias_entries),
             bias=floats(S, self.limits.bias_entries),
+            allowed=words(S, -(-self.model.config.vocab_size // 32)),
         )
 
         def choose(logits, last_token, slots, sampling):  # type: ignore[no-untyped-def]
@@ -329,15 +330,16 @@ class Programs:
         def edit(logits, last_token, edits, pending):  # type: ignore[no-untyped-def]
             return edit_logits(logits, _with_pending(edits, pending, last_token))
 
-        def score(logits, tokens):  # type: ignore[no-untyped-def]
-            return top_logprobs(logits, tokens[:S], MAX_LOGPROBS)
+        def score(logits, tokens, scored):  # type: ignore[no-untyped-def]
+            tokens, scored = tokens[:S], scored[:S]
+            return top_logprobs(logits, jnp.where(scored >= 0, scored, tokens), MAX_LOGPROBS)
 
         logits, last_token, slots = self._choice(S)
         yield self._sampler(
             ("choose", S), choose, (logits, last_token, slots, sampling), at, donate=(1,)
         )
         yield self._sampler(("edit", S), edit, (logits, last_token, edits, ints(S)), at)
-        yield self._sampler(("score", S), score, (logits, slots), at)
+        yield self._sampler(("score", S), score, (logits, slots, slots), at)
 
     def _chosen(self, tokens: Any, last_token: Any, slots: Any) -> tuple[Any, Any]:
         """The tokens, padded to one size for whatever reads them on the device, and the slots' last

@@ -276,7 +276,7 @@ class SimReplica:
             return False
         count = samples = rows
         pairs: float = context
-        for _, start, more, chosen, _ in scheduled:
+        for _, start, more, chosen, *_ in scheduled:
             end = start + more
             count += more
             samples += chosen

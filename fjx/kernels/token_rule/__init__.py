@@ -6,9 +6,9 @@ token does not depend on the batch, and any subset of the vocabulary gets the sa
 coupling: Daliri et al. 2024, "Coupling without communication and drafter-invariant speculative
 decoding").
 
-``process`` applies, in this order: repetition, presence and frequency penalties; logit bias;
-temperature; top-k; top-p within what top-k kept; min-p. Tokens of equal logit are kept or dropped
-together.
+``process`` applies, in this order: repetition, presence and frequency penalties; logit bias; the
+mask of tokens that may be chosen; temperature; top-k; top-p within what top-k kept; min-p. Tokens
+of equal logit are kept or dropped together.
 """
 
 from fjx.kernels.token_rule.api import choose_tokens

@@ -29,7 +29,8 @@ class SamplingRows(NamedTuple):
 
 
 class LogitEdits(NamedTuple):
-    """Penalties and bias of each of S rows; H history entries, B bias entries."""
+    """Penalties, bias and mask of each of S rows; H history entries, B bias entries, W words of 32
+    tokens each."""
 
     history: Int32[Array, "S H"]
     """Known tokens in order; -1 where unused."""
@@ -41,6 +42,8 @@ class LogitEdits(NamedTuple):
     bias_ids: Int32[Array, "S B"]
     """-1 where unused."""
     bias: Float[Array, "S B"]
+    allowed: UInt32[Array, "S W"]
+    """Bit t % 32 of word t // 32: whether token t may be chosen."""
 
 
 def largest_token(logits: Float[Array, "S V"]) -> Int32[Array, " S"]:
@@ -99,7 +102,7 @@ def mix(x: UInt32[Array, ...]) -> UInt32[Array, ...]:
 
 
 def edit_logits(logits: Float[Array, "S V"], edits: LogitEdits) -> Float[Array, "S V"]:
-    """Apply penalties and bias."""
+    """Apply penalties, bias and mask; what may not be chosen gets minus infinity."""
     S, V = logits.shape
     row = jnp.arange(S)[:, None]
     used = edits.history >= 0
@@ -113,7 +116,10 @@ def edit_logits(logits: Float[Array, "S V"], edits: LogitEdits) -> Float[Array, 
     logits = jnp.where(seen, penalized, logits)
     logits -= edits.frequency[:, None] * count + edits.presence[:, None] * (count > 0)
     bias_ids = jnp.where(edits.bias_ids >= 0, edits.bias_ids, V)
-    return logits.at[row, bias_ids].add(edits.bias, mode="drop")
+    logits = logits.at[row, bias_ids].add(edits.bias, mode="drop")
+    bits = edits.allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)
+    allowed = (bits & 1).reshape(S, -1)[:, :V] == 1
+    return jnp.where(allowed, logits, _DROPPED)
 
 
 def token_probability(
@@ -142,6 +148,10 @@ def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32
     The best noisy token of a superset of the kept set is the answer if it is itself kept. If not,
     every token of no larger logit is dropped as well, and the search goes on above it: 1 / top_p
     rounds in the mean.
+
+    A token that no other exceeds is always kept, whatever the arithmetic of the mass gives (top_p
+    may be 0 in float32, a mass not a number). As each round goes on strictly above the one before,
+    the search ends after at most V rounds, which its counter says once more.
     """
     S, V = logits.shape
     scaled = logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
@@ -166,20 +176,25 @@ def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32
         above = scaled > logit[:, None]
         mass = jnp.sum(jnp.where(above, jnp.exp(scaled - top), 0.0), axis=-1)
         inside_top_p = (mass < needed) | (rows.top_p >= 1.0)
-        is_kept: Array = ~truncates | ((jnp.sum(above, axis=-1) < k) & inside_top_p)
+        count = jnp.sum(above, axis=-1)
+        is_kept: Array = ~truncates | (count == 0) | ((count < k) & inside_top_p)
         return is_kept
 
-    def search(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        token, logit, done = state
+    def goes_on(state: tuple[Array, Array, Array, Array]) -> Array:
+        *_, done, rounds = state
+        return (rounds < V) & ~jnp.all(done)
+
+    def search(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        token, logit, done, rounds = state
         next_token, next_logit = draw(logit, jnp.ones_like(done))
         next_token = jnp.where(done, token, next_token)
         next_logit = jnp.where(done, logit, next_logit)
-        return next_token, next_logit, done | kept(next_logit)
+        return next_token, next_logit, done | kept(next_logit), rounds + 1
 
     token, logit = draw(floor, jnp.zeros((S,), jnp.bool_))
     done = lax.cond(jnp.any(truncates), lambda: kept(logit), lambda: ~truncates)
-    state = (token, logit, done)
-    chosen: Array = lax.while_loop(lambda state: ~jnp.all(state[2]), search, state)[0]
+    state = (token, logit, done, jnp.int32(0))
+    chosen: Array = lax.while_loop(goes_on, search, state)[0]
     return chosen
 
 

@@ -27,7 +27,7 @@ LIMITS = Limits(
 
 
 def batch(*params: SamplingParams) -> Batch:
-    builder, scheduled = BatchBuilder(LIMITS, end_tokens=(5,)), []
+    builder, scheduled = BatchBuilder(LIMITS, end_tokens=(5,), vocabulary=1000), []
     for slot, each in enumerate(params):
         tokens = [7 * slot + i for i in range(40 + slot)]
         request = Request(f"{slot}", 30, tokens, each, seed=slot, max_len=100, arrival=0.0)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from fjx.engine.batch_builder import BIAS_ENTRIES, BatchBuilder
+from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.pipeline.batch import Batch, StepRows
 from fjx.pipeline.limits import Limits
-from fjx.sampling_params import SamplingParams
+from fjx.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 
-SEQS, LONGEST, SIZE, END = 4, 32, 8, 99
+SEQS, LONGEST, SIZE, END, VOCABULARY = 4, 32, 8, 99, 100
 GREEDY = SamplingParams(temperature=0)
 
 
@@ -23,12 +24,12 @@ LIMITS = Limits(
     max_num_batched_tokens=16,
     num_pages=64,
     page_size=SIZE,
-    bias_entries=BIAS_ENTRIES,
+    bias_entries=MAX_LOGIT_BIAS,
 )
 
 
 def builder() -> BatchBuilder:
-    return BatchBuilder(LIMITS, (END,))
+    return BatchBuilder(LIMITS, (END,), VOCABULARY)
 
 
 def rows_of(batch: Batch) -> StepRows:
@@ -61,6 +62,12 @@ def used_bias(batch: Batch, row: int) -> dict[int, float]:
     assert batch.edits is not None
     ids, values = np.asarray(batch.edits.bias_ids[row]), np.asarray(batch.edits.bias[row])
     return {int(i): float(v) for i, v in zip(ids, values, strict=True) if i >= 0}
+
+
+def dropped(batch: Batch, row: int) -> set[int]:
+    """Tokens that the row may not choose."""
+    edits: Any = batch.edits
+    return {t for t in range(VOCABULARY) if not edits.allowed[row, t // 32] >> (t % 32) & 1}
 
 
 def test_rows_lie_side_by_side_and_are_padded() -> None:
@@ -155,7 +162,7 @@ def test_end_tokens_are_held_back_until_the_minimum() -> None:
     for output in range(4):
         each = request(0, [5], params, output=(1,) * output)
         batch = builder().build([ScheduledRows(each, output, 1, True)])
-        held.append(set(used_bias(batch, 0)))
+        held.append(dropped(batch, 0))
     assert held == [{8, END}, {8, END}, set(), set()]
 
 
@@ -165,7 +172,7 @@ def test_a_drafts_rows_choose_tokens_one_after_the_other() -> None:
     drafted.draft = [7, 8]
     plain = request(3, [4, 5], unread=1)
     rows = [ScheduledRows(drafted, 2, 3, 3), ScheduledRows(plain, 1, 1, 1)]
-    batch = BatchBuilder(limits, (END,)).build(rows)
+    batch = BatchBuilder(limits, (END,), VOCABULARY).build(rows)
     step = limits.layout(batch.num_rows).split(batch.packed)
     assert step.tokens[:4].tolist() == [3, 7, 8, 5]
     assert step.rows.positions[:4].tolist() == [2, 3, 4, 1]
@@ -182,4 +189,4 @@ def test_a_drafts_rows_choose_tokens_one_after_the_other() -> None:
         [1, 2, 3, 7, 8, -1],
     ]
     # two tokens must come before the end token
-    assert [END in used_bias(batch, row) for row in range(3)] == [True, True, False]
+    assert [END in dropped(batch, row) for row in range(3)] == [True, True, False]

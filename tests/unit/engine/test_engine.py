@@ -240,7 +240,6 @@ def test_abort_all_clears_the_engine() -> None:
         ([1, -1], {}, "prompt has token id -1"),
         ([1], {"logit_bias": {VOCABULARY: 1.0}}, "logit_bias has token id 384"),
         ([1], {"stop_token_ids": (VOCABULARY,)}, "stop_token_ids has token id 384"),
-        ([1], {"stop_token_ids": tuple(range(64))}, "stop_token_ids has 64 ids"),
         ([1], {"n": 1025}, "n is 1025"),
     ],
 )
@@ -298,3 +297,42 @@ def test_stats_count_what_happened() -> None:
     for reason, count in (("length", 3), ("abort", 1)):
         assert after.requests_finished[reason] - before.requests_finished.get(reason, 0) == count
     assert after.step_seconds > before.step_seconds
+
+
+EXTREME_PARAMS: dict[str, dict[str, Any]] = {
+    "top_k beyond int32": {"top_k": 2**31},
+    "top_k beyond int64": {"top_k": 2**63},
+    "top_p is 0 in float32": {"top_p": 1e-300},
+    "top_p is subnormal": {"top_p": 1e-40},
+    "bias at a low temperature": {"top_p": 0.5, "temperature": 1e-6, "logit_bias": {7: 1e30}},
+    "penalties": {"repetition_penalty": 0.01, "frequency_penalty": -2.0, "top_p": 0.9},
+    "seed": {"seed": 2**64 + 5, "n": 2},
+    "draft": {"max_draft_tokens": 10**30},
+    "tokens": {"max_tokens": 10**30, "stop_token_ids": tuple(range(VOCABULARY))},
+    "minimum": {"max_tokens": None, "min_tokens": 10**30, "stop_token_ids": (1,)},
+    "priority": {},
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("extreme", EXTREME_PARAMS)
+def test_extreme_parameters_harm_nobody(extreme: str, plain: list[int]) -> None:
+    params = SamplingParams(**({"ignore_eos": True} | EXTREME_PARAMS[extreme]))
+    priority = 10**400 if extreme == "priority" else 0
+    requests = engine().add("extreme", PROMPT, params, priority=priority)
+    (beside,) = engine().add("beside", PROMPT, greedy())
+    run(engine())
+    assert all(each.finish_reason in ("length", "stop") for each in requests)
+    assert beside.tokens[len(PROMPT) :] == plain
+
+
+def test_what_others_asked_is_only_found_with_the_same_salt() -> None:
+    prompt = [(5 * i + 1) % VOCABULARY for i in range(64)]
+    found, tokens = [], []
+    for salt in ("", "a", "a", "b", "", "\ud800"):
+        (request,) = engine().add("r", prompt, greedy(), cache_salt=salt)
+        run(engine())
+        found.append(request.cached_tokens)
+        tokens.append(request.tokens)
+    assert found == [0, 0, 48, 0, 48, 0]
+    assert all(each == tokens[0] for each in tokens)

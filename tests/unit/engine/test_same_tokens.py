@@ -55,6 +55,16 @@ sampling = st.one_of(
         seed=st.integers(0, 2**40),
         max_tokens=st.integers(1, 24),
     ),
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 1.0]),
+        seed=st.integers(0, 2**40),
+        max_tokens=st.integers(4, 24),
+        min_tokens=st.integers(0, 4),
+        allowed_token_ids=st.sampled_from([None, (3, 5, 8, 13, 383)]),
+        bad_words=st.sampled_from([(), ("\u4e03",), ("\u4e03\u4e05", "\u4e08\u4e08")]),
+        prompt_logprobs=st.sampled_from([None, 2]),
+    ),
 )
 requests = st.tuples(prompts, sampling, st.integers(0, 6), st.booleans())
 

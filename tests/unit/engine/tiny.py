@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.config import EngineConfig
-from fjx.engine.batch_builder import BIAS_ENTRIES
 from fjx.engine.engine import Engine
 from fjx.kernels.matmul import Quantization
 from fjx.models.config import ModelConfig
@@ -25,7 +24,7 @@ from fjx.pipeline.pieces import Loader, step_programs
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import live_planner
 from fjx.pipeline.programs import Programs
-from fjx.sampling_params import SamplingParams
+from fjx.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 from fjx.sharding.figures import Workload
 from fjx.sharding.plan import Deployment, Device, Mesh, Plan, Stage
 
@@ -49,12 +48,13 @@ HF_CONFIG: dict[str, Any] = {
 
 
 class LetterTokenizer:
-    """Token i is the character chr(0x4E00 + i): text and tokens are the same thing."""
+    """Token i is the character chr(0x4E00 + i): text and tokens are the same thing. White space is
+    no token."""
 
     eos_token_ids = (END,)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) - 0x4E00 for letter in text]
+        return [ord(letter) - 0x4E00 for letter in text if not letter.isspace()]
 
     def stream(
         self, skip_special_tokens: bool = True, continuation: bool = False
@@ -122,7 +122,7 @@ def tiny_engine(
         max_num_batched_tokens=max_num_batched_tokens,
         num_pages=num_pages,
         page_size=16,
-        bias_entries=BIAS_ENTRIES,
+        bias_entries=MAX_LOGIT_BIAS,
         one_bucket=one_bucket,
         max_draft_rows=max_draft_rows,
         hidden=hidden,

@@ -230,6 +230,7 @@ def edits(history: list[int], prompt_len: int, **changes: Any) -> LogitEdits:
         "frequency": np.zeros(2, np.float32),
         "bias_ids": np.full((2, 3), -1, np.int32),
         "bias": np.zeros((2, 3), np.float32),
+        "allowed": np.full((2, -(-V // 32)), 0xFFFFFFFF, np.uint32),
     }
     for name, value in changes.items():
         values[name] = values[name].copy()
@@ -269,6 +270,69 @@ def test_bias_is_added_after_penalties() -> None:
 
 def test_without_edits_logits_keep_their_bits() -> None:
     np.testing.assert_array_equal(edit(LOGITS, edits(HISTORY, 3)), LOGITS)
+
+
+@pytest.mark.parametrize("width", [V, 40])
+def test_what_is_not_allowed_is_never_chosen(width: int) -> None:
+    logits = np.random.default_rng(3).standard_normal((2, width)).astype(np.float32)
+    kept = {3, 31, width - 6}
+    allowed = np.full((2, -(-width // 32)), 0xFFFFFFFF, np.uint32)
+    allowed[0] = 0
+    for token in kept:
+        allowed[0, token // 32] |= np.uint32(1 << token % 32)
+    changed = np.asarray(edit(logits, edits([], 0)._replace(allowed=allowed)))
+    for token in range(width):
+        assert changed[0, token] == (logits[0, token] if token in kept else -np.inf)
+    np.testing.assert_array_equal(changed[1], logits[1])
+    for seed in range(20):
+        for more in ({}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 30, "top_p": 0.5}):
+            rows: Any = sampling(2, seed=seed, temperature=5.0, **more)
+            assert int(choose(changed, rows)[0]) in kept
+
+
+EXTREME_LOGITS = {
+    "plain": LOGITS[0],
+    "equal": np.zeros(V, np.float32),
+    "large": np.where(np.arange(V) == 7, np.float32(3e38), LOGITS[0]),
+    "infinite": np.where(np.arange(V) == 7, np.float32(np.inf), LOGITS[0]),
+    "two infinite": np.where(np.isin(np.arange(V), [7, 9]), np.float32(np.inf), LOGITS[0]),
+    "masked but one": np.where(np.arange(V) == 7, LOGITS[0], np.float32(-np.inf)),
+    "all masked": np.full(V, -np.inf, np.float32),
+    "some not a number": np.where(np.arange(V) % 3 == 0, np.float32(np.nan), LOGITS[0]),
+    "none a number": np.full(V, np.nan, np.float32),
+}
+EXTREMES: dict[str, dict[str, float]] = {
+    "top_p is 0 in float32": {"top_p": 1e-300},
+    "top_p is subnormal": {"top_p": 1e-40},
+    "top_p": {"top_p": 0.9},
+    "top_k": {"top_k": 2**31 - 1, "top_p": 0.5},
+    "cold": {"temperature": 1e-6, "top_p": 0.5},
+    "colder than float32": {"temperature": 1e-40, "top_p": 0.5},
+    "min_p": {"min_p": 1.0, "top_p": 1e-300},
+    "min_p is subnormal": {"min_p": 1e-40, "top_k": 2},
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_choosing_ends_whatever_the_numbers_are(extreme: str) -> None:
+    """The search is bounded: a hang here once was a hang of the whole server."""
+    values: Any = EXTREMES[extreme]
+    logits = np.stack(list(EXTREME_LOGITS.values()))
+    tokens = np.asarray(choose(logits, sampling(len(logits), seed=5, **values)))
+    assert ((tokens >= 0) & (tokens < V)).all()
+    chosen = dict(zip(EXTREME_LOGITS, tokens.tolist(), strict=True))
+    assert chosen["large"] == chosen["infinite"] == chosen["masked but one"] == 7
+    assert chosen["two infinite"] in (7, 9)
+    if extreme.startswith("top_p is"):
+        assert chosen["plain"] == LOGITS[0].argmax(), "the best token is always kept"
+
+
+def test_a_tiny_top_p_keeps_the_best_token_alone() -> None:
+    logits = np.random.default_rng(4).standard_normal((64, V)).astype(np.float32)
+    for top_p in (1e-3, 1e-7, 1e-30):
+        tokens = np.asarray(choose(logits, sampling(64, temperature=2.0, top_p=top_p, seed=2)))
+        np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
 
 
 def test_logprobs_are_those_of_a_softmax() -> None:

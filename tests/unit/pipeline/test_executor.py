@@ -15,7 +15,7 @@ from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows
 from fjx.pipeline.executor import Executor
 from fjx.sampling_params import SamplingParams
-from tests.unit.engine.tiny import END, run, tiny_engine, tokens_alone
+from tests.unit.engine.tiny import END, VOCABULARY, run, tiny_engine, tokens_alone
 
 PROMPT = [9, 80, 3, 250, 41, 7]
 
@@ -55,7 +55,7 @@ def test_tokens_feed_the_next_step_on_the_device(
     """Three steps are sent before the host reads the first one's token."""
     params = dataclasses.replace(params, ignore_eos=True, max_tokens=2)
     expected = tokens_alone(tiny_engine(), PROMPT, params)
-    build = BatchBuilder(executor.limits, (END,))
+    build = BatchBuilder(executor.limits, (END,), VOCABULARY)
     each = request(2, params)
     first = executor.dispatch(build.build([ScheduledRows(each, 0, len(PROMPT), True)]))
     each.unread = 2
@@ -65,7 +65,7 @@ def test_tokens_feed_the_next_step_on_the_device(
 
 def test_a_step_that_chooses_no_token_brings_none(executor: Executor) -> None:
     each = request(1, SamplingParams(temperature=0, max_tokens=1))
-    build = BatchBuilder(executor.limits, (END,))
+    build = BatchBuilder(executor.limits, (END,), VOCABULARY)
     output = executor.dispatch(build.build([ScheduledRows(each, 0, 4, False)]))
     assert output.read_tokens() == []
     rest = executor.dispatch(build.build([ScheduledRows(each, 4, 2, True)]))
@@ -74,7 +74,7 @@ def test_a_step_that_chooses_no_token_brings_none(executor: Executor) -> None:
 
 def test_logprobs_can_be_read_for_every_sample(executor: Executor) -> None:
     params = SamplingParams(temperature=0, logprobs=2)
-    build = BatchBuilder(executor.limits, (END,))
+    build = BatchBuilder(executor.limits, (END,), VOCABULARY)
     output = executor.dispatch(
         build.build(
             [ScheduledRows(request(slot, params), 0, len(PROMPT), True) for slot in range(3)]

@@ -116,7 +116,7 @@ def test_a_timed_step_is_one_that_the_engine_builds(rows: int) -> None:
         )
         request.slot, request.pages = slot, list(range(1 + 7 * slot, 8 + 7 * slot))
         scheduled.append(ScheduledRows(request, 100 - count, count, True))
-    batch = BatchBuilder(LIMITS, ()).build(scheduled)
+    batch = BatchBuilder(LIMITS, (), HF_CONFIG["vocab_size"]).build(scheduled)
     layout = LIMITS.layout(rows)
     built = layout.split(batch.packed)
     timed = layout.split(decoding_step(LIMITS, rows, context=100))

@@ -94,6 +94,7 @@ class FakeLLM:
         self.vocab_size = 258
         self.is_ready = True
         self.error: str | None = None
+        self.stalled_seconds = 0.0
         self.reply = reply
         self.token_seconds = token_seconds
         self.cached_tokens = 0
@@ -132,11 +133,17 @@ class FakeLLM:
     def stats(self) -> EngineStats:
         return self.engine_stats
 
-    async def shutdown(self, drain: float | None) -> None:
+    async def shutdown(self, drain: float | None, patience: float | None = None) -> bool:
         self.stopped = True
+        return True
 
     async def generate(
-        self, prompt: str | list[int], params: SamplingParams, request_id: str, priority: int = 0
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         assert isinstance(prompt, list)
         self.calls.append(Call(prompt, params, request_id, priority))

@@ -1,0 +1,159 @@
+"""Something goes wrong with one request: it ends with an error, the others with their tokens."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from fjx.engine.autopilot import Autopilot
+from fjx.engine.batch_builder import BatchBuilder
+from fjx.engine.engine import Engine
+from fjx.engine.progress import Progress
+from fjx.engine.request import Request
+from fjx.engine.speculator import Speculator
+from fjx.engine.text import Transcripts
+from fjx.sampling_params import SamplingParams
+from fjx.speculation.policies import Fixed
+from tests.unit.engine.draft_cases import Guesses
+from tests.unit.engine.tiny import tiny_engine, tokens_alone
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+PROMPTS = {"a": [1, 2, 3], "bad": [4, 5, 6, 7], "c": [8] * 40}
+
+
+def serve(engine: Engine) -> tuple[dict[str, Request], list[Progress]]:
+    """All prompts at once, to their ends."""
+    requests = {id: engine.add(id, prompt, GREEDY)[0] for id, prompt in PROMPTS.items()}
+    progress: list[Progress] = []
+    while engine.has_work:
+        progress += engine.step()
+    engine.check_idle()
+    return requests, progress
+
+
+def expect_only_the_bad_one_failed(
+    engine: Engine, requests: dict[str, Request], progress: list[Progress]
+) -> None:
+    ends = [(p.request.id, p.finish_reason) for p in progress if p.finish_reason is not None]
+    assert sorted(ends) == [("a", "length"), ("bad", "error"), ("c", "length")]
+    assert requests["bad"].error == "ZeroDivisionError: of the bad one"
+    for id in ("a", "c"):
+        assert requests[id].error is None
+        assert requests[id].tokens[requests[id].prompt_len :] == tokens_alone(
+            engine, PROMPTS[id], GREEDY
+        )
+    counts = engine.stats().requests_finished
+    assert counts["error"] >= 1
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 5])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_cannot_be_built_ends_alone(
+    fails_at: int, overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its first step, in the middle of the prefill of others, and while it decodes."""
+    engine = tiny_engine(overlap=overlap, max_num_batched_tokens=16)
+    builds: list[str] = []
+    build = BatchBuilder.build
+
+    def breaks(self: BatchBuilder, scheduled: Any, part: int = 0) -> Any:
+        for rows in scheduled:
+            if rows.request.id == "bad":
+                builds.append("bad")
+                if len(builds) > fails_at:
+                    raise ZeroDivisionError("of the bad one")
+        return build(self, scheduled, part)
+
+    monkeypatch.setattr(BatchBuilder, "build", breaks)
+    requests, progress = serve(engine)
+    expect_only_the_bad_one_failed(engine, requests, progress)
+    assert (requests["bad"].num_output > 0) == (fails_at > overlap)
+
+
+def test_a_step_that_fails_for_no_single_request_ends_its_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = tiny_engine()
+    build = BatchBuilder.build
+
+    def breaks(self: BatchBuilder, scheduled: Any, part: int = 0) -> Any:
+        if len(scheduled) > 1:
+            raise ZeroDivisionError("of two")
+        return build(self, scheduled, part)
+
+    monkeypatch.setattr(BatchBuilder, "build", breaks)
+    requests, _ = serve(engine)
+    assert {request.finish_reason for request in requests.values()} == {"error"}
+    monkeypatch.undo()
+    assert len(tokens_alone(engine, PROMPTS["a"], GREEDY)) == 12
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_what_cannot_be_read_ends_alone(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine()
+    add = Transcripts.add
+
+    def breaks(self: Transcripts, request: Request, token: int) -> Any:
+        if request.id == "bad" and request.num_output > tokens:
+            raise ZeroDivisionError("of the bad one")
+        return add(self, request, token)
+
+    monkeypatch.setattr(Transcripts, "add", breaks)
+    requests, progress = serve(engine)
+    expect_only_the_bad_one_failed(engine, requests, progress)
+    assert requests["bad"].num_output == tokens + 1
+
+
+class BreakingGuesses(Guesses):
+    """Fails in one of its methods."""
+
+    breaks: str
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == object.__getattribute__(self, "breaks"):
+            raise ZeroDivisionError("of the drafter")
+        return object.__getattribute__(self, name)
+
+
+@pytest.mark.parametrize("breaks", ["propose", "feed", "forget", "rounds"])
+def test_a_drafter_that_fails_is_left_out(breaks: str) -> None:
+    engine = tiny_engine(max_draft_rows=16)
+    plain = {id: tokens_alone(engine, prompt, GREEDY) for id, prompt in PROMPTS.items()}
+    guesses = BreakingGuesses.__new__(BreakingGuesses)
+    guesses.breaks = ""
+    guesses.__init__(random.Random(1), 0.3)  # type: ignore[misc]
+    guesses.known = plain
+    engine.speculator = Speculator(guesses, Fixed(3), engine.executor.limits.row_buckets)
+    requests = {id: engine.add(id, prompt, GREEDY)[0] for id, prompt in PROMPTS.items()}
+    while not any(request.drafted_tokens for request in requests.values()):
+        engine.step()
+    assert engine.has_work
+    guesses.breaks = breaks
+    while engine.has_work:
+        engine.step()
+    engine.check_idle()
+    speculator, engine.speculator = engine.speculator, None
+    assert speculator is None
+    assert {id: r.tokens[r.prompt_len :] for id, r in requests.items()} == plain
+
+
+def test_a_policy_that_fails_leaves_the_plan_as_it_is() -> None:
+    class Broken:
+        def due(self, now: float) -> bool:
+            return True
+
+        def look(self, now: float, **seen: Any) -> Any:
+            raise ZeroDivisionError("of the policy")
+
+        def arrived(self, now: float) -> None: ...
+
+        first_token = step = ended = arrived
+
+    engine = tiny_engine()
+    plain = tokens_alone(engine, PROMPTS["a"], GREEDY)
+    broken: Autopilot = Broken()  # type: ignore[assignment]
+    engine.autopilot = broken
+    assert tokens_alone(engine, PROMPTS["a"], GREEDY) == plain
+    assert engine.autopilot is None
