@@ -59,6 +59,7 @@ class AsyncLLM:
         self._plan_status: PlanStatus | None = None
         self._awaited: dict[int, asyncio.Future[SwitchRecord]] = {}
         self._working_since: float | None = None
+        self._over = asyncio.Event()
 
     async def start(self) -> None:
         """Load and compile in the engine's thread; return when ready.
@@ -224,6 +225,10 @@ class AsyncLLM:
         )
         return aborted
 
+    async def ended(self) -> None:
+        """Return once the engine has stopped, or died; see ``error``."""
+        await self._over.wait()
+
     async def shutdown(self, drain: float | None = None, patience: float | None = None) -> bool:
         """Admit nothing more, finish running requests for up to ``drain`` seconds, then stop.
 
@@ -369,6 +374,7 @@ class AsyncLLM:
                 (queue, error) for queue in self._streams.values()
             ]
             self._loop.call_soon_threadsafe(_put_all, items)
+            self._loop.call_soon_threadsafe(self._over.set)
             for ended in self._awaited.values():
                 self._loop.call_soon_threadsafe(_settle, ended, error)
         self._streams.clear()

@@ -28,6 +28,9 @@ class ServerConfig:
     """Name under which clients ask for the model; by default the model as it was given."""
     shutdown_timeout: float = 30.0
     """Seconds for running requests to finish after SIGTERM or Ctrl-C; a second one kills."""
+    watchdog_timeout: float = 120.0
+    """Seconds after which a step that has not ended counts as hung: /health says so, and no request
+    is let in. After twice as long the process ends with exit code 70; 0: never."""
     max_body_bytes: int = 16 * 1024 * 1024
     """Largest request body, in bytes; a larger one is refused with status 413."""
     allowed_origins: tuple[str, ...] = ()
@@ -48,6 +51,10 @@ class ServerConfig:
         check(
             self.shutdown_timeout >= 0,
             f"shutdown_timeout must be at least 0 seconds, got {self.shutdown_timeout}",
+        )
+        check(
+            self.watchdog_timeout >= 0,
+            f"watchdog_timeout must be at least 0 seconds, got {self.watchdog_timeout}",
         )
         check(
             self.max_body_bytes >= 1,

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fjx import __version__
-from fjx.serving.errors import unavailable
 from fjx.serving.protocol import ModelCard, ModelList
 from fjx.serving.state import ServerState
 
@@ -47,9 +46,8 @@ def status_routes(state: ServerState) -> APIRouter:
 
     @router.get("/health")
     async def health() -> Response:
-        """200 while the server lives, also while it loads; 503 once the engine has died."""
-        if state.llm.error is not None:
-            raise unavailable(state.llm.error, "engine_dead")
+        """200 while the server lives, also while it loads; 503 if the engine has died, or hangs."""
+        state.check_healthy()
         return Response(status_code=HTTPStatus.OK)
 
     @router.get("/ready")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -21,20 +24,25 @@ from fjx import EngineConfig, UserError
 from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
 from fjx.serving.state import AsyncEngine, ServerState
+from fjx.serving.watchdog import Deadline, Watchdog
 
 logger = logging.getLogger("fjx.server")
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that none is closed under a new request."""
 _LAST_BYTES_SECONDS = 5
-"""How long the last answers may take to reach their clients once the engine has stopped."""
+"""How long the last answers may take to reach their clients once the engine has stopped; later the
+process ends without them."""
+_LAST_STEP_SECONDS = 2
+"""How long the step under way may take when the engine stops."""
 
 
 def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     """Serve a model; returns after a first SIGTERM or SIGINT, when the running requests have ended.
 
     The port is open at once; until the model is loaded, requests get a 503. A second signal, or one
-    before the model is loaded, ends the process on the spot.
+    before the model is loaded, ends the process on the spot. So does what hangs, with exit code 70
+    (see `ServerConfig.watchdog_timeout`), and the engine's death, with 1.
 
     Raises:
         UserError: the address cannot be listened on, or the model cannot be loaded.
@@ -43,13 +51,21 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     logging.getLogger("fjx").setLevel(logging.INFO)
     listener = _listen(server_config)
     # Importing AsyncLLM takes seconds (JAX): a wrong address is told before.
-    run_loop(serve_engine(fjx.AsyncLLM(engine_config), server_config, listener))
+    code = run_loop(serve_engine(fjx.AsyncLLM(engine_config), server_config, listener))
+    if code:
+        # Whatever hangs would hold up an orderly end, too.
+        logging.shutdown()
+        os._exit(code)
 
 
 async def serve_engine(
     llm: AsyncEngine, server_config: ServerConfig, listener: socket.socket
-) -> None:
-    """Start an engine and serve it on a listening socket, as ``serve`` does."""
+) -> int:
+    """Start an engine and serve it on a listening socket, as ``serve`` does.
+
+    Returns:
+        The exit code: 0 after a signal, 1 if the engine died or did not stop.
+    """
     app = create_app(llm, server_config)
     state: ServerState = app.state.server
     stopping = asyncio.Event()
@@ -61,20 +77,34 @@ async def serve_engine(
         log_level="warning",
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS - _LAST_STEP_SECONDS,
     )
-    server = _Server(config, llm, on_signal=lambda: loop.call_soon_threadsafe(stopping.set))
+    deadline = Deadline()
+
+    def stop() -> None:
+        deadline.set(server_config.shutdown_timeout + _LAST_BYTES_SECONDS)
+        loop.call_soon_threadsafe(stopping.set)
+
+    server = _Server(config, llm, on_signal=stop)
     listening = asyncio.create_task(server.serve(sockets=[listener]))
+    limit = 2 * server_config.watchdog_timeout or math.inf
+    watching = asyncio.create_task(Watchdog(lambda: llm.stalled_seconds, limit).watch())
     address = _address(listener)
     logger.info("listening on %s; loading %s", address, state.model_name)
     try:
         await llm.start()
         logger.info("ready: serving %s on %s", state.model_name, address)
-        await stopping.wait()
-        await _drain(state)
+        await _first_of(stopping.wait(), llm.ended())
+        if stopping.is_set():
+            return await _drain(state)
+        logger.critical("%s; the server ends", llm.error)
+        deadline.set(2 * _LAST_BYTES_SECONDS)
+        await _finish_answers(state, _LAST_BYTES_SECONDS)
+        return 1
     finally:
         server.should_exit = True
         await listening
+        watching.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -98,17 +128,36 @@ class _Server(uvicorn.Server):
         self._on_signal()
 
 
-async def _drain(state: ServerState) -> None:
+async def _first_of(*ends: Coroutine[Any, Any, object]) -> None:
+    """Return when one of them does."""
+    tasks = [asyncio.ensure_future(end) for end in ends]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+async def _drain(state: ServerState) -> int:
+    """Let running requests finish, then stop the engine; the exit code."""
     timeout = state.config.shutdown_timeout
     state.stopping.set()
     logger.info("finishing running requests, for up to %g s; signal again to stop at once", timeout)
+    if not await _finish_answers(state, timeout):
+        logger.warning("shutdown timeout: aborting the requests that still run")
+    if not await state.llm.shutdown(drain=0.0, patience=_LAST_STEP_SECONDS):
+        logger.error("the engine's present step does not end; stopping without it")
+        return 1
+    logger.info("stopped")
+    return 0
+
+
+async def _finish_answers(state: ServerState, seconds: float) -> bool:
+    """Wait until no request is in flight; whether that came in time."""
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(seconds):
             await state.in_flight.wait_for_none()
     except TimeoutError:
-        logger.warning("shutdown timeout: aborting the requests that still run")
-    await state.llm.shutdown(drain=0.0)
-    logger.info("stopped")
+        return False
+    return True
 
 
 def _listen(config: ServerConfig) -> socket.socket:

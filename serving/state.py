@@ -113,6 +113,9 @@ class AsyncEngine(Protocol):
     async def abort_regranularization(self) -> bool:
         """Abort a change of plan; return whether one was under way."""
 
+    async def ended(self) -> None:
+        """Return once the engine has stopped, or died; see ``error``."""
+
     async def shutdown(self, drain: float | None, patience: float | None = None) -> bool:
         """Stop the engine, giving running requests ``drain`` seconds and the step under way
         ``patience``; whether it has stopped."""
@@ -165,10 +168,19 @@ class ServerState:
         """The name under which clients ask for the model."""
         return self.config.served_model_name or self.llm.config.model
 
-    def check_serving(self) -> None:
-        """Raise a 503 unless a new request can be served now."""
+    def check_healthy(self) -> None:
+        """Raise a 503 if the engine has died, or hangs."""
         if self.llm.error is not None:
             raise unavailable(self.llm.error, "engine_dead")
+        limit, stalled = self.config.watchdog_timeout, self.llm.stalled_seconds
+        if limit and stalled > limit:
+            raise unavailable(
+                f"the engine hangs: its present step began {stalled:.0f} s ago", "engine_hangs"
+            )
+
+    def check_serving(self) -> None:
+        """Raise a 503 unless a new request can be served now."""
+        self.check_healthy()
         if self.draining:
             raise unavailable("the server is shutting down", "shutting_down")
         if not self.llm.is_ready:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from fjx.async_llm import AsyncLLM
 from fjx.config import EngineConfig
 from fjx.engine.drafter import PromptLookup
 from fjx.engine.engine import Engine
+from fjx.engine.request import Request
 from fjx.engine.speculator import Speculator
+from fjx.engine.text import Transcripts
 from fjx.errors import (
     EngineDeadError,
     ModelError,
@@ -41,6 +45,7 @@ from tests.unit.engine.plan_cases import (
     deep_engine,
     expected,
 )
+from tests.unit.engine.tiny import tiny_engine
 
 
 @with_limit
@@ -238,3 +243,72 @@ def test_before_the_start_nothing_is_served() -> None:
     assert not llm.is_ready
     with pytest.raises(EngineDeadError, match="not running"):
         _ = llm.tokenizer
+
+
+@with_limit
+async def test_a_step_that_does_not_end_is_seen_and_left_behind() -> None:
+    engine = tiny_engine(max_num_batched_tokens=16, max_num_seqs=4)
+    step, entered, release = engine.step, threading.Event(), threading.Event()
+
+    def hangs() -> Any:
+        entered.set()
+        release.wait()
+        return step()
+
+    async with serving(engine) as llm:
+        assert llm.stalled_seconds == 0.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "step", hangs)
+            asked = asyncio.create_task(collect(llm, [1, 2], GREEDY, "r"))
+            await asyncio.to_thread(entered.wait)
+            before = llm.stalled_seconds
+            await asyncio.sleep(0.01)
+            assert llm.stalled_seconds > before > 0
+            assert not await llm.shutdown(patience=0.05)
+            release.set()
+            with pytest.raises(EngineDeadError):
+                await asked
+        assert await llm.shutdown()
+        await llm.ended()
+        assert llm.stalled_seconds == 0.0
+
+
+@with_limit
+async def test_a_request_that_fails_tells_why_and_others_go_on() -> None:
+    engine = tiny_engine(max_num_batched_tokens=16, max_num_seqs=4)
+    add = Transcripts.add
+
+    def breaks(self: Transcripts, request: Request, token: int) -> Any:
+        if request.id == "bad" and request.num_output > 2:
+            raise ZeroDivisionError("of the bad one")
+        return add(self, request, token)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transcripts, "add", breaks)
+        async with serving(engine) as llm:
+            bad, good = await asyncio.gather(
+                collect(llm, [1, 2], GREEDY, "bad"), collect(llm, [3, 4], GREEDY, "good")
+            )
+    assert bad[-1].outputs[0].finish_reason == "error"
+    assert bad[-1].error == "ZeroDivisionError: of the bad one"
+    assert tokens_of(good) == alone([3, 4])
+
+
+@with_limit
+async def test_a_prompts_scores_come_with_the_first_output_of_each_completion() -> None:
+    params = replace(GREEDY, temperature=1.0, seed=1, n=3, prompt_logprobs=2)
+    prompt = [(7 * i + 3) % 384 for i in range(40)]
+    async with serving(max_num_batched_tokens=16, max_num_seqs=4) as llm:
+        outputs = await collect(llm, prompt, params, "r")
+    first: dict[int, Any] = {}
+    for output in outputs:
+        index = output.outputs[0].index
+        if index in first:
+            assert output.prompt_logprobs is None
+        else:
+            first[index] = output.prompt_logprobs
+    assert sorted(first) == [0, 1, 2]
+    assert first[0][0] is None
+    assert [each.sampled.token_id for each in first[0][1:]] == prompt[1:]
+    assert first[0] == first[1] == first[2]
+    assert sum(output.outputs[0].finish_reason is not None for output in outputs) == 3

@@ -95,6 +95,8 @@ class FakeLLM:
         self.is_ready = True
         self.error: str | None = None
         self.stalled_seconds = 0.0
+        self.hangs = False
+        """Whether it does not stop."""
         self.reply = reply
         self.token_seconds = token_seconds
         self.cached_tokens = 0
@@ -133,9 +135,15 @@ class FakeLLM:
     def stats(self) -> EngineStats:
         return self.engine_stats
 
+    async def ended(self) -> None:
+        while self.error is None and not self.stopped:
+            await asyncio.sleep(0.01)
+
     async def shutdown(self, drain: float | None, patience: float | None = None) -> bool:
         self.stopped = True
-        return True
+        if self.hangs:
+            await asyncio.sleep(patience or 0)
+        return not self.hangs
 
     async def generate(
         self,

@@ -43,11 +43,14 @@ class Running:
 
 
 @contextmanager
-def running(shutdown_timeout: float = 10.0, load_seconds: float = 0.0) -> Iterator[Running]:
+def running(
+    shutdown_timeout: float = 10.0, load_seconds: float = 0.0, fault: str = "none"
+) -> Iterator[Running]:
     command = [sys.executable, "-m", "tests.unit.serving.fake_server"]
     process = subprocess.Popen(
-        [*command, str(shutdown_timeout), str(load_seconds)],
+        [*command, str(shutdown_timeout), str(load_seconds), fault],
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         cwd=Path(__file__).parents[3],
     )
@@ -134,6 +137,57 @@ def test_loading_server_listens_and_can_be_stopped():
         assert "fjx:num_requests_running" in httpx.get(f"{server.url}/metrics").text
         server.process.send_signal(signal.SIGTERM)
         assert server.exit_code(2) == -signal.SIGTERM
+
+
+def test_a_step_that_hangs_turns_health_and_ends_the_process():
+    with running(fault="hangs") as server:
+        server.read_until("ready")
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        server.process.send_signal(signal.SIGUSR1)
+        while httpx.get(f"{server.url}/health").status_code == 200:
+            pass
+        refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hi"})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "engine_hangs"
+        line = server.read_until("exit code 70")
+        assert "a step of the engine has not ended for 4 s" in line
+        assert server.exit_code(10) == 70
+
+
+def test_an_event_loop_that_hangs_ends_the_process():
+    with running(fault="blocks") as server:
+        server.read_until("ready")
+        server.process.send_signal(signal.SIGUSR1)
+        assert "the event loop has not ended for 4 s" in server.read_until("exit code 70")
+        assert server.exit_code(10) == 70
+
+
+def test_an_engine_that_died_ends_the_process():
+    with running(fault="dies") as server:
+        server.read_until("ready")
+        with streaming(server) as lines:
+            server.process.send_signal(signal.SIGUSR1)
+            rest = [line for line in lines if line]
+        assert "the engine died" in rest[-2], "running requests are told"
+        server.read_until("the server ends")
+        assert server.exit_code(10) == 1
+
+
+def test_sigterm_ends_a_server_whose_engine_hangs():
+    with running(shutdown_timeout=0.5, fault="hangs") as server:
+        server.read_until("ready")
+        server.process.send_signal(signal.SIGUSR1)
+        with streaming(server):
+            server.process.send_signal(signal.SIGTERM)
+            assert server.exit_code(10) in (1, 70)
+
+
+def test_sigterm_ends_a_server_whose_event_loop_hangs():
+    with running(shutdown_timeout=0.5, fault="blocks") as server:
+        server.read_until("ready")
+        server.process.send_signal(signal.SIGUSR1)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.exit_code(15) in (1, 70)
 
 
 def test_idle_server_stops_soon():
