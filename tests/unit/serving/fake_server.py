@@ -1,7 +1,7 @@
 """Serves a FakeLLM until a signal, for test_run.
 
-Arguments: SHUTDOWN_TIMEOUT LOAD_SECONDS FAULT. FAULT is none, hangs (a step that does not end), blocks (the event loop), or dies; it begins at
-SIGUSR1.
+Arguments: SHUTDOWN_TIMEOUT LOAD_SECONDS FAULT. FAULT is none, hangs (a step that does not end),
+blocks (the event loop), or dies; it begins at SIGUSR1.
 """
 
 from __future__ import annotations
