@@ -234,3 +234,16 @@ def test_shutdown_ends_a_change_of_plan(deep: LLM) -> None:
     assert (last.state, last.error) == ("aborted", "the engine was shut down")
     assert deep.plan_status().state == "serving"
     assert change_threads() == []
+
+
+def test_prompts_are_scored(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+    prompts = [[3, 5, 7, 9], [4]]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert output.prompt_logprobs is not None
+        first, *rest = output.prompt_logprobs
+        assert first is None
+        assert [each.sampled.token_id for each in rest if each is not None] == prompt[1:]
+        assert output.outputs[0].token_ids == []
+        assert output.outputs[0].finish_reason == "length"

@@ -44,6 +44,15 @@ PENALIZED = SamplingParams(
     ignore_eos=True,
 )
 SCORED = SamplingParams(temperature=0.8, top_k=20, seed=9, logprobs=3, max_tokens=16)
+MASKED = SamplingParams(
+    temperature=1.5,
+    seed=10,
+    max_tokens=24,
+    min_tokens=12,
+    allowed_token_ids=tuple(range(0, VOCABULARY, 48)),
+    bad_words=tuple(chr(0x4E00 + 48 * i) + chr(0x4E00 + 48 * (i + 1)) for i in range(6)),
+    prompt_logprobs=2,
+)
 
 
 class Ask(NamedTuple):
@@ -58,6 +67,7 @@ class Answer(NamedTuple):
 
     tokens: list[int]
     logprobs: list[PositionLogprobs]
+    prompt_logprobs: list[PositionLogprobs | None]
 
 
 def _prompt(stem: int, length: int) -> tuple[int, ...]:
@@ -76,6 +86,7 @@ MIXED = tuple(
             (33, GREEDY),
             (70, PENALIZED),
             (16, SCORED),
+            (45, MASKED),
         ]
     )
 )
@@ -187,7 +198,7 @@ class Served:
 
     def __init__(self, engine: Engine, asks: Sequence[Ask], name: str = "") -> None:
         self.engine = engine
-        self.answers = [Answer([], []) for _ in asks]
+        self.answers = [Answer([], [], []) for _ in asks]
         self._answer_of: dict[Request, Answer] = {}
         for number, (ask, answer) in enumerate(zip(asks, self.answers, strict=True)):
             (request,) = engine.add(f"{name}{number}", list(ask.prompt), ask.params)
@@ -200,6 +211,7 @@ class Served:
                 answer = self._answer_of[progress.request]
                 answer.tokens.extend(progress.token_ids)
                 answer.logprobs.extend(progress.logprobs or [])
+                answer.prompt_logprobs[:] = progress.request.prompt_logprobs or []
 
     def finish(self) -> list[Answer]:
         """Step until nothing is left."""
