@@ -2,85 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from fjx.sharding.palette import FAINT, FREE, INK, MICROBATCHES, PAPER
+from fjx.sharding.chart import DASHES, MARGIN, RIGHT, WIDTH, Panel, entry, heading, legend
+from fjx.sharding.palette import BLUE, FAINT, GREEN, INK, ORANGE, PAPER, PURPLE, SKY
 from fjx.sharding.svg import Canvas
+from fjx.sharding.ticks import Scale
 
-_WIDTH, _MARGIN = 1000.0, 24.0
-_COLORS = dict(zip(("random", "best fit", "fgd"), MICROBATCHES, strict=False))
+_COLORS = dict(zip(("random", "best fit", "fgd"), (PURPLE, ORANGE, SKY), strict=True))
+_PUBLISHED, _OURS, _OTHERS = "#c3cad2", GREEN, BLUE
+_MIXES = {
+    "both": "OPT-66B and Llama-2-7B",
+    "opt-66b": "OPT-66B only",
+    "llama-2-7b": "Llama-2-7B only",
+}
+_PERCENT = Scale(0.0, 100.0, (0.0, 20.0, 40.0, 60.0, 80.0, 100.0))
+_GROUP, _ROW, _NAME = 416.0, 18.0, 140.0
+_BARS = (
+    ("models_before_first_refusal", "models placed", "{:.0f}", _NAME),
+    ("left_tib", "memory left, TiB", "{:.2f}", _NAME + 142.0),
+)
+_BAR = 84.0
 
 
 def picture(result: dict[str, Any]) -> str:
-    """Left the check of the measure, right models placed and memory left, as SVG."""
-    canvas = Canvas(_WIDTH, PAPER)
-    canvas.text(_MARGIN, 26, "Models on the openb fleet", 18, INK, bold=True)
-    _curves(canvas, result["fragmentation"], _MARGIN + 34, 70, 330, 300)
-    y = 60.0
-    for level, mix in dict.fromkeys((run["level"], run["mix"]) for run in result["runs"]):
-        y = _bars(canvas, result["summary"], f"{level:.0%}, {mix}", 440, y) + 16
-    return canvas.to_svg(max(y, 440))
+    """Above the check of the measure, below models placed and memory left, as SVG."""
+    canvas = Canvas(WIDTH, PAPER)
+    y = heading(canvas, "Models on the openb fleet")
+    y = _curves(canvas, result["fragmentation"], y) + 24
+    title = "Models placed before the first is refused, and memory that none can use in the end"
+    canvas.text(MARGIN, y, title, 13, INK, bold=True)
+    entries = [entry("fjx", _OURS), entry("other placers", _OTHERS)]
+    y = legend(canvas, entries, y + 22) + 18
+    groups = list(dict.fromkeys((run["level"], run["mix"]) for run in result["runs"]))
+    for first in range(0, len(groups), 2):
+        ends = []
+        for column, (level, mix) in enumerate(groups[first : first + 2]):
+            found = {
+                name.removeprefix(f"{level:.0%}, {mix}, "): values
+                for name, values in result["summary"].items()
+                if name.startswith(f"{level:.0%}, {mix}, ")
+            }
+            heads = f"{level:.0%} of the GPUs taken; {_MIXES[mix]}"
+            ends.append(_bars(canvas, found, heads, MARGIN + column * (_GROUP + 20), y))
+        y = max(ends) + 20
+    return canvas.to_svg(y)
 
 
-def _curves(
-    canvas: Canvas, found: dict[str, Any], x: float, y: float, width: float, height: float
-) -> None:
-    canvas.text(x, y - 12, "free GPU that is fragmented, %", 12, INK)
-    for percent in range(0, 101, 20):
-        level = y + height * (1 - percent / 100)
-        canvas.line(x, level, x + width, level, FREE)
-        canvas.text(x - 6, level, str(percent), 10, FAINT, anchor="end")
-        across = x + width * percent / 100
-        canvas.text(across, y + height + 12, str(percent), 10, FAINT, anchor="middle")
-    canvas.text(x + width, y + height + 28, "% of the fleet's GPU arrived", 11, FAINT, anchor="end")
-    for number, (name, curves) in enumerate(found.items()):
-        _polyline(canvas, curves["published"], x, y, width, height, FAINT, 3.0)
-        _polyline(canvas, curves["ours"], x, y, width, height, _COLORS[name], 1.4)
-        canvas.rect(x + 10, y + 10 + 18 * number, 10, 10, _COLORS[name])
-        canvas.text(x + 26, y + 15 + 18 * number, name, 11, INK)
-    canvas.rect(x + 10, y + 64, 10, 10, FAINT)
-    canvas.text(x + 26, y + 69, "as published (FGD)", 11, INK)
+def _curves(canvas: Canvas, found: dict[str, Any], y: float) -> float:
+    title = "Check of the measure: free GPU that is fragmented, %"
+    canvas.text(MARGIN, y + 4, title, 13, INK, bold=True)
+    lines = dict(zip(found, DASHES, strict=False))
+    entries = [entry(f"{name}, here", _COLORS[name], "line", lines[name]) for name in found]
+    entries.append(entry("as published (FGD), under each", _PUBLISHED, "line"))
+    y = legend(canvas, entries, y + 26) + 12
+    panel = Panel(MARGIN + 36, y, RIGHT, y + 220, _PERCENT, _PERCENT)
+    panel.draw_rows(canvas)
+    for key, width in (("published", 6.0), ("ours", 2.0)):
+        for name, curves in found.items():
+            values = curves[key]
+            points = [panel.at(100 * k / (len(values) - 1), v) for k, v in enumerate(values)]
+            if key == "ours":
+                canvas.path(points, _COLORS[name], width, dashes=lines[name])
+            else:
+                canvas.path(points, _PUBLISHED, width)
+    return panel.draw_columns(canvas, "GPU that has arrived, % of the fleet's")
 
 
-def _polyline(
-    canvas: Canvas,
-    values: Sequence[float],
-    x: float,
-    y: float,
-    width: float,
-    height: float,
-    color: str,
-    stroke: float,
-) -> None:
-    points = [
-        (x + width * k / (len(values) - 1), y + height * (1 - v / 100))
-        for k, v in enumerate(values)
-    ]
-    for (a, b), (c, d) in pairwise(points):
-        canvas.line(a, b, c, d, color, stroke)
-
-
-def _bars(canvas: Canvas, summary: dict[str, Any], group: str, x: float, y: float) -> float:
-    """One bar for each placer: models before the first is refused, and memory that is left."""
-    canvas.text(x, y, f"fleet filled to {group}", 12, INK, bold=True)
-    canvas.text(x + 150, y + 18, "models before one is refused", 10, FAINT)
-    canvas.text(x + 350, y + 18, "memory that no model can use, TiB", 10, FAINT)
-    columns = (("models_before_first_refusal", 150.0, "{:.0f}"), ("left_tib", 350.0, "{:.2f}"))
-    found = {
-        name.removeprefix(group + ", "): values
-        for name, values in summary.items()
-        if name.startswith(group + ", ")
-    }
-    for number, (placer, values) in enumerate(found.items()):
-        middle = y + 34 + 16 * number
-        ours = placer.startswith("fjx")
-        canvas.text(x, middle, placer, 11, INK, bold=ours)
-        for key, shift, form in columns:
-            most = max(each[key]["mean"] for each in found.values())
-            mean = values[key]["mean"]
-            color = MICROBATCHES[2] if ours else MICROBATCHES[0]
-            canvas.rect(x + shift, middle - 5, 120 * mean / most, 10, color)
-            canvas.text(x + shift + 126, middle, form.format(mean), 10, FAINT)
-    return y + 34 + 16 * len(found)
+def _bars(canvas: Canvas, found: dict[str, Any], title: str, x: float, y: float) -> float:
+    """One row for each placer."""
+    canvas.text(x, y, title, 12, INK, bold=True, room=_GROUP)
+    for key, label, form, shift in _BARS:
+        canvas.text(x + shift, y + 20, label, 11, FAINT)
+        most = max(each[key]["mean"] for each in found.values())
+        for number, (placer, values) in enumerate(found.items()):
+            middle, mean = y + 38 + _ROW * number, values[key]["mean"]
+            color = _OURS if placer.startswith("fjx") else _OTHERS
+            canvas.rect(x + shift, middle - 6, _BAR * mean / (most or 1.0), 12, color)
+            canvas.text(x + shift + _BAR + 6, middle, form.format(mean), 11, INK)
+    for number, placer in enumerate(found):
+        bold = placer.startswith("fjx")
+        middle = y + 38 + _ROW * number
+        canvas.text(x, middle, placer, 11, INK, bold=bold, room=_NAME - 8)
+    return y + 38 + _ROW * len(found)

@@ -15,12 +15,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from placement import A100, OPT_66B
+from placement_time_picture import picture, title
 from report import about_this_run, write
 
 from fjx.sharding.analytic import analytic_graph
@@ -28,10 +28,8 @@ from fjx.sharding.errors import MemoryFitError
 from fjx.sharding.figures import Workload
 from fjx.sharding.fleet import Fleet
 from fjx.sharding.needs import granularities
-from fjx.sharding.palette import FAINT, FREE, INK, MICROBATCHES, PAPER
 from fjx.sharding.placement import place
 from fjx.sharding.plan import Device
-from fjx.sharding.svg import Canvas
 from fjx.sharding.topology import DeviceState, Link, Topology
 
 GIB = 1 << 30
@@ -62,12 +60,7 @@ def main() -> None:
             print(name, json.dumps(result["milliseconds"][name]), flush=True)
             write(options.output, result)
     if options.picture is not None:
-        options.picture.write_text(picture(result["milliseconds"]))
-
-
-def title(tolerance: float, hop_tolerance: float) -> str:
-    """Of the tolerances, in names and pictures."""
-    return f"tolerance {tolerance:g}, of hops {hop_tolerance:g}"
+        options.picture.write_text(picture(result["milliseconds"], list(CASES), TOLERANCES))
 
 
 def measured(
@@ -111,42 +104,6 @@ def drawn_topology(devices: int, seed: int) -> Topology:
         between=Link(5e9, 5e-5),
         racks=tuple((host, f"rack-{n // 8}") for n, host in enumerate(hosts)),
     )
-
-
-def picture(found: dict[str, dict[int, dict[str, float]]]) -> str:
-    """Time over devices, both by powers of ten, as SVG: a panel for each pair of tolerances."""
-    canvas = Canvas(1000, PAPER)
-    canvas.text(24, 26, "Time to place a model, ms of one processor", 18, INK, bold=True)
-    sizes = [int(each) for each in next(iter(found.values()))]
-    span = np.log10(max(sizes) / min(sizes))
-    for panel, tolerances in enumerate(TOLERANCES):
-        x, y, width, height = 60.0 + 320 * panel, 80.0, 250.0, 260.0
-        canvas.text(x, y - 20, title(*tolerances), 12, INK, bold=True)
-        for power in range(4):
-            level = y + height * (1 - power / 3.5)
-            canvas.line(x, level, x + width, level, FREE)
-            canvas.text(x - 6, level, f"{10**power}", 10, FAINT, anchor="end")
-        for size in sizes:
-            across = x + width * np.log10(size / min(sizes)) / span
-            canvas.text(across, y + height + 12, f"{size}", 10, FAINT, anchor="middle")
-        canvas.text(x + width, y + height + 28, "devices", 11, FAINT, anchor="end")
-        for number, case in enumerate(CASES):
-            values = found[f"{case}, {title(*tolerances)}"]
-            points = [
-                (
-                    x + width * np.log10(int(size) / min(sizes)) / span,
-                    y + height * (1 - np.log10(max(each["median"], 1)) / 3.5),
-                )
-                for size, each in values.items()
-            ]
-            for (a, b), (c, d) in pairwise(points):
-                canvas.line(a, b, c, d, MICROBATCHES[number], 2)
-            for a, b in points:
-                canvas.rect(a - 2.5, b - 2.5, 5, 5, MICROBATCHES[number])
-    for number, case in enumerate(CASES):
-        canvas.rect(60 + 200 * number, 388, 10, 10, MICROBATCHES[number])
-        canvas.text(76 + 200 * number, 393, case, 11, INK)
-    return canvas.to_svg(416)
 
 
 def parse_options() -> argparse.Namespace:

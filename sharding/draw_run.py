@@ -19,37 +19,47 @@ the run. Its keys:
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from fjx.sharding.errors import MeshError
+from fjx.sharding.chart import MARGIN, RIGHT, WIDTH, Entry, Panel, entry, heading, legend
+from fjx.sharding.errors import MeshError, counted
 from fjx.sharding.fields import format_seconds
 from fjx.sharding.palette import (
+    BLUE,
     FAINT,
     FREE,
+    GREEN,
+    GRID,
     INK,
-    KV,
-    MICROBATCHES,
+    ORANGE,
     PAPER,
-    PARAMETERS,
-    TIME,
-    WARNING,
+    PURPLE,
+    SKY,
+    VERMILION,
+    ink_on,
+    mixed,
+    shades,
 )
 from fjx.sharding.plan import Deployment, Device
 from fjx.sharding.plan_json import deployment_from_json
-from fjx.sharding.svg import Canvas, text_width
+from fjx.sharding.svg import Canvas
 from fjx.sharding.table import span
+from fjx.sharding.text_size import text_width
+from fjx.sharding.ticks import Scale, log_scale, scale_to, time_unit
 
-_WIDTH, _MARGIN = 1200.0, 24.0
-_LEFT, _RIGHT = 84.0, _WIDTH - _MARGIN
-_LATENCY_HEIGHT, _LOAD_HEIGHT, _LANE_HEIGHT = 210.0, 64.0, 24.0
+_LEFT = 96.0
+_LATENCY_HEIGHT, _LOAD_HEIGHT, _LANE_HEIGHT = 210.0, 70.0, 22.0
+_MOST_LANES = 64
 _LABEL_ROW, _LABEL_SIZE = 14.0, 10.0
-_GRID = "#d5dbe2"
-_LARGEST = "#9aa5b1"
-_PHASES = {"planned": "#eceff2", "compiling": "#e3dcf0", "copying": "#fbe8c8"}
-_ABORTED = "#f4cfcf"
-_STAGES = (*MICROBATCHES, "#7d8f35", "#b3578f")
+_FIRST, _MEDIAN, _HIGH, _LARGEST = PURPLE, GREEN, ORANGE, "#9aa5b1"
+_RUNNING, _WAITING, _SWITCH = SKY, VERMILION, INK
+_PHASES = {
+    "planned": mixed(BLUE, PAPER, 0.88),
+    "compiling": mixed(PURPLE, PAPER, 0.7),
+    "copying": "#f8edc6",
+}
+_ABORTED = mixed(VERMILION, PAPER, 0.7)
 
 
 class PlanSpan(TypedDict):
@@ -84,10 +94,10 @@ class RunRecord(TypedDict):
 
 
 def run_svg(record: RunRecord) -> str:
-    """Draw a run, 1200 pixels wide.
+    """Draw a run, 900 pixels wide.
 
     Above, the latencies that clients saw, on a logarithmic scale, and how many requests there
-    were; below, a lane for each device, coloured by the stage that it held, with the granules.
+    were; below, a lane for each device, shaded by the stage that it held, with the granules.
 
     Args:
         record: What happened, see the module's text.
@@ -110,210 +120,188 @@ class _Drawing:
     def __init__(self, record: RunRecord, spans: Sequence[tuple[float, float, Deployment]]) -> None:
         self.record = record
         self.spans = spans
-        self.canvas = Canvas(_WIDTH, PAPER)
-        self.devices = [Device.parse(key) for key in record.get("devices", ())] or sorted(
+        self.canvas = Canvas(WIDTH, PAPER)
+        devices = [Device.parse(key) for key in record.get("devices", ())] or sorted(
             {device for *_, deployment in spans for device in deployment.devices}
         )
+        self.devices, self.more = devices[:_MOST_LANES], len(devices[_MOST_LANES:])
+        most = max((p.granularity for *_, d in spans for p in d.replicas), default=1)
+        self.shades = shades(BLUE, most)
+        self.unit, scale = time_unit(record["seconds"])
+        self.scale = scale
+        self.across = scale_to(record["seconds"] * scale, most=10, exact=True)
 
     def draw(self) -> str:
         canvas, record = self.canvas, self.record
-        canvas.text(
-            _MARGIN, _MARGIN + 9, record["title"], 18, INK, bold=True, room=_RIGHT - _MARGIN
-        )
-        canvas.text(_MARGIN, _MARGIN + 34, record.get("note", ""), 12, FAINT, room=_RIGHT - _MARGIN)
-        y = self._legend(_MARGIN + 58) + 14
+        note = record.get("note", "")
+        y = heading(canvas, record["title"].replace("->", "\u2192"), [note] if note else [])
+        y = legend(canvas, self._changes(), y + 4) + 12
+        y = self._title(y, "Latency", _LATENCIES)
         labels = _label_rows(record["switches"], self._x)
-        top = y + _LABEL_ROW * (1 + max((row for *_, row in labels), default=0)) + 4
-        load = top + _LATENCY_HEIGHT + 26
-        lanes = load + _LOAD_HEIGHT + 26
+        rows = 1 + max(row for *_, row in labels) if labels else 0
+        top = y + _LABEL_ROW * rows
+        latency = self._panel(top, _LATENCY_HEIGHT, log_scale(self._latencies()))
+        most = max((count for _, *counts in record["load"] for count in counts), default=0)
+        load = self._panel(
+            self._title(latency.bottom + 24, "Requests", _LOAD), _LOAD_HEIGHT,
+            scale_to(most, most=3, whole=True),
+        )  # fmt: skip
+        lanes = self._title(load.bottom + 24, "Devices", self._stages())
         bottom = lanes + _LANE_HEIGHT * len(self.devices)
-        self._bands(((top, _LATENCY_HEIGHT), (load, _LOAD_HEIGHT)))
-        self._latency(top)
+        for panel in (latency, load):
+            self._bands(panel)
+        self._latency(latency)
         self._load(load)
         self._lanes(lanes)
-        self._switch_lines(top, bottom, labels, y)
-        self._axis(bottom)
-        return canvas.to_svg(bottom + 44)
+        parts = (latency.top, latency.bottom), (load.top, load.bottom), (lanes, bottom)
+        self._switch_lines(labels, y, parts)
+        axis = Panel(_LEFT, lanes, RIGHT, bottom, self.across, Scale(0.0, 1.0, ()))
+        end = axis.draw_columns(canvas)
+        canvas.text(MARGIN, bottom + 13, f"time, {self.unit}", 11, FAINT)
+        if self.more:
+            more = f"and {counted(self.more, 'more device')}"
+            canvas.text(MARGIN, end + 6, more, 11, FAINT)
+            end += 16
+        return canvas.to_svg(end + 8)
 
     def _x(self, seconds: float) -> float:
-        share = min(max(seconds / self.record["seconds"], 0.0), 1.0)
-        return _LEFT + (_RIGHT - _LEFT) * share
+        return _LEFT + (RIGHT - _LEFT) * self.across.share(seconds * self.scale)
 
-    def _legend(self, y: float) -> float:
-        """Draw the legend from ``y`` on, and return the middle of its last line."""
-        x = _MARGIN
-        most = max(
-            (p.granularity for *_, deployment in self.spans for p in deployment.replicas), default=0
-        )
-        entries: list[tuple[str, str, str]] = [
-            ("dot", PARAMETERS, "time to first token"),
-            ("bar", TIME, "inter-token latency, median"),
-            ("bar", KV, "95th percentile"),
-            ("bar", _LARGEST, "largest"),
-            ("bar", INK, "requests running"),
-            ("bar", WARNING, "waiting"),
-            *(("box", _PHASES[phase], phase) for phase in ("compiling", "copying")),
-            ("edge", INK, "switching"),
-            ("box", _ABORTED, "aborted"),
-            *(("box", _stage_color(i), f"stage {i + 1}") for i in range(most)),
-            ("box", FREE, "free device"),
+    def _panel(self, top: float, height: float, scale: Scale) -> Panel:
+        return Panel(_LEFT, top, RIGHT, top + height, self.across, scale)
+
+    def _title(self, y: float, title: str, entries: Sequence[Entry]) -> float:
+        """A part's name and legend; where its panel begins."""
+        self.canvas.text(MARGIN, y, title, 12, INK, bold=True)
+        return legend(self.canvas, entries, y, x=_LEFT) + 6
+
+    def _changes(self) -> list[Entry]:
+        """What marks a change of plan; of what happened in none, nothing is said."""
+        switches = self.record["switches"]
+        done = [each for each in switches if each["state"] != "aborted"]
+        phases = {phase for each in done for phase, _ in each["phases"]}
+        entries = [entry(p, c) for p, c in _PHASES.items() if p in phases]
+        if len(done) < len(switches):
+            entries.append(entry("aborted change", _ABORTED))
+        if any(each["state"] == "done" for each in switches):
+            entries.append(entry("switch", _SWITCH, "line"))
+        return entries
+
+    def _stages(self) -> list[Entry]:
+        number = f"1 to {len(self.shades)}" if len(self.shades) > 1 else "1"
+        return [
+            Entry(f"holds stage {number}, with these granules", tuple(dict.fromkeys(self.shades))),
+            entry("free", FREE),
         ]
-        if all(switch["state"] == "done" for switch in self.record["switches"]):
-            entries = [entry for entry in entries if entry[2] != "aborted"]
-        for shape, color, label in entries:
-            width = 20 + text_width(label, 11)
-            if x + width > _RIGHT:
-                x, y = _MARGIN, y + 18
-            self._sample(shape, x, y, color)
-            self.canvas.text(x + 16, y, label, 11, FAINT)
-            x += width + 12
-        return y
 
-    def _sample(self, shape: str, x: float, y: float, color: str) -> None:
-        if shape == "dot":
-            self._dot(x + 5, y, color)
-        elif shape == "bar":
-            self.canvas.line(x, y, x + 11, y, color, 2)
-        elif shape == "edge":
-            self.canvas.line(x + 5, y - 6, x + 5, y + 6, color, 2)
-        else:
-            self.canvas.rect(x, y - 5, 10, 10, color, stroke=FAINT)
-
-    def _dot(self, x: float, y: float, color: str, title: str = "") -> None:
-        self.canvas.rect(x - 2, y - 2, 4, 4, color, radius=2, title=title)
-
-    def _bands(self, panels: Iterable[tuple[float, float]]) -> None:
+    def _bands(self, panel: Panel) -> None:
         """The time that each change took, behind everything else."""
-        for top, height in panels:
-            for switch in self.record["switches"]:
-                begin, aborted = switch["begin"], switch["state"] == "aborted"
-                for phase, seconds in switch["phases"]:
-                    color = _ABORTED if aborted else _PHASES.get(phase)
-                    if color is not None:
-                        x, right = self._x(begin), self._x(begin + seconds)
-                        title = f"{switch['label']}: {phase} {format_seconds(seconds)}"
-                        self.canvas.rect(x, top, right - x, height, color, title=title)
-                    begin += seconds
+        for switch in self.record["switches"]:
+            begin, aborted = switch["begin"], switch["state"] == "aborted"
+            for phase, seconds in switch["phases"]:
+                color = _ABORTED if aborted else _PHASES.get(phase)
+                if color is not None:
+                    x, right = self._x(begin), self._x(begin + seconds)
+                    title = f"{switch['label']}: {phase} {format_seconds(seconds)}"
+                    height = panel.bottom - panel.top
+                    self.canvas.rect(x, panel.top, right - x, height, color, title=title)
+                begin += seconds
 
     def _switch_lines(
-        self, top: float, bottom: float, labels: Sequence[tuple[str, float, int]], y: float
+        self,
+        labels: Sequence[tuple[str, float, int]],
+        y: float,
+        spans: Sequence[tuple[float, float]],
     ) -> None:
+        """The label of each change above the panels, and the moment of the switch in them."""
         for switch, (label, x, row) in zip(self.record["switches"], labels, strict=True):
             middle = y + _LABEL_ROW * row + _LABEL_ROW / 2
-            color = WARNING if switch["state"] == "aborted" else INK
+            color = VERMILION if switch["state"] == "aborted" else INK
             self.canvas.text(x, middle, label, _LABEL_SIZE, color, anchor="middle")
             at = self._x(_switch_time(switch))
-            self.canvas.line(at, middle + _LABEL_ROW / 2, at, top, _GRID)
+            self.canvas.line(at, middle + _LABEL_ROW / 2, at, spans[0][0], GRID)
             if switch["state"] == "done":
-                self.canvas.line(at, top, at, bottom, INK, 1.2)
+                for top, bottom in spans:
+                    self.canvas.line(at, top, at, bottom, _SWITCH, 1.2)
 
-    def _latency(self, top: float) -> None:
+    def _latencies(self) -> list[float]:
+        values = [seconds for _, seconds in self.record["first_tokens"]]
+        return values + [v for _, _, *of_bucket in self.record["gaps"] for v in of_bucket]
+
+    def _latency(self, panel: Panel) -> None:
         record = self.record
-        values = [seconds for _, seconds in record["first_tokens"]]
-        values += [value for _, _, *of_bucket in record["gaps"] for value in of_bucket]
-        low, high = _decades(values)
-        bottom = top + _LATENCY_HEIGHT
-
-        def height(seconds: float) -> float:
-            share = (math.log10(max(seconds, 10.0**low)) - low) / (high - low)
-            return bottom - _LATENCY_HEIGHT * share
-
-        for decade in range(low, high + 1):
-            self._grid(height(10.0**decade), format_seconds(10.0**decade))
+        for tick in panel.y.ticks:
+            _, y = panel.at(0, tick)
+            self.canvas.line(_LEFT, y, RIGHT, y, GRID)
+            label = format_seconds(tick)
+            self.canvas.text(_LEFT - 6, y, label, 11, FAINT, anchor="end")
         for begin, end, median, high_share, largest in record["gaps"]:
             title = (
                 f"median {format_seconds(median)}, 95th percentile {format_seconds(high_share)}, "
                 f"largest {format_seconds(largest)}"
             )
             x, right = self._x(begin), self._x(end)
-            colored = ((largest, _LARGEST), (high_share, KV), (median, TIME))
-            for seconds, color in colored:
-                y = height(seconds)
-                shown = title if color == TIME else ""
-                self.canvas.rect(x, y - 1, max(right - x, 1), 2, color, title=shown)
+            for seconds, color in ((largest, _LARGEST), (high_share, _HIGH), (median, _MEDIAN)):
+                _, y = panel.at(0, seconds)
+                shown = title if color == _MEDIAN else ""
+                width = min(max(right - x, 1.0), RIGHT - x)
+                self.canvas.rect(x, y - 1, width, 2, color, title=shown)
         for at, seconds in record["first_tokens"]:
             title = f"first token after {format_seconds(seconds)}"
-            self._dot(self._x(at), height(seconds), PARAMETERS, title)
+            x, y = panel.at(at * self.scale, seconds)
+            self.canvas.rect(x - 2.5, y - 2.5, 5, 5, _FIRST, radius=2.5, title=title)
 
-    def _load(self, top: float) -> None:
+    def _load(self, panel: Panel) -> None:
+        panel.draw_rows(self.canvas)
         load = self.record["load"]
-        most = max((count for _, *counts in load for count in counts), default=0)
-        most = max(most, 1)
-        bottom = top + _LOAD_HEIGHT
-        for count in (0, most):
-            self._grid(bottom - _LOAD_HEIGHT * count / most, f"{count:g}")
-        self.canvas.text(_MARGIN, top + _LOAD_HEIGHT / 2, "requests", 10, FAINT)
-        for column, color in ((2, WARNING), (1, INK)):
-            points = [
-                (self._x(sample[0]), bottom - _LOAD_HEIGHT * sample[column] / most)
-                for sample in load
-            ]
-            changes = [b for a, b in itertools.pairwise(points) if a[1] != b[1]]
-            for (x, y), (to_x, to_y) in itertools.pairwise([*points[:1], *changes, *points[-1:]]):
-                self.canvas.line(x, y, to_x, y, color, 1.2)
-                if to_y != y:
-                    self.canvas.line(to_x, y, to_x, to_y, color, 1.2)
+        for column, color in ((1, _RUNNING), (2, _WAITING)):
+            points = [panel.at(sample[0] * self.scale, sample[column]) for sample in load]
+            if points:
+                self.canvas.path(_steps(points), color, 1.6)
 
     def _lanes(self, top: float) -> None:
+        canvas, height = self.canvas, _LANE_HEIGHT - 3
         one_host = len({device.host for device in self.devices}) == 1
         lane_of = {}
         for number, device in enumerate(self.devices):
-            y = top + number * _LANE_HEIGHT
-            lane_of[device] = y
+            y = lane_of[device] = top + number * _LANE_HEIGHT
             name = f"{device.platform}:{device.index}" if one_host else str(device)
-            room = _LEFT - _MARGIN - 8
-            self.canvas.text(_MARGIN, y + _LANE_HEIGHT / 2 - 1, name, 11, FAINT, room=room)
-            self.canvas.rect(_LEFT, y, _RIGHT - _LEFT, _LANE_HEIGHT - 3, FREE)
+            room = _LEFT - MARGIN - 6
+            canvas.text(MARGIN, y + height / 2, name, 11, INK, room=room, keeps_end=True)
+            canvas.rect(_LEFT, y, RIGHT - _LEFT, height, FREE)
         for begin, end, deployment in self.spans:
             x, width = self._x(begin), self._x(end) - self._x(begin)
             for plan in deployment.replicas:
                 for number, stage in enumerate(plan.stages):
-                    granules = span(stage.granules)
+                    granules, color = span(stage.granules), self.shades[number]
                     title = f"stage {number + 1} of {plan.granularity}, granules {granules}"
-                    color = _stage_color(number)
                     for device in stage.mesh.devices:
                         lane = lane_of.get(device)
                         if lane is None:
                             continue
-                        self.canvas.rect(x, lane, width, _LANE_HEIGHT - 3, color, title=title)
+                        canvas.rect(x, lane, width, height, color, title=title)
                         if text_width(granules, 10) + 4 <= width:
-                            middle = lane + _LANE_HEIGHT / 2 - 1.5
-                            ink = readable_ink(color)
-                            self.canvas.text(
-                                x + width / 2, middle, granules, 10, ink, anchor="middle"
-                            )
-
-    def _grid(self, y: float, label: str) -> None:
-        self.canvas.line(_LEFT, y, _RIGHT, y, _GRID)
-        self.canvas.text(_LEFT - 6, y, label, 10, FAINT, anchor="end")
-
-    def _axis(self, bottom: float) -> None:
-        seconds = self.record["seconds"]
-        step = _round_step(seconds / 10)
-        for number in range(int(seconds / step) + 1):
-            x = self._x(number * step)
-            self.canvas.line(x, bottom, x, bottom + 4, FAINT)
-            self.canvas.text(x, bottom + 12, f"{number * step:g}", 10, FAINT, anchor="middle")
-        text = "seconds; in the lanes: granules that a device held"
-        self.canvas.text(_LEFT, bottom + 28, text, 11, FAINT)
+                            middle = lane + height / 2
+                            ink = ink_on(color)
+                            canvas.text(x + width / 2, middle, granules, 10, ink, anchor="middle")
 
 
-def readable_ink(color: str) -> str:
-    """Dark or white, whichever stands out more from a colour ``#rrggbb``."""
-    light = _luminance(color)
-    on_dark, on_light = 1.05 / (light + 0.05), (light + 0.05) / (_luminance(INK) + 0.05)
-    return "#ffffff" if on_dark > on_light else INK
+_LATENCIES = (
+    entry("time to first token", _FIRST, "dot"),
+    entry("between tokens: median", _MEDIAN, "line"),
+    entry("95th percentile", _HIGH, "line"),
+    entry("largest", _LARGEST, "line"),
+)
+_LOAD = (entry("running", _RUNNING, "line"), entry("waiting", _WAITING, "line"))
 
 
-def _luminance(color: str) -> float:
-    """Relative luminance, as the Web Content Accessibility Guidelines define it."""
-    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _stage_color(index: int) -> str:
-    return _STAGES[index % len(_STAGES)]
+def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Level from each change to the next."""
+    line = list(points[:1])
+    for (_, y), (to_x, to_y) in itertools.pairwise(points):
+        if to_y != y:
+            line += [(to_x, y), (to_x, to_y)]
+    return [*line, (points[-1][0], points[-1][1])]
 
 
 def _switch_time(switch: Switch) -> float:
@@ -329,22 +317,10 @@ def _label_rows(
     ends: list[float] = []
     rows = []
     for switch in switches:
-        half = text_width(switch["label"], _LABEL_SIZE) / 2
-        x = min(max(x_of(_switch_time(switch)), _LEFT + half), _RIGHT - half)
+        label = switch["label"].replace("->", "\u2192")
+        half = text_width(label, _LABEL_SIZE) / 2
+        x = min(max(x_of(_switch_time(switch)), _LEFT + half), RIGHT - half)
         row = next((row for row, end in enumerate(ends) if end + 4 <= x - half), len(ends))
         ends[row : row + 1] = [x + half]
-        rows.append((switch["label"], x, row))
+        rows.append((label, x, row))
     return rows
-
-
-def _decades(values: Sequence[float]) -> tuple[int, int]:
-    """The powers of ten around the values, at least one apart."""
-    positive = [value for value in values if value > 0] or [0.01]
-    low = math.floor(math.log10(min(positive)))
-    return low, max(math.ceil(math.log10(max(positive))), low + 1)
-
-
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not below ``least``."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least)

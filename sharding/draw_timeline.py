@@ -4,68 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fjx.sharding.fields import format_seconds
+from fjx.sharding.chart import MARGIN, RIGHT, Entry, Panel, entry, legend
+from fjx.sharding.errors import counted
 from fjx.sharding.figures import StageFigures
-from fjx.sharding.palette import FAINT, FREE, INK, MICROBATCHES
-from fjx.sharding.svg import Canvas, text_width
+from fjx.sharding.palette import COMPUTE, EDGE, FAINT, GRID, INK, RECEIVE, ink_on, shades
+from fjx.sharding.svg import Canvas
+from fjx.sharding.text_size import text_width
+from fjx.sharding.ticks import Scale, scale_to, time_unit
 from fjx.sharding.timeline import schedule
 
 _ROUNDS = 3
-_LABEL = 62.0
+_LABEL = 52.0
 """Room for the names of the stages."""
+_MOST_STAGES = 64
+_MANY = 1000
+"""Boxes of a round from which one round is enough."""
+_SIZE = 11.0
 
 
 def draw_timeline(
-    canvas: Canvas,
-    stages: Sequence[StageFigures],
-    microbatches: int,
-    *,
-    left: float,
-    top: float,
-    right: float,
+    canvas: Canvas, stages: Sequence[StageFigures], microbatches: int, top: float
 ) -> float:
-    """Draw the first rounds of the pipeline, and return where the drawing ends.
+    """Draw the first rounds of the pipeline from the height ``top`` on; return where they end.
 
-    Microbatches have their numbers and colours, rounds alternate in strength; what a stage spends
-    receiving is pale, what it spends idle is the background.
+    Microbatches have their numbers and get lighter from the first to the last, in every round
+    alike, so that a round begins where it gets dark again. What a stage spends idle is empty.
     """
-    slots = schedule(stages, microbatches, _ROUNDS)
-    whole = max(slot.end for slot in slots) or 1.0
-    pitch = 18.0 if len(stages) <= 16 else 12.0
-    begin, width = left + _LABEL, right - left - _LABEL
-    heading = (
-        f"{_ROUNDS} rounds of an empty pipeline, microbatches by number and colour; "
-        "pale: receiving its input; grey: idle"
+    shown = min(len(stages), _MOST_STAGES)
+    rounds = _ROUNDS if shown * microbatches <= _MANY else 1
+    slots = schedule(stages, microbatches, rounds)
+    unit, scale = time_unit(max(slot.end for slot in slots))
+    whole = max(slot.end for slot in slots) * scale or 1.0
+    pitch = 20.0 if shown <= 16 else 14.0
+    colors = shades(COMPUTE, microbatches)
+    title = f"When stages work: {counted(rounds, 'round')} from an empty pipeline"
+    canvas.text(MARGIN, top + 8, title, 13, INK, bold=True)
+    y = legend(canvas, _entries(colors), top + 30) + 24
+    panel = Panel(
+        *(MARGIN + _LABEL, y, RIGHT, y + shown * pitch),
+        scale_to(whole, most=8, exact=True),
+        Scale(0.0, 1.0, ()),
     )
-    canvas.text(left, top + 8, heading, 12, INK)
-    top += 26
-    for index in range(len(stages)):
-        y = top + index * pitch
-        canvas.text(left, y + pitch / 2 - 1, f"stage {index + 1}", min(11, pitch - 2), FAINT)
-        canvas.rect(begin, y, width, pitch - 2, FREE)
+    _draw_rounds(canvas, panel, [s.begin * scale for s in slots if not s.stage | s.microbatch])
+    for index in range(shown):
+        middle = y + index * pitch + pitch / 2 - 1
+        canvas.text(panel.left - 6, middle, f"stage {index + 1}", 10, INK, anchor="end")
+        bottom = y + (index + 1) * pitch - 1.5
+        canvas.line(panel.left, bottom, panel.right, bottom, GRID)
     for slot in slots:
-        y, x = top + slot.stage * pitch, begin + width * slot.begin / whole
-        at, end = begin + width * slot.received / whole, begin + width * slot.end / whole
-        color = MICROBATCHES[slot.microbatch % len(MICROBATCHES)]
-        name = f"round {slot.round + 1}, microbatch {slot.microbatch + 1}"
-        canvas.rect(x, y, at - x, pitch - 2, _mixed(color, 0.75))
-        shade = _mixed(color, 0.4 * (slot.round % 2))
-        # The paper between two boxes is half a pixel, but a box never vanishes.
-        canvas.rect(at, y, max(end - at - 0.5, 0.3), pitch - 2, shade, title=name)
+        if slot.stage >= shown:
+            continue
+        row = y + slot.stage * pitch
+        x, at, end = (panel.across(t * scale) for t in (slot.begin, slot.received, slot.end))
+        color = colors[slot.microbatch]
         label = f"{slot.microbatch + 1}"
-        if text_width(label, 10) + 3 < end - at and pitch >= 14:
-            ink = INK if slot.round % 2 else "white"
-            canvas.text((at + end) / 2, y + pitch / 2 - 1, label, 10, ink, anchor="middle")
-    bottom = top + len(stages) * pitch
-    for part in range(5):
-        x = begin + width * part / 4
-        canvas.line(x, bottom, x, bottom + 4, FAINT)
-        anchor = ("start", "middle", "middle", "middle", "end")[part]
-        canvas.text(x, bottom + 12, format_seconds(whole * part / 4), 10, FAINT, anchor=anchor)
-    return bottom + 20
+        what = f"stage {slot.stage + 1}, round {slot.round + 1}, microbatch {label}"
+        if at > x:
+            canvas.rect(x, row, at - x, pitch - 3, RECEIVE, title=f"{what}: receiving")
+        # The paper between two boxes is half a pixel, but a box never vanishes.
+        canvas.rect(at, row, max(end - at - 0.5, 0.3), pitch - 3, color, title=what)
+        if text_width(label, 10) + 3 < end - at:
+            middle = row + pitch / 2 - 1.5
+            canvas.text((at + end) / 2, middle, label, 10, ink_on(color), anchor="middle")
+    bottom = panel.draw_columns(canvas)
+    canvas.text(MARGIN, panel.bottom + 13, unit, _SIZE, FAINT)
+    if shown < len(stages):
+        more = f"and {len(stages) - shown} more stages"
+        canvas.text(MARGIN, bottom + 8, more, _SIZE, FAINT)
+        bottom += 18
+    return bottom
 
 
-def _mixed(color: str, white: float) -> str:
-    """A colour ``#rrggbb`` with a share of white."""
-    parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in parts)
+def _entries(colors: Sequence[str]) -> list[Entry]:
+    """The legend: what a stage may be doing."""
+    label = "computing"
+    if len(colors) > 1:
+        label = "computing a microbatch, by its number"
+    return [Entry(label, tuple(dict.fromkeys(colors))), entry("receiving the input", RECEIVE)]
+
+
+def _draw_rounds(canvas: Canvas, panel: Panel, begins: Sequence[float]) -> None:
+    """Mark where the first stage begins each round."""
+    for number, begin in enumerate(begins, start=1):
+        x = panel.across(begin)
+        canvas.line(x, panel.top - 16, x, panel.top - 2, EDGE)
+        following = panel.across(begins[number]) if number < len(begins) else panel.right
+        canvas.text(x + 4, panel.top - 10, f"round {number}", 10, FAINT, room=following - x - 6)

@@ -61,6 +61,14 @@ def placement_summary(
     )
 
 
+def way_between(fleet: Fleet, placement: Placement, first: int, second: int) -> str:
+    """How far apart two stages are, by their numbers: same node, same rack, other rack."""
+    here, there = (int(fleet.node[placement.indices[number][0]]) for number in (first, second))
+    if here == there:
+        return "same node"
+    return "same rack" if fleet.rack[here] == fleet.rack[there] else "other rack"
+
+
 def _rows(after: Fleet, placement: Placement, demands: Sequence[Demand]) -> list[tuple[str, ...]]:
     stranded = stranded_bytes(after.free_bytes, demands)
     rows: list[tuple[str, ...]] = []
@@ -88,9 +96,5 @@ def _rows(after: Fleet, placement: Placement, demands: Sequence[Demand]) -> list
 
 def _next_hop(fleet: Fleet, placement: Placement, number: int) -> str:
     """How far the next stage is, and how long a microbatch takes there."""
-    here, there = (int(fleet.node[placement.indices[n][0]]) for n in (number, number + 1))
-    if here == there:
-        way = "same node"
-    else:
-        way = "same rack" if fleet.rack[here] == fleet.rack[there] else "other rack"
+    way = way_between(fleet, placement, number, number + 1)
     return f"{way}, {format_seconds(placement.stages[number + 1].transfer_seconds)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from fjx.sharding.difference import Difference
@@ -108,15 +108,20 @@ def short_devices(devices: Sequence[Device]) -> str:
     """Devices in few letters: ``gpu:0-3``, ``node-a/gpu:0,2``; ``localhost`` is left out."""
     parts = []
     for (host, platform), group in groupby(devices, key=lambda d: (d.host, d.platform)):
-        runs: list[list[int]] = []
-        for device in group:
-            if runs and device.index == runs[-1][-1] + 1:
-                runs[-1].append(device.index)
-            else:
-                runs.append([device.index])
-        indices = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+        indices = short_numbers([device.index for device in group])
         parts.append(f"{'' if host == 'localhost' else host + '/'}{platform}:{indices}")
     return " ".join(parts)
+
+
+def short_numbers(numbers: Iterable[int]) -> str:
+    """Whole numbers in few letters: ``0-2,5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = _LEFT) -> list[str]:

@@ -67,13 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
     planning = Planning(arguments)
     before = None if arguments.before is None else planning.plan(arguments.before)
     plan = planning.plan(arguments.mesh, before)
+    way = f"{arguments.before} to {arguments.mesh}"
     for path in arguments.output:
-        write_picture("output", path, planning.picture(plan))
+        write_picture("output", path, planning.picture(plan, before, f"From {way}"))
     if arguments.json:
         print(json.dumps(planning.as_json(plan)))
         return 0
     print(planning.table(plan))
     if before is not None:
-        print(f"\nfrom {arguments.before} to {arguments.mesh}")
+        print(f"\nfrom {way}")
         print(planning.difference(before, plan))
     return 0

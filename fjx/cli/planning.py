@@ -21,6 +21,7 @@ from fjx.sharding.assign import assign_devices, places_of
 from fjx.sharding.cluster_file import read_cluster
 from fjx.sharding.difference import difference
 from fjx.sharding.draw import plan_svg
+from fjx.sharding.draw_change import Change
 from fjx.sharding.figures import Place, Workload
 from fjx.sharding.graph import GranuleGraph
 from fjx.sharding.mesh_file import MeshFile, load_mesh
@@ -86,9 +87,13 @@ class Planning:
             difference(before.deployment, after.deployment, self._graph, tokens)
         )
 
-    def picture(self, plan: PlacedPlan) -> str:
-        """The plan as SVG."""
-        return plan_svg(self._graph, plan.deployment, plan.places, self._workload)
+    def picture(self, plan: PlacedPlan, before: PlacedPlan | None = None, title: str = "") -> str:
+        """The plan as SVG, and what going there from ``before`` moves, under a title."""
+        change = None
+        if before is not None:
+            old, new, tokens = before.deployment, plan.deployment, self._workload.copied_tokens
+            change = Change(title, old, new, difference(old, new, self._graph, tokens))
+        return plan_svg(self._graph, plan.deployment, plan.places, self._workload, change)
 
     def as_json(self, plan: PlacedPlan) -> dict[str, Any]:
         """The plan as values for `json.dumps`."""

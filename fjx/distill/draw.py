@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
-from fjx.sharding.palette import FAINT, INK, KV, PAPER, PARAMETERS, TIME
-from fjx.sharding.svg import Canvas, text_width
+from fjx.sharding.chart import DASHES, MARGIN, RIGHT, WIDTH, Entry, Panel, entry, heading, legend
+from fjx.sharding.palette import BLUE, CATEGORIES, FAINT, INK, PAPER, shades
+from fjx.sharding.svg import Canvas
+from fjx.sharding.ticks import Scale, scale_to
 
-_WIDTH, _MARGIN, _LEFT = 900.0, 24.0, 76.0
-_RIGHT = _WIDTH - _MARGIN
-_HEIGHT = 200.0
-_GRID = "#d5dbe2"
-_COLORS = (PARAMETERS, TIME, KV, "#7d8f35", "#b3578f", "#9aa5b1", "#c2504f", "#4f86c2")
-_POINTS = 300
-"""Points of a curve; more are averaged."""
+_LEFT, _HEIGHT = 72.0, 190.0
+_POINTS = 60
+"""Points of a curve of losses; more steps are averaged, because single ones are noise."""
 
-Curve = tuple[str, Sequence[tuple[float, float]]]
+Points = Sequence[tuple[float, float]]
 
 
 def training_svg(title: str, log: Sequence[dict[str, Any]]) -> str:
@@ -25,68 +23,94 @@ def training_svg(title: str, log: Sequence[dict[str, Any]]) -> str:
     greedy drafts of held-out prompts, by draft position.
 
     Returns:
-        An SVG document.
+        An SVG document, 900 pixels wide.
     """
     steps = [line for line in log if line["kind"] == "step"]
-    passes = max((len(line["cross_entropy"]) for line in steps), default=0)
-    losses: list[Curve] = [
-        (
-            f"position {number + 1}",
-            [
-                (line["step"], line["cross_entropy"][number])
-                for line in steps
-                if len(line["cross_entropy"]) > number
-            ],
-        )
-        for number in range(passes)
+    positions = max((len(line["cross_entropy"]) for line in steps), default=0)
+    losses = [
+        [
+            (line["step"], line["cross_entropy"][number])
+            for line in steps
+            if len(line["cross_entropy"]) > number
+        ]
+        for number in range(positions)
     ]
     measured = [line for line in log if line["kind"] == "acceptance" and "greedy" in line]
-    accepted: list[Curve] = [
-        (
-            f"position {number + 1}",
-            [(line["step"], line["greedy"]["by_position"][number]) for line in measured],
-        )
-        for number in range(passes)
+    accepted = [
+        [
+            (line["step"], line["greedy"]["by_position"][number])
+            for line in measured
+            if len(line["greedy"]["by_position"]) > number
+        ]
+        for number in range(positions)
     ]
-    canvas = Canvas(_WIDTH, PAPER)
-    canvas.text(_MARGIN, _MARGIN + 9, title, 16, INK, bold=True, room=_RIGHT - _MARGIN)
-    last = max((line["step"] for line in log), default=1)
-    y = _panel(canvas, _MARGIN + 40, "cross-entropy against the target, nats", losses, last, None)
-    y = _panel(canvas, y + 20, "accepted where reached, greedy, held out", accepted, last, 1.0)
-    canvas.text(_RIGHT, y - 14, "steps", 10, FAINT, anchor="end")
-    return canvas.to_svg(y + 8)
+    return curves_svg(title, losses, accepted)
 
 
-def _panel(
-    canvas: Canvas, top: float, title: str, curves: Sequence[Curve], last: float, most: float | None
+def curves_svg(title: str, losses: Sequence[Points], accepted: Sequence[Points]) -> str:
+    """Draw losses and shares of accepted tokens, by training step, for each draft position.
+
+    Returns:
+        An SVG document, 900 pixels wide.
+    """
+    canvas = Canvas(WIDTH, PAPER)
+    y = heading(canvas, title)
+    colors, entries = _colors(len(losses))
+    y = legend(canvas, entries, y + 2) + 14
+    last = max((x for points in (*losses, *accepted) for x, _ in points), default=1.0)
+    across = scale_to(last, most=6, exact=True)
+    averaged = max(1, round(last / _POINTS))
+    losses = [_averaged(points, averaged) for points in losses]
+    largest = max((value for points in losses for _, value in points), default=1.0)
+    of_steps = f", means over {averaged} steps" if averaged > 1 else ""
+    above = f"Loss: cross-entropy against the target, nats{of_steps}"
+    y = _draw_panel(canvas, y, above, losses, colors, across, scale_to(largest)) + 20
+    below = "Accepted, of the drafted tokens whose position is reached: greedy, held-out prompts"
+    best = max((value for points in accepted for _, value in points), default=1.0)
+    y = _draw_panel(canvas, y, below, accepted, colors, across, scale_to(best))
+    return canvas.to_svg(y + 12)
+
+
+def _colors(positions: int) -> tuple[tuple[str, ...], list[Entry]]:
+    """A colour for each position, and what they mean; many positions are shades of one."""
+    if positions <= len(CATEGORIES):
+        colors: tuple[str, ...] = CATEGORIES[:positions]
+        names = [f"draft position {number}" for number in range(1, positions + 1)]
+        lines = zip(names, colors, DASHES, strict=False)
+        return colors, [entry(name, color, "line", dashes) for name, color, dashes in lines]
+    colors = shades(BLUE, positions)
+    label = f"draft positions 1 to {positions}, from dark to light"
+    return colors, [Entry(label, tuple(dict.fromkeys(colors)))]
+
+
+def _draw_panel(
+    canvas: Canvas,
+    top: float,
+    title: str,
+    curves: Sequence[Points],
+    colors: Sequence[str],
+    across: Scale,
+    scale: Scale,
 ) -> float:
     """Draw curves under their title; returns where the panel ends."""
-    canvas.text(_LEFT, top, title, 12, INK)
-    x = _LEFT + text_width(title, 12) + 20
-    for (label, _), color in zip(curves, itertools.cycle(_COLORS), strict=False):
-        canvas.line(x, top, x + 12, top, color, 2)
-        canvas.text(x + 17, top, label, 11, FAINT)
-        x += 30 + text_width(label, 11)
-    top += 14
-    bottom = top + _HEIGHT
-    largest = most or max((y for _, points in curves for _, y in points), default=1.0)
-    for fifth in range(6):
-        y = bottom - _HEIGHT * fifth / 5
-        canvas.line(_LEFT, y, _RIGHT, y, _GRID)
-        canvas.text(_LEFT - 6, y, f"{largest * fifth / 5:.2g}", 10, FAINT, anchor="end")
-        at = _LEFT + (_RIGHT - _LEFT) * fifth / 5
-        canvas.text(at, bottom + 12, f"{last * fifth / 5:.0f}", 10, FAINT, anchor="middle")
-    for (_, points), color in zip(curves, itertools.cycle(_COLORS), strict=False):
-        placed = [
-            (_LEFT + (_RIGHT - _LEFT) * x / last, bottom - _HEIGHT * min(y / largest, 1.0))
-            for x, y in _averaged(points)
-        ]
-        for before, after in itertools.pairwise(placed):
-            canvas.line(*before, *after, color, 1.5)
-    return bottom + 26
+    canvas.text(MARGIN, top, title, 13, INK, bold=True, room=RIGHT - MARGIN)
+    panel = Panel(_LEFT, top + 20, RIGHT, top + 20 + _HEIGHT, across, scale)
+    panel.draw_rows(canvas)
+    if not any(curves):
+        middle = (panel.top + panel.bottom) / 2
+        canvas.text(_LEFT + 12, middle - 12, "nothing was measured yet", 12, FAINT)
+    for number, (points, color) in enumerate(zip(curves, colors, strict=True)):
+        placed = [panel.at(*point) for point in points]
+        if len(placed) > 1:
+            dashes = DASHES[number] if len(curves) <= len(DASHES) else ""
+            canvas.path(placed, color, 2, dashes=dashes)
+        elif placed:
+            ((x, y),) = placed
+            canvas.rect(min(x, RIGHT - 3) - 3, y - 3, 6, 6, color, radius=3)
+    return panel.draw_columns(canvas, "training steps")
 
 
-def _averaged(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    each = max(1, len(points) // _POINTS)
-    runs = [points[begin : begin + each] for begin in range(0, len(points), each)]
+def _averaged(points: Points, steps: int) -> Points:
+    """The means over so many steps each."""
+    runs = [list(run) for _, run in groupby(points, lambda point: int(point[0]) // steps)]
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]

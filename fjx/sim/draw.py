@@ -1,29 +1,58 @@
-"""Runs of several systems as a picture: devices held, the queue, and latency over time."""
+"""Runs of several systems as a picture: devices held, requests, and latency over time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from fjx.sharding.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS, TIME, WARNING
+from fjx.sharding.chart import MARGIN, RIGHT, WIDTH, Entry, Panel, entry, heading, legend
+from fjx.sharding.palette import BLUE, FAINT, GREEN, INK, ORANGE, PAPER, PURPLE, SKY, VERMILION
 from fjx.sharding.svg import Canvas
+from fjx.sharding.ticks import Scale, scale_to
 from fjx.sim.run import Result
 
-_WIDTH, _MARGIN, _LEFT = 1200.0, 24.0, 84.0
-_HEIGHT, _GAP = 66.0, 20.0
+_COLUMNS, _GUTTER, _SPACE = 3, 40.0, 14.0
+_HEIGHT, _ARRIVALS = 84.0, 56.0
 _BUCKETS = 150
+DEVICES, RUNNING, WAITING, MEDIAN, HIGH, ARRIVALS = BLUE, SKY, VERMILION, GREEN, ORANGE, PURPLE
 
 Line = Sequence[tuple[float, float]]
 """Seconds from the start, and a value."""
+Curves = Sequence[tuple[str, Line]]
+"""Colours and lines."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What is shown of each system."""
+
+    title: str
+    entries: tuple[Entry, ...]
+    whole: bool
+    """Whether it is counted in whole numbers."""
+
+
+_SHOWN = (
+    _Column("Devices", (entry("held", DEVICES, "line"),), True),
+    _Column(
+        "Requests", (entry("running", RUNNING, "line"), entry("waiting", WAITING, "line")), True
+    ),
+    _Column(
+        "Latency, s",
+        (entry("median", MEDIAN, "line"), entry("95th percentile", HIGH, "line")),
+        False,
+    ),
+)
 
 
 def systems_svg(title: str, note: str, results: Sequence[Result]) -> str:
-    """Draw runs of one workload, 1200 pixels wide: how many requests came, then for each system a
-    panel with the devices that it held, one with its requests, one with their latency by arrival,
-    all on equal scales.
+    """Draw runs of one workload, 900 pixels wide: how many requests came, then a row for each
+    system with the devices that it held, its requests, and their latency by arrival. What stands
+    in one column has one scale.
 
     Args:
         title: The heading.
@@ -35,54 +64,96 @@ def systems_svg(title: str, note: str, results: Sequence[Result]) -> str:
     """
     if not results:
         raise ValueError("a picture needs at least one run, got none")
-    canvas = Canvas(_WIDTH, PAPER)
-    room = _WIDTH - 2 * _MARGIN
-    canvas.text(_MARGIN, _MARGIN + 9, title, 18, INK, bold=True, room=room)
-    canvas.text(_MARGIN, _MARGIN + 34, note, 12, FAINT, room=room)
-    seconds = max(result.samples[-1].at for result in results)
-    panels = [_panels(result, seconds) for result in results]
-    most = [max(max((v for _, v in line), default=1.0) for lines in kind for _, line in lines)
-            for kind in zip(*panels, strict=True)]  # fmt: skip
-    y = _MARGIN + 56
-    came = _arrivals(results[0], seconds)
-    _panel(canvas, y, "arrivals/s", [(INK, came)], max(rate for _, rate in came), seconds)
-    y += _HEIGHT + 2 * _GAP
-    for result, of_system in zip(results, panels, strict=True):
-        m = result.metrics
-        text = (
-            f"{result.name}: latency {m.latency_mean:.2f} s, 99th percentile {m.latency_p99:.2f} "
-            f"s; {m.devices_mean:.1f} devices held; {m.attainment:.1%} served well"
-        )
-        canvas.text(_MARGIN, y, text, 13, INK, bold=True, room=room)
-        y += 14
-        for (label, lines), top in zip(
-            zip(("devices", "requests", "latency, s"), of_system, strict=True), most, strict=True
-        ):
-            _panel(canvas, y, label, lines, max(top, 1.0), seconds)
-            y += _HEIGHT + _GAP
-        y += 8
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = _LEFT + share * (_WIDTH - _MARGIN - _LEFT)
-        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
-        canvas.text(x, y, f"{share * seconds:.0f} s", 11, FAINT, anchor=anchor)
-    y += 20
-    legend = (("devices held", PARAMETERS), ("running", INK), ("waiting", WARNING),
-              ("median latency", TIME), ("95th percentile", KV))  # fmt: skip
-    for i, (name, color) in enumerate(legend):
-        canvas.text(_LEFT + 140 * i, y, name, 11, color)
-    return canvas.to_svg(y + _MARGIN)
+    canvas = Canvas(WIDTH, PAPER)
+    seconds = max((result.samples[-1].at for result in results if result.samples), default=1.0)
+    across = scale_to(seconds, most=4, exact=True)
+    y = heading(canvas, title, [note] if note else [])
+    y = _draw_arrivals(canvas, y, _arrivals(results[0], seconds), across)
+    curves = [_curves(result, seconds) for result in results]
+    scales = [
+        scale_to(_most(of_column), most=4, whole=column.whole)
+        for column, of_column in zip(_SHOWN, zip(*curves, strict=True), strict=True)
+    ]
+    for column, each in zip(_columns(), _SHOWN, strict=True):
+        canvas.text(column[0], y + 14, each.title, 13, INK, bold=True)
+        legend(canvas, each.entries, y + 34, x=column[0], right=column[1])
+    y += 48
+    for number, (result, of_system) in enumerate(zip(results, curves, strict=True)):
+        last = number == len(results) - 1
+        y = _draw_system(canvas, y, result, of_system, scales, across, last) + 10
+    return canvas.to_svg(y + 8)
 
 
-def _panels(result: Result, seconds: float) -> list[list[tuple[str, Line]]]:
+def _columns() -> list[tuple[float, float]]:
+    """Left and right of each column's panels."""
+    width = (RIGHT - MARGIN - _SPACE * (_COLUMNS - 1)) / _COLUMNS
+    lefts = [MARGIN + number * (width + _SPACE) for number in range(_COLUMNS)]
+    return [(left + _GUTTER, left + width) for left in lefts]
+
+
+def _draw_arrivals(canvas: Canvas, y: float, line: Line, across: Scale) -> float:
+    """The same in each column, over what came of it."""
+    entries = [entry("arrivals, requests a second, the same in each column", ARRIVALS, "line")]
+    y = legend(canvas, entries, y + 4, x=_columns()[0][0]) + 6
+    scale = scale_to(_most([[(ARRIVALS, line)]]), most=3)
+    for left, right in _columns():
+        panel = Panel(left, y, right, y + _ARRIVALS, across, scale)
+        panel.draw_rows(canvas)
+        _draw_curves(canvas, panel, [(ARRIVALS, line)])
+    return y + _ARRIVALS + 14
+
+
+def _draw_system(
+    canvas: Canvas,
+    y: float,
+    result: Result,
+    curves: Sequence[Curves],
+    scales: Sequence[Scale],
+    across: Scale,
+    last: bool,
+) -> float:
+    """A row of panels under the system's name and figures; where it ends."""
+    m = result.metrics
+    figures = (
+        f"latency {m.latency_mean:.2f} s, 99th percentile {m.latency_p99:.2f} s; "
+        f"{m.devices_mean:.1f} devices held; {m.attainment:.1%} served well"
+    )
+    (left, right), (second, _), _ = _columns()
+    canvas.text(left, y + 12, result.name, 12, INK, bold=True, room=right - left)
+    canvas.text(second, y + 12, figures, 12, FAINT, room=RIGHT - second)
+    top, end = y + 28, y
+    for column, (from_x, to_x) in enumerate(_columns()):
+        panel = Panel(from_x, top, to_x, top + _HEIGHT, across, scales[column])
+        panel.draw_rows(canvas)
+        _draw_curves(canvas, panel, curves[column])
+        if last:
+            end = panel.draw_columns(canvas, "time, s")
+    return max(end, top + _HEIGHT)
+
+
+def _draw_curves(canvas: Canvas, panel: Panel, curves: Curves) -> None:
+    for color, line in curves:
+        points = [panel.at(*each) for each in line if math.isfinite(each[1])]
+        if points:
+            canvas.path(_corners(points), color, 1.6)
+
+
+def _most(curves: Sequence[Curves]) -> float:
+    """The greatest value of all lines."""
+    values = [value for lines in curves for _, line in lines for _, value in line]
+    return max((value for value in values if math.isfinite(value)), default=1.0)
+
+
+def _curves(result: Result, seconds: float) -> list[Curves]:
     samples = result.samples
     devices = _stepped([(each.at, each.devices) for each in samples])
     running = [(each.at, float(each.running)) for each in samples]
     waiting = [(each.at, float(each.waiting)) for each in samples]
     median, high = _latencies(result, seconds)
     return [
-        [(PARAMETERS, devices)],
-        [(WARNING, waiting), (INK, running)],
-        [(KV, high), (TIME, median)],
+        [(DEVICES, devices)],
+        [(RUNNING, running), (WAITING, waiting)],
+        [(HIGH, high), (MEDIAN, median)],
     ]
 
 
@@ -111,30 +182,6 @@ def _latencies(result: Result, seconds: float) -> tuple[Line, Line]:
         median.append((at, float(np.median(inside))))
         high.append((at, float(np.percentile(inside, 95))))
     return median, high
-
-
-def _panel(
-    canvas: Canvas,
-    top: float,
-    label: str,
-    lines: Sequence[tuple[str, Line]],
-    most: float,
-    seconds: float,
-) -> None:
-    right = _WIDTH - _MARGIN
-    canvas.rect(_LEFT, top, right - _LEFT, _HEIGHT, "#ffffff", stroke=FREE)
-    highest = f"{most:.0f}" if most > 10 else f"{most:.1f}"
-    canvas.text(_LEFT - 6, top + 6, highest, 10, FAINT, anchor="end")
-    canvas.text(_LEFT - 6, top + _HEIGHT / 2, label, 10, FAINT, anchor="end")
-    canvas.text(_LEFT - 6, top + _HEIGHT - 4, "0", 10, FAINT, anchor="end")
-
-    def place(at: float, value: float) -> tuple[float, float]:
-        share = min(max(at / seconds, 0.0), 1.0)
-        return _LEFT + (right - _LEFT) * share, top + _HEIGHT * (1 - value / most)
-
-    for color, line in lines:
-        points = _corners([place(*each) for each in line if math.isfinite(each[1])])
-        canvas.path(points, color, 1.3)
 
 
 def _corners(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

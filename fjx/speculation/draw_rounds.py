@@ -6,29 +6,59 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+from fjx.sharding.chart import MARGIN, RIGHT, WIDTH, Shape, draw_mark, entry, heading, legend
+from fjx.sharding.errors import counted
 from fjx.sharding.fields import format_seconds
-from fjx.sharding.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS, TIME, WARNING
-from fjx.sharding.svg import Canvas, text_width
+from fjx.sharding.palette import (
+    BLUE,
+    FAINT,
+    FREE,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    SKY,
+    VERMILION,
+    mixed,
+)
+from fjx.sharding.svg import Canvas
+from fjx.sharding.text_size import text_width
 from fjx.speculation.rounds import Drafting, Rounds, Step
 
-_WIDTH, _MARGIN, _LEFT = 1200.0, 24.0, 120.0
-_LANE, _TOKEN = 16.0, 14.0
+_LEFT = 112.0
+_LANE, _TOKEN = 16.0, 15.0
 _STEP_WIDTH = 96.0
 """Of a step that takes as long as most do."""
+_WIDEST, _MARK = 88.0, 12.0
+"""Of a step's tokens, and of the mark before each."""
 _MOST_LINES = 8
-_LEGEND = (
-    ("drafting", KV),
-    ("step of the target", PARAMETERS),
-    ("void step", FREE),
-    ("drafted token, right", TIME),
-    ("drafted, wrong", WARNING),
-    ("drafted, behind a wrong one, or pruned", FREE),
-    ("the target's own", PARAMETERS),
+DRAFTING, STEP, VOID = ORANGE, BLUE, FREE
+RIGHT_TOKEN, WRONG, BEHIND, PRUNED, OWN = GREEN, VERMILION, mixed(INK, PAPER, 0.4), PURPLE, SKY
+_SHAPES: dict[str, Shape] = {
+    RIGHT_TOKEN: "box",
+    WRONG: "cross",
+    BEHIND: "hollow",
+    PRUNED: "struck",
+    OWN: "dot",
+}
+_BARS = (
+    entry("drafting", DRAFTING),
+    entry("step of the target", STEP),
+    entry("void step: sent behind a wrong token", VOID),
+)
+_MARKS = (
+    entry("drafted, right", RIGHT_TOKEN, _SHAPES[RIGHT_TOKEN]),
+    entry("drafted, wrong", WRONG, _SHAPES[WRONG]),
+    entry("drafted, behind a wrong one", BEHIND, _SHAPES[BEHIND]),
+    entry("drafted, pruned on the way", PRUNED, _SHAPES[PRUNED]),
+    entry("the target's own", OWN, _SHAPES[OWN]),
 )
 
 
 def rounds_svg(rounds: Rounds, text_of: Callable[[int], str], title: str) -> str:
-    """Draw a request's rounds, 1200 pixels wide, in lines like a text.
+    """Draw a request's rounds, 900 pixels wide, in lines like a text.
 
     Above, when the drafter worked and when steps were under way (several at once are frontiers of
     one draft); below each step its tokens, from the first to the last.
@@ -52,36 +82,34 @@ class _Picture:
         self, draftings: Sequence[Drafting], steps: Sequence[Step], text_of: Callable[[int], str]
     ) -> None:
         self._draftings, self._steps, self._text_of = draftings, steps, text_of
-        self._canvas = Canvas(_WIDTH, PAPER)
+        self._canvas = Canvas(WIDTH, PAPER)
         self._begin = min([steps[0].sent, *(each.begun for each in draftings[:1])])
-        self._line = (_WIDTH - _MARGIN - _LEFT) / _STEP_WIDTH * _usual_interval(steps)
+        self._line = (RIGHT - _LEFT) / _STEP_WIDTH * _usual_interval(steps)
         """Seconds of a line."""
         self._lanes = _lanes_of(steps)
 
     def draw(self, title: str) -> str:
         canvas, steps = self._canvas, self._steps
-        canvas.text(_MARGIN, _MARGIN + 8, title, 16, INK, bold=True)
+        tokens = sum(len(step.committed) for step in steps)
         drafted = sum(len(step.drafted) for step in steps)
         accepted = sum(step.accepted for step in steps)
-        tokens = sum(len(step.committed) for step in steps)
         note = (
-            f"{tokens} tokens in {len(steps)} steps; {drafted} drafted tokens were verified, "
-            f"{accepted} of them were right; {sum(step.pruned for step in steps)} were pruned"
+            f"{counted(tokens, 'token')} in {counted(len(steps), 'step')}; "
+            f"{counted(drafted, 'drafted token')} verified, {accepted} of them right; "
+            f"{sum(step.pruned for step in steps)} pruned"
         )
-        canvas.text(_MARGIN, _MARGIN + 30, note, 12, FAINT)
-        x, y = _MARGIN, _MARGIN + 52
-        for label, color in _LEGEND:
-            canvas.rect(x, y - 5, 10, 10, color, stroke=FAINT)
-            canvas.text(x + 15, y, label, 11, FAINT)
-            x += text_width(label, 11) + 30
-        y += 24
-        for number, of_line in enumerate(self._lines()):
+        y = heading(canvas, title, [note])
+        y = legend(canvas, _BARS, y + 4) + 9
+        y = legend(canvas, _MARKS, y) + 16
+        lines = self._lines()
+        for number, of_line in enumerate(lines):
             y = self._draw_line(y, self._begin + number * self._line, of_line)
-        left = len(steps) - sum(map(len, self._lines()))
+        left = len(steps) - sum(map(len, lines))
         if left:
-            canvas.text(_MARGIN, y, f"{left} more steps are not drawn", 12, FAINT)
+            more = f"{counted(left, 'more step')} {'is' if left == 1 else 'are'} not drawn"
+            canvas.text(MARGIN, y + 4, more, 12, FAINT)
             y += 18
-        return canvas.to_svg(y + 6)
+        return canvas.to_svg(y + 8)
 
     def _lines(self) -> list[list[int]]:
         """The numbers of the steps that are sent in each line."""
@@ -95,56 +123,98 @@ class _Picture:
         return lines
 
     def _draw_line(self, top: float, begin: float, numbers: Sequence[int]) -> float:
-        canvas, lanes = self._canvas, 1 + max(self._lanes)
-        heading = f"{format_seconds(begin - self._begin)}"
-        canvas.text(_MARGIN, top + _LANE / 2, heading, 11, INK, bold=True)
+        canvas, lanes = self._canvas, self._lanes_in(begin)
+        canvas.line(MARGIN, top - 5, RIGHT, top - 5, GRID)
         for name, lane in (("draft", 0), ("verify", 1)):
             middle = top + _LANE * lane + _LANE / 2
             canvas.text(_LEFT - 6, middle, name, 10, FAINT, anchor="end")
+        after = format_seconds(begin - self._begin)
+        canvas.text(MARGIN, top + _LANE / 2, after, 11, INK, bold=True, room=_LEFT - MARGIN - 40)
         for drafting in self._draftings:
             title = f"{drafting.drafted} tokens drafted, {drafting.verified} sent"
-            self._bar(begin, drafting.begun, drafting.ended, top, KV, title)
+            self._bar(begin, drafting.begun, drafting.ended, top, DRAFTING, title)
         for step, lane in zip(self._steps, self._lanes, strict=True):
             assert step.read is not None
-            color = FREE if step.is_void else PARAMETERS
+            color = VOID if step.is_void else STEP
             y = top + _LANE * (1 + lane)
             title = f"a step of {format_seconds(step.read - step.sent)}"
             self._bar(begin, step.sent, step.read, y, color, title)
-        y = top + _LANE * (1 + lanes) + 4
-        most = 0
-        for number in numbers:
-            x = self._x(begin, self._steps[number].sent)
-            following = self._steps[number + 1 : number + 2]
-            right = self._x(begin, following[0].sent) if following else _WIDTH - _MARGIN
-            room = min(right, _WIDTH - _MARGIN) - x - 3
-            for place, (token, color) in enumerate(_tokens(self._steps[number])):
-                middle = y + _TOKEN * place + _TOKEN / 2
-                canvas.rect(x, middle - 4, 5, 8, color, stroke=FAINT)
-                if room > 20:
-                    text = self._text_of(token) if token is not None else "pruned"
-                    canvas.text(x + 9, middle, _visible(text), 10, INK, room=room - 9)
-                most = max(most, place + 1)
-        return y + _TOKEN * most + 14
+        return self._draw_tokens(top + _LANE * (1 + lanes) + 8, begin, numbers)
+
+    def _lanes_in(self, begin: float) -> int:
+        """Most steps that are under way at once in the line that begins then."""
+        here = [
+            lane
+            for step, lane in zip(self._steps, self._lanes, strict=True)
+            if step.read is not None and step.read >= begin and step.sent < begin + self._line
+        ]
+        return 1 + max(here, default=0)
+
+    def _draw_tokens(self, top: float, begin: float, numbers: Sequence[int]) -> float:
+        """The tokens of each step in a column, below where it begins as far as there is room."""
+        columns = [
+            [(self._read(token), color) for token, color in _tokens(self._steps[number])]
+            for number in numbers
+        ]
+        wishes = [self._x(begin, self._steps[number].sent) for number in numbers]
+        widths = [
+            min(_WIDEST, _MARK + 10 + max((text_width(t, 10) for t, _ in column), default=0.0))
+            for column in columns
+        ]
+        for column, (x, width), wish in zip(
+            columns, _side_by_side(wishes, widths, _LEFT, RIGHT), wishes, strict=True
+        ):
+            if column and width >= 5:
+                self._canvas.line(min(wish + 4, RIGHT), top - 8, x + 4, top + 2, FAINT)
+            for place, (text, color) in enumerate(column):
+                middle = top + _TOKEN * place + _TOKEN / 2
+                side = min(8.0, max(width - 1, 0.5))
+                draw_mark(self._canvas, x, middle, side, color, _SHAPES[color])
+                if width >= 26:
+                    self._canvas.text(x + _MARK, middle, text, 10, INK, room=width - _MARK - 4)
+        return top + _TOKEN * max(map(len, columns), default=0) + 18
+
+    def _read(self, token: int | None) -> str:
+        return "pruned" if token is None else _visible(self._text_of(token))
 
     def _x(self, begin: float, seconds: float) -> float:
-        return _LEFT + (_WIDTH - _MARGIN - _LEFT) * (seconds - begin) / self._line
+        return _LEFT + (RIGHT - _LEFT) * (seconds - begin) / self._line
 
     def _bar(
         self, begin: float, start: float, end: float, y: float, color: str, title: str
     ) -> None:
         """From one time to another, as far as it lies in the line that begins at ``begin``."""
         x, right = self._x(begin, start), self._x(begin, end)
-        x, right = max(x, _LEFT), min(right, _WIDTH - _MARGIN)
+        x, right = max(x, _LEFT), min(right, RIGHT)
         if right > x:
             self._canvas.rect(x, y + 1, max(right - x - 0.5, 0.5), _LANE - 3, color, title=title)
 
 
+def _side_by_side(
+    wishes: Sequence[float], widths: Sequence[float], left: float, right: float
+) -> list[tuple[float, float]]:
+    """Left end and width of columns that do not cover each other, near where they wish to be."""
+    shrink = min(1.0, (right - left) / (sum(widths) or 1.0))
+    narrower = [width * shrink for width in widths]
+    places = []
+    end = left
+    for wish, width in zip(wishes, narrower, strict=True):
+        places.append(max(wish, end))
+        end = places[-1] + width
+    limit = right
+    for number in reversed(range(len(places))):
+        places[number] = min(places[number], limit - narrower[number])
+        limit = places[number]
+    return list(zip(places, narrower, strict=True))
+
+
 def _usual_interval(steps: Sequence[Step]) -> float:
-    """Seconds from one step to the next."""
+    """Seconds from one step to the next; of a single one, what it took."""
     between = [b.sent - a.sent for a, b in pairwise(steps)]
     first = steps[0]
     assert first.read is not None
-    return statistics.median(between) if between else first.read - first.sent
+    usual = statistics.median(between) if between else first.read - first.sent
+    return usual or max(first.read - first.sent, 1e-9)
 
 
 def _lanes_of(steps: Sequence[Step]) -> list[int]:
@@ -163,16 +233,21 @@ def _tokens(step: Step) -> Iterator[tuple[int | None, str]]:
     """The tokens of a step with their colours; None: one that was pruned."""
     for i, token in enumerate(step.drafted):
         if i < step.accepted:
-            yield token, TIME
+            yield token, RIGHT_TOKEN
         else:
             wrong = i == step.accepted and len(step.committed) > i
-            yield token, WARNING if wrong else FREE
+            yield token, WRONG if wrong else BEHIND
     for token in step.committed[step.accepted :]:
-        yield token, PARAMETERS
+        yield token, OWN
     for _ in range(step.pruned):
-        yield None, FREE
+        yield None, PRUNED
 
 
 def _visible(text: str) -> str:
     """With signs for spaces and line ends."""
-    return text.replace("\n", "\u21b5").replace(" ", "\u2423")
+    return (
+        text.replace("\r", "")
+        .replace("\n", "\u21b5")
+        .replace("\t", "\u21e5")
+        .replace(" ", "\u2423")
+    )

@@ -21,6 +21,7 @@ from fjx.sharding.fields import format_bytes
 from fjx.sharding.plan import Device
 from fjx.sharding.plan_json import deployment_from_json
 from tests.unit.engine.tiny import HF_CONFIG
+from tests.unit.sharding.picture_cases import texts_of
 
 Plan = Callable[..., str]
 
@@ -92,7 +93,7 @@ def test_pictures_are_written(plan: Plan, tmp_path: Path) -> None:
     svg, png = tmp_path / "plan.svg", tmp_path / "plan.png"
     plan("--mesh", "pipeline-2", "--output", str(svg), "--output", str(png))
     texts = [text.text for text in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"toy", "stage 1", "stage 2"} <= set(texts)
+    assert {"toy in 2 stages", "stage 1", "stage 2"} <= set(texts)
     assert png.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
@@ -103,6 +104,13 @@ def test_the_difference_to_another_mesh(plan: Plan) -> None:
     assert columns.split()[:3] == ["move", "from", "to"]
     assert moves[-1].split()[:3] == ["head", "cpu:0", "cpu:1"]
     assert total.startswith(f"{len(moves)} moves, ")
+
+
+def test_the_way_from_another_mesh_is_drawn(plan: Plan, tmp_path: Path) -> None:
+    svg = tmp_path / "plan.svg"
+    plan("--mesh", "pipeline-2", "--from", "single", "--output", str(svg))
+    texts = texts_of(svg.read_text())
+    assert {"From single to pipeline-2", "before", "after", "moves"} <= set(texts)
 
 
 def test_going_nowhere_moves_nothing(plan: Plan) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from importlib import util
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fjx.sharding.analytic import analytic_graph
 from fjx.sharding.assign import places_of
 from fjx.sharding.difference import difference
 from fjx.sharding.draw import plan_svg, svg_to_png
+from fjx.sharding.draw_change import Change
 from fjx.sharding.errors import MeshError
 from fjx.sharding.fields import format_bytes, format_seconds
 from fjx.sharding.figures import StageFigures, Workload
@@ -23,7 +25,7 @@ from fjx.sharding.planner import even_mesh, plan_mesh
 from fjx.sharding.table import difference_table, plan_table, short_devices
 from fjx.sharding.timeline import idle_share, round_seconds, schedule
 from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Link, Topology
-from tests.unit.sharding.picture_cases import check_readable, texts_of
+from tests.unit.sharding.picture_cases import SVG, check_readable, texts_of, titled
 from tests.unit.sharding.toy import FIGURES, SIZES
 
 EIGHT_HEADS = replace(SIZES, model="toy <0.1B>", num_heads=8, num_kv_heads=8)
@@ -41,14 +43,20 @@ def planned(topology: Topology, stages: int, tensor: int = 1, replicas: int = 1)
     return plan_mesh(mesh, topology, GRAPH, WORKLOAD)
 
 
-def drawn(deployment: Deployment, topology: Topology) -> str:
+def drawn(
+    deployment: Deployment, topology: Topology, before: Deployment | None = None, kv_tokens: int = 8
+) -> str:
     places = [places_of(plan, topology) for plan in deployment.replicas]
-    return plan_svg(GRAPH, deployment, places, WORKLOAD)
+    change = None
+    if before is not None:
+        moved = difference(before, deployment, GRAPH, kv_tokens)
+        change = Change("From one to the other", before, deployment, moved)
+    return plan_svg(GRAPH, deployment, places, WORKLOAD, change)
 
 
 @pytest.mark.parametrize(
     ("stages", "tensor", "replicas"),
-    [(1, 1, 1), (2, 2, 1), (3, 8, 1), (4, 1, 2), (6, 1, 1), (7, 1, 1), (17, 1, 1), (32, 2, 1)],
+    [(1, 1, 1), (2, 2, 1), (3, 8, 1), (4, 1, 2), (7, 1, 1), (17, 1, 1), (32, 2, 1), (64, 1, 1)],
 )
 @pytest.mark.parametrize("free", [1 << 30, UNKNOWN_MEMORY])
 def test_no_text_of_the_picture_covers_another_or_leaves_it(
@@ -56,19 +64,86 @@ def test_no_text_of_the_picture_covers_another_or_leaves_it(
 ) -> None:
     topology = machine(8, tuple(f"compute-node-{i}" for i in range(8)), free)
     picture = drawn(planned(topology, stages, tensor, replicas), topology)
-    check_readable(picture, 1000)
+    check_readable(picture)
 
 
 def test_the_picture_names_stages_devices_granules_and_bytes() -> None:
     topology = machine(4)
     picture = drawn(planned(topology, 2, tensor=2), topology)
     texts = texts_of(picture)
-    assert "toy <0.1B>" in texts
+    assert "toy <0.1B> in 2 stages" in texts
     for expected in ("stage 1", "stage 2", "gpu:0-1", "gpu:2-3"):
         assert expected in texts
-    assert any(re.match(r"embed, granules 0-\d+$", text) for text in texts)
-    assert any(re.match(r"granules \d+-63, head$", text) for text in texts)
+    assert any(re.match(r"embed, 0-\d+$", text) for text in texts)
+    assert any(re.match(r"\d+-63, head$", text) for text in texts)
     assert any(re.match(r"[\d.]+ MiB of 1 GiB$", text) for text in texts)
+
+
+SHAPES = st.sampled_from(
+    [(1, 1, 1), (2, 1, 1), (3, 2, 1), (4, 1, 2), (1, 8, 2), (9, 1, 1), (2, 4, 3), (1, 1, 16)]
+)
+
+
+@given(SHAPES, SHAPES, st.text(min_size=1, max_size=30), st.sampled_from([0, 1000, 1 << 40]))
+@settings(deadline=None, max_examples=30)
+def test_any_plan_and_any_way_to_it_can_be_read(
+    shape: tuple[int, int, int], before: tuple[int, int, int], host: str, free: int
+) -> None:
+    topology = machine(8, tuple(f"{host}-{i}" for i in range(3)), 1 << 30)
+    plans = [planned(topology, *each) for each in (shape, before)]
+    states = [replace(state, free_bytes=free) for state in topology.devices]
+    check_readable(drawn(plans[0], replace(topology, devices=tuple(states)), plans[1]))
+
+
+def test_the_way_from_another_plan_says_what_moves_where_and_how_much() -> None:
+    topology = machine(4)
+    one, two = planned(topology, 1), planned(topology, 2)
+    picture = drawn(two, topology, one)
+    moved = difference(one, two, GRAPH, 8)
+    first = two.replicas[0].stages[1].granules.start
+    for expected in ("From one to the other", "before", "after", f"granules {first}-63, head"):
+        assert expected in texts_of(picture)
+    assert f"{len(moved.moves)} pieces of the model move" in picture
+    assert texts_of(picture).count(format_bytes(moved.total_bytes)) == 2
+    (band,) = titled(picture, f"granules {first}-63, head: gpu:0 to gpu:1")
+    (held,) = (box for box in titled(picture, "gpu:1") if box.attrib["x"] == band_left(band))
+    assert float(held.attrib["width"]) == pytest.approx(float(band.attrib["width"]) + 1, abs=0.1)
+
+
+def band_left(band: ElementTree.Element) -> str:
+    """Where the box of the devices below a band begins."""
+    return f"{float(band.attrib['x']) - 0.5:.2f}"
+
+
+def test_devices_that_a_change_gives_up_are_named() -> None:
+    topology = machine(4)
+    picture = drawn(planned(topology, 1), topology, planned(topology, 4))
+    assert "given up: gpu:1-3" in texts_of(picture)
+
+
+def test_a_way_that_moves_nothing_says_so() -> None:
+    topology = machine(4)
+    plan = planned(topology, 2)
+    text = "Nothing moves: every piece is where it has to be."
+    assert text in texts_of(drawn(plan, topology, plan))
+
+
+def test_microbatches_look_the_same_in_every_round() -> None:
+    topology = machine(4)
+    picture = drawn(planned(topology, 4), topology)
+    for microbatch in range(1, 5):
+        boxes = [
+            box
+            for number in range(1, 4)
+            for box in titled(picture, f"stage 2, round {number}, microbatch {microbatch}")
+            if not titled_as(box).endswith("receiving")
+        ]
+        assert len(boxes) == 3
+        assert len({box.attrib["fill"] for box in boxes}) == 1
+
+
+def titled_as(box: ElementTree.Element) -> str:
+    return box.findtext(f"{SVG}title") or ""
 
 
 def test_a_png_is_rendered_or_refused_with_the_mend() -> None:
@@ -80,7 +155,7 @@ def test_a_png_is_rendered_or_refused_with_the_mend() -> None:
     else:
         png = svg_to_png(picture, zoom=1.5)
         assert png.startswith(b"\x89PNG\r\n")
-        assert int.from_bytes(png[16:20]) == 1500
+        assert int.from_bytes(png[16:20]) == 1350
 
 
 def test_the_table_has_a_line_for_each_stage_of_each_replica() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fjx.sharding.draw_placement import placement_svg
 from fjx.sharding.fleet import Fleet
-from fjx.sharding.placement import place_all
+from fjx.sharding.placement import place, place_all
 from fjx.sharding.placement_scorers import demands_of
 from fjx.sharding.placement_table import placement_table
 from fjx.sharding.topology import UNKNOWN_MEMORY
@@ -27,13 +29,57 @@ def drawn(nodes: int, devices: int, racks: int, free: float, stages: int) -> str
 
 @pytest.mark.parametrize(
     ("nodes", "devices", "racks", "stages"),
-    [(4, 1, 1, 1), (3, 8, 1, 4), (9, 4, 3, 8), (200, 2, 2, 5), (60, 1, 30, 3), (4, 40, 2, 30)],
+    [
+        (4, 1, 1, 1),
+        (3, 8, 1, 4),
+        (9, 4, 3, 8),
+        (200, 2, 2, 5),
+        (500, 2, 9, 70),
+        (60, 1, 30, 3),
+        (4, 40, 2, 30),
+    ],
 )
 @pytest.mark.parametrize("free", [8, UNKNOWN_MEMORY / GIB])
 def test_no_text_of_the_picture_covers_another_or_leaves_it(
     nodes: int, devices: int, racks: int, stages: int, free: float
 ) -> None:
-    check_readable(drawn(nodes, devices, racks, free, stages), 1000)
+    check_readable(drawn(nodes, devices, racks, free, stages))
+
+
+def test_devices_have_names_and_say_their_stage_and_what_is_left() -> None:
+    topology = cluster({"a": [5, 3], "b": [9]}, racks={"a": "one", "b": "one"}, links=LINKS)
+    fleet = Fleet.of(topology)
+    plan = need(4, 2)
+    placement = place_all(fleet, [[plan]])
+    picture = placement_svg(fleet, placement, demands_of([plan]))
+    texts = texts_of(picture)
+    for expected in ("a", "b", "stage 1", "stage 2", "same node", "1 GiB left", "9 GiB free"):
+        assert expected in texts
+    assert texts[0] == "toy: 2 stages on 2 of 3 devices"
+
+
+def test_several_stages_on_a_device_are_all_named() -> None:
+    topology = cluster({"a": [20]}, racks={}, links=LINKS)
+    fleet = Fleet.of(topology)
+    plan = need(1, 1, 1)
+    placement = place(fleet, [plan], stages_per_device=3)
+    picture = placement_svg(fleet, [placement], demands_of([plan]))
+    check_readable(picture)
+    assert "stages 1-3" in texts_of(picture)
+
+
+def test_names_of_any_length_and_devices_without_room_can_be_read() -> None:
+    names = [f"{'very-long-' * 9}name-{i}.example.org" for i in range(9)]
+    topology = cluster(
+        {name: [0.0] * 3 + [4.0] for name in names},
+        racks=dict.fromkeys(names, "r" * 200),
+        links=LINKS,
+    )
+    fleet = Fleet.of(topology)
+    plan = replace(need(*[2] * 5), model="model-" * 40)
+    picture = placement_svg(fleet, place_all(fleet, [[plan]]), demands_of([plan]))
+    check_readable(picture)
+    assert sum(text.endswith(".example.org") for text in texts_of(picture)) == 5
 
 
 def test_racks_without_stages_are_a_line_each_and_the_rest_is_counted() -> None:

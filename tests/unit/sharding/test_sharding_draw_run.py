@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
 
-from fjx.sharding.draw_run import RunRecord, readable_ink, run_svg
+from fjx.sharding.draw_run import RunRecord, run_svg
 from fjx.sharding.errors import MeshError
-from fjx.sharding.palette import INK, MICROBATCHES
-from tests.unit.sharding.picture_cases import SVG, check_readable, texts_of
+from fjx.sharding.palette import CATEGORIES, INK, ink_on
+from tests.unit.sharding.picture_cases import check_readable, texts_of, titled
 
 GRANULES = 10
 
@@ -62,34 +61,40 @@ def record(changes: int = 3, *, aborted: int | None = None, seconds: float = 60.
     return read_back
 
 
-def titled(picture: str, start: str) -> list[ElementTree.Element]:
-    """The boxes whose text under the pointer begins like this."""
-    boxes = []
-    for box in ElementTree.fromstring(picture).iter(f"{SVG}rect"):
-        title = box.find(f"{SVG}title")
-        if title is not None and (title.text or "").startswith(start):
-            boxes.append(box)
-    return boxes
-
-
 @pytest.mark.parametrize(
     ("changes", "seconds", "aborted"),
-    [(0, 1.0, None), (1, 0.4, None), (3, 60.0, 1), (22, 150.0, None), (40, 7200.0, 5)],
+    [
+        (0, 1.0, None),
+        (1, 0.4, None),
+        (3, 60.0, 1),
+        (22, 150.0, None),
+        (40, 7200.0, 5),
+        (9, 1e-6, 2),
+    ],
 )
 def test_no_text_of_the_picture_covers_another_or_leaves_it(
     changes: int, seconds: float, aborted: int | None
 ) -> None:
     picture = run_svg(record(changes, seconds=seconds, aborted=aborted))
-    check_readable(picture, 1200)
+    check_readable(picture)
 
 
 def test_the_picture_names_changes_devices_granules_and_what_colours_mean() -> None:
     shown = texts_of(run_svg(record(3)))
-    for expected in ("toy <0.1B>: 200 requests", "1->2", "2->4", "4->8", "cpu:0", "cpu:7", "0-9"):
+    for expected in (
+        "toy <0.1B>: 200 requests",
+        "1\u21922",
+        "2\u21924",
+        "4\u21928",
+        "cpu:0",
+        "cpu:7",
+        "0-9",
+    ):
         assert expected in shown
-    for meaning in ("time to first token", "compiling", "copying", "switching", "stage 8"):
+    for meaning in ("time to first token", "compiling", "copying", "switch"):
         assert meaning in shown
-    assert "aborted" not in shown
+    assert "holds stage 1 to 8, with these granules" in shown
+    assert "aborted change" not in shown
 
 
 def test_a_lane_shows_how_long_a_device_held_a_stage() -> None:
@@ -107,7 +112,7 @@ def test_a_lane_shows_how_long_a_device_held_a_stage() -> None:
 
 def test_an_aborted_change_is_marked_and_the_old_plan_serves_on() -> None:
     picture = run_svg(record(3, aborted=1))
-    assert "aborted" in texts_of(picture)
+    assert "aborted change" in texts_of(picture)
     assert not titled(picture, "stage 3 of 4")
     band = titled(picture, "2->4: copying")[0]
     done = titled(picture, "1->2: copying")[0]
@@ -126,10 +131,22 @@ def test_replicas_and_given_devices_have_lanes_of_their_own() -> None:
     assert first.attrib["fill"] == second.attrib["fill"]
 
 
+def test_a_thousand_devices_and_long_names_can_be_read() -> None:
+    run = record(2)
+    run["title"] = "a long title " * 20
+    run["note"] = "a long note " * 60
+    run["devices"] = [f"compute-node-of-the-cluster-{i}/gpu:{i}" for i in range(1000)]
+    picture = run_svg(run)
+    check_readable(picture)
+    assert "and 936 more devices" in texts_of(picture)
+
+
 def test_a_run_without_requests_can_be_drawn() -> None:
     run = record(2)
     run["first_tokens"], run["gaps"], run["load"] = [], [], []
-    assert "1->2" in texts_of(run_svg(run))
+    picture = run_svg(run)
+    check_readable(picture)
+    assert "1\u21922" in texts_of(picture)
 
 
 def test_a_longer_wait_is_higher_up() -> None:
@@ -140,14 +157,14 @@ def test_a_longer_wait_is_higher_up() -> None:
     assert float(long.attrib["y"]) < float(short.attrib["y"])
 
 
-@pytest.mark.parametrize("color", [*MICROBATCHES, "#000000", "#ffffff"])
+@pytest.mark.parametrize("color", [*CATEGORIES, "#000000", "#ffffff"])
 def test_text_on_a_colour_stands_out(color: str) -> None:
     def luminance(color: str) -> float:
         parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
-    ink = readable_ink(color)
+    ink = ink_on(color)
     assert re.fullmatch("#[0-9a-f]{6}", ink)
     assert ink in ("#ffffff", INK)
     low, high = sorted((luminance(color), luminance(ink)))

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
-from fjx.sharding.palette import PARAMETERS
-from fjx.sim.draw import systems_svg
-from fjx.sim.run import simulate
+from fjx.sim.draw import DEVICES, systems_svg
+from fjx.sim.run import Result, simulate
+from tests.unit.sharding.picture_cases import SVG, check_readable, texts_of
 from tests.unit.sim.sim_cases import cluster, setup, surges, systems
 
-SVG = "{http://www.w3.org/2000/svg}"
 
-
-def test_it_names_every_system_with_what_it_held() -> None:
+@pytest.fixture(scope="module")
+def results() -> Sequence[Result]:
     both = (systems()[kind] for kind in ("static", "elastic"))
-    results = [simulate(system, setup(), cluster(), surges(80)) for system in both]
-    text = systems_svg("title & more", "note", results)
-    ElementTree.fromstring(text)
+    return [simulate(system, setup(), cluster(), surges(80)) for system in both]
+
+
+def test_it_names_every_system_with_what_it_held(results: Sequence[Result]) -> None:
+    picture = systems_svg("title & more", "note " * 100, results)
+    check_readable(picture)
+    texts = texts_of(picture)
     for result in results:
-        assert f"{result.name}: latency {result.metrics.latency_mean:.2f} s" in text
+        assert result.name in texts
+        figures = f"latency {result.metrics.latency_mean:.2f} s, 99th percentile"
+        assert any(text.startswith(figures) for text in texts)
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_one_system_and_twenty_with_long_names_can_be_read(
+    results: Sequence[Result], count: int
+) -> None:
+    several = [replace(results[1], name=f"system {i} of a long name " * 3) for i in range(count)]
+    check_readable(systems_svg("title", "", several))
+
+
+def test_a_run_in_which_no_request_ended_can_be_drawn(results: Sequence[Result]) -> None:
+    outcomes = results[0].outcomes
+    never = replace(outcomes, end=np.full_like(outcomes.end, np.nan))
+    check_readable(systems_svg("title", "", [replace(results[0], outcomes=never)]))
 
 
 def test_devices_are_held_from_one_moment_to_the_next_and_not_gradually() -> None:
@@ -29,7 +51,7 @@ def test_devices_are_held_from_one_moment_to_the_next_and_not_gradually() -> Non
     held = {sample.devices for sample in elastic.samples}
     assert len(held) > 1
     root = ElementTree.fromstring(systems_svg("title", "note", [elastic]))
-    devices = next(line for line in root.iter(f"{SVG}polyline") if line.get("stroke") == PARAMETERS)
+    devices = next(line for line in root.iter(f"{SVG}polyline") if line.get("stroke") == DEVICES)
     points = [point.split(",") for point in str(devices.get("points")).split()]
     for (x, y), (to_x, to_y) in pairwise(points):
         assert x == to_x or y == to_y

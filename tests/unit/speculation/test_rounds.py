@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fjx.sharding.palette import PARAMETERS, TIME
-from fjx.sharding.svg import text_width
-from fjx.speculation.draw_rounds import rounds_svg
+from fjx.speculation.draw_rounds import BEHIND, OWN, PRUNED, RIGHT_TOKEN, WRONG, rounds_svg
 from fjx.speculation.rounds import Drafting, Rounds, Step
-
-SVG = "{http://www.w3.org/2000/svg}"
-WRONG = "#c2504f"
+from tests.unit.sharding.picture_cases import SVG, check_readable, titled
 
 
 def rounds() -> Rounds:
@@ -33,40 +30,31 @@ def rounds() -> Rounds:
 
 def shown(picture: str) -> list[tuple[str, str]]:
     """Tokens and the colours of the marks before them, as they come in the document."""
-    root = list(ElementTree.fromstring(picture))
-    pairs = itertools.pairwise(root)
-    return [
-        (text.text or "", mark.attrib["fill"])
-        for mark, text in pairs
-        if mark.tag == f"{SVG}rect" and mark.attrib["width"] == "5.00" and text.tag == f"{SVG}text"
-    ]
+    found, color = [], ""
+    for each in ElementTree.fromstring(picture):
+        if each.attrib.get("height") == "8.00" and "data-legend" not in each.attrib:
+            color = each.attrib["stroke"]
+        elif each.tag == f"{SVG}text" and color:
+            found.append((each.text or "", color))
+            color = ""
+    return found
 
 
 def test_what_became_of_each_token_shows() -> None:
     picture = rounds_svg(rounds(), lambda token: f"t{token}", "A request")
-    tokens = shown(picture)
-    colours = dict(tokens)
-    assert [token for token, _ in tokens] == [
-        *("t1", "t2", "t3", "t4", "t9"),
-        "t5",
-        *("t6", "t7", "t8", "pruned"),
-        "t10",
+    check_readable(picture)
+    assert shown(picture) == [
+        *(("t1", RIGHT_TOKEN), ("t2", RIGHT_TOKEN), ("t3", WRONG), ("t4", BEHIND), ("t9", OWN)),
+        ("t5", BEHIND),
+        *(("t6", RIGHT_TOKEN), ("t7", RIGHT_TOKEN), ("t8", OWN), ("pruned", PRUNED)),
+        ("t10", OWN),
     ]
-    assert [token for token, colour in tokens if colour == TIME] == ["t1", "t2", "t6", "t7"]
-    assert [token for token, colour in tokens if colour == PARAMETERS] == ["t9", "t8", "t10"]
-    assert [token for token, colour in tokens if colour == WRONG] == ["t3"]
-    assert colours["t4"] == colours["t5"] == colours["pruned"]
-    assert "7 tokens in 4 steps; 7 drafted tokens were verified, 4 of them were right" in picture
+    assert "7 tokens in 4 steps; 7 drafted tokens verified, 4 of them right; 1 pruned" in picture
 
 
 def test_steps_that_are_under_way_at_once_have_lanes_of_their_own() -> None:
     picture = rounds_svg(rounds(), str, "A request")
-    places = [
-        float(box.attrib["y"])
-        for box in ElementTree.fromstring(picture).iter(f"{SVG}rect")
-        if (title := box.find(f"{SVG}title")) is not None
-        and (title.text or "").startswith("a step")
-    ]
+    places = [float(box.attrib["y"]) for box in titled(picture, "a step")]
     assert len(set(places[:2])) == 2
     assert places[0] == places[2]
 
@@ -74,16 +62,39 @@ def test_steps_that_are_under_way_at_once_have_lanes_of_their_own() -> None:
 def test_a_long_request_is_drawn_in_lines_and_cut_off() -> None:
     many = Rounds([], [Step(float(i), [i], read=i + 0.9, committed=[i, 0]) for i in range(200)])
     picture = rounds_svg(many, str, "A request")
-    drawn = sum(colour == TIME for _, colour in shown(picture))
+    drawn = sum(colour == RIGHT_TOKEN for _, colour in shown(picture))
     left = re.search(r"(\d+) more steps are not drawn", picture)
     assert left is not None
     assert 50 < drawn == 200 - int(left[1])
-    for text in ElementTree.fromstring(picture).iter(f"{SVG}text"):
-        if text.attrib["text-anchor"] == "start":
-            width = text_width(text.text or "", float(text.attrib["font-size"]))
-            assert float(text.attrib["x"]) + width <= 1200
+    check_readable(picture)
 
 
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="no step of the request was read"):
         rounds_svg(Rounds([], [Step(0.0, [1])]), str, "A request")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 2),
+            st.floats(0, 3),
+            st.lists(st.integers(0, 5), max_size=8),
+            st.lists(st.integers(0, 5), max_size=8),
+            st.integers(0, 3),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.sampled_from(["x", " \n\t", "\x00\x1b", "<&>", "W" * 300, "\u6f22\u5b57", ""]),
+)
+@settings(deadline=None)
+def test_any_request_can_be_read(
+    raw: list[tuple[float, float, list[int], list[int], int]], text: str
+) -> None:
+    steps, at = [], 0.0
+    for wait, took, drafted, committed, pruned in raw:
+        at += wait
+        steps.append(Step(at, drafted, pruned=pruned, read=at + took, committed=committed))
+    draftings = [Drafting(step.sent, step.sent + 0.1, 2, 1) for step in steps]
+    check_readable(rounds_svg(Rounds(draftings, steps), lambda _: text, text * 3))
