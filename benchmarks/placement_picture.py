@@ -83,5 +83,5 @@ def _bars(canvas: Canvas, found: dict[str, Any], title: str, x: float, y: float)
     for number, placer in enumerate(found):
         bold = placer.startswith("fjx")
         middle = y + 38 + _ROW * number
-        canvas.text(x, middle, placer, 11, INK, bold=bold, room=_NAME - 8)
+        canvas.text(x, middle, placer, 11, INK, bold=bold, room=_NAME - 2)
     return y + 38 + _ROW * len(found)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fjx.sharding.palette import EDGE, FAINT, GRID, INK, PAPER
 from fjx.sharding.svg import Canvas
-from fjx.sharding.text_size import text_width, wrapped
+from fjx.sharding.text_size import fitted, text_width, wrapped
 from fjx.sharding.ticks import Scale
 
 WIDTH, MARGIN = 900.0, 24.0
@@ -56,10 +56,18 @@ def draw_mark(
         canvas.line(x + 1, y - 3, x + width - 1, y + 3, PAPER, 1.5)
 
 
-def heading(canvas: Canvas, title: str, notes: Sequence[str] = ()) -> float:
-    """Draw a picture's title and lines under it, and return where they end."""
-    room = canvas.width - 2 * MARGIN
-    canvas.text(MARGIN, MARGIN + 9, title, 18, INK, bold=True, room=room)
+def heading(canvas: Canvas, title: str, notes: Sequence[str] = (), *, end: str = "") -> float:
+    """Draw a picture's title and lines under it, and return where they end.
+
+    Args:
+        canvas: Where.
+        title: Shortened where it is too long.
+        notes: The lines.
+        end: Of the title, which is kept.
+    """
+    room = canvas.width - 2 * MARGIN - text_width(end, 18, bold=True)
+    title = fitted(title, room, 18, bold=True, keeps_end=bool(end)) + end
+    canvas.text(MARGIN, MARGIN + 9, title, 18, INK, bold=True, room=canvas.width - 2 * MARGIN)
     return paragraphs(canvas, MARGIN + 36, notes)
 
 

@@ -43,7 +43,7 @@ def plan_svg(
     """
     canvas = Canvas(WIDTH, PAPER)
     plans = deployment.replicas
-    y = heading(canvas, f"{graph.model} in {_size(plans)}")
+    y = heading(canvas, graph.model, end=f" in {_size(plans)}")
     for number, (plan, where) in enumerate(zip(plans, places, strict=True), start=1):
         if len(plans) > 1:
             title = f"replica {number} of {len(plans)}"

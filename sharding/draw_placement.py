@@ -34,7 +34,8 @@ def placement_svg(fleet: Fleet, placements: Sequence[Placement], demands: Sequen
         An SVG document.
     """
     canvas, several = Canvas(WIDTH, PAPER), len(placements) > 1
-    y = heading(canvas, _title(fleet, placements))
+    models = ", ".join(dict.fromkeys(placement.need.model for placement in placements))
+    y = heading(canvas, models, end=f": {_size(fleet, placements)}")
     before = fleet
     for number, placement in enumerate(placements, start=1):
         if several:
@@ -53,12 +54,12 @@ def placement_svg(fleet: Fleet, placements: Sequence[Placement], demands: Sequen
     return canvas.to_svg(RackDrawing(canvas, fleet, placements).draw(y) + MARGIN)
 
 
-def _title(fleet: Fleet, placements: Sequence[Placement]) -> str:
-    models = list(dict.fromkeys(placement.need.model for placement in placements))
+def _size(fleet: Fleet, placements: Sequence[Placement]) -> str:
+    """Such as ``2 stages on 2 of 8 devices``."""
     used = {device for each in placements for indices in each.indices for device in indices}
     stages = counted(sum(len(placement.stages) for placement in placements), "stage")
     where = f"{len(used)} of {counted(len(fleet.devices), 'device')}"
-    return f"{', '.join(models)}: {stages} on {where}"
+    return f"{stages} on {where}"
 
 
 def _rows(fleet: Fleet, placement: Placement) -> list[StageRow]:

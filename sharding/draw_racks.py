@@ -17,6 +17,7 @@ from fjx.sharding.palette import ACTIVATIONS, EDGE, FAINT, GRID, INK, KV, PAPER,
 from fjx.sharding.placement import Placement
 from fjx.sharding.svg import Canvas
 from fjx.sharding.table import short_numbers
+from fjx.sharding.text_size import fitted
 from fjx.sharding.topology import UNKNOWN_MEMORY
 
 _CARD, _HEIGHT, _GAP = 94.0, 60.0, 6.0
@@ -30,6 +31,8 @@ _SMALL_RACK = 24
 _MOST_LINES = 12
 """Racks without stages that are named."""
 _SIZE = 11.0
+_NAME = 360.0
+"""Room for the name of a rack."""
 
 _Tenant = tuple[int, int, StageNeed]
 """A stage on a device: number of its placement, its own number, what it needs."""
@@ -175,7 +178,9 @@ class RackDrawing:
     def _rack_name(self, rack: int) -> str:
         names = dict(self._fleet.topology.racks)
         host = self._fleet.hosts[int(np.flatnonzero(self._fleet.rack == rack)[0])]
-        return f"rack {names[host]}" if host in names else "no rack"
+        if host not in names:
+            return "no rack"
+        return f"rack {fitted(names[host], _NAME, _SIZE, bold=True, keeps_end=True)}"
 
     def _in_words(self, nodes: np.ndarray) -> str:
         devices = np.isin(self._fleet.node, nodes)

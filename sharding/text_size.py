@@ -27,12 +27,13 @@ _WIDTHS = {
     for letter in letters
 }
 """In font sizes."""
-_OTHER, _BOLD = 0.84, 1.13
+_OTHER, _BOLD = 0.84, 0.07
+"""Of a letter that is not in the table, and what a bold one is wider."""
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """About how wide a text is, in pixels."""
-    return size * (_BOLD if bold else 1.0) * sum(map(_advance, text))
+    return size * (sum(map(_advance, text)) + (_BOLD * len(text) if bold else 0.0))
 
 
 def fitted(

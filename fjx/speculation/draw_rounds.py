@@ -129,7 +129,7 @@ class _Picture:
             middle = top + _LANE * lane + _LANE / 2
             canvas.text(_LEFT - 6, middle, name, 10, FAINT, anchor="end")
         after = format_seconds(begin - self._begin)
-        canvas.text(MARGIN, top + _LANE / 2, after, 11, INK, bold=True, room=_LEFT - MARGIN - 40)
+        canvas.text(MARGIN, top + _LANE / 2, after, 11, INK, bold=True, room=_LEFT - MARGIN - 34)
         for drafting in self._draftings:
             title = f"{drafting.drafted} tokens drafted, {drafting.verified} sent"
             self._bar(begin, drafting.begun, drafting.ended, top, DRAFTING, title)

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from fjx.sharding.draw_run import run_svg
-from tests.unit.sharding.picture_cases import check_readable
+from tests.unit.sharding.picture_cases import check_readable, texts_of
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"
@@ -33,7 +33,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
 
 @pytest.mark.parametrize("path", sorted(IMAGES.glob("*.svg")), ids=lambda path: path.name)
 def test_a_picture_of_the_documents_can_be_read(path: Path) -> None:
-    check_readable(path.read_text(encoding="utf-8"))
+    picture = path.read_text(encoding="utf-8")
+    check_readable(picture)
+    assert not any("\u2026" in text for text in texts_of(picture)), "a text is cut off"
 
 
 def test_the_run_of_the_documents_is_drawn_from_its_record() -> None:

@@ -17,11 +17,14 @@ from fjx.sharding.assign import places_of
 from fjx.sharding.difference import difference
 from fjx.sharding.draw import plan_svg, svg_to_png
 from fjx.sharding.draw_change import Change
+from fjx.sharding.draw_timeline import draw_timeline
 from fjx.sharding.errors import MeshError
 from fjx.sharding.fields import format_bytes, format_seconds
 from fjx.sharding.figures import StageFigures, Workload
+from fjx.sharding.palette import PAPER
 from fjx.sharding.plan import Deployment, Device
 from fjx.sharding.planner import even_mesh, plan_mesh
+from fjx.sharding.svg import Canvas
 from fjx.sharding.table import difference_table, plan_table, short_devices
 from fjx.sharding.timeline import idle_share, round_seconds, schedule
 from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Link, Topology
@@ -221,6 +224,20 @@ def test_a_slow_stage_sets_the_pace() -> None:
     stages = [stage(0.001), stage(0.002, transfer=0.001)]
     assert round_seconds(stages, 4) == pytest.approx(4 * 0.003)
     assert idle_share(stages, 4) == pytest.approx(1 - (1 + 3) / (2 * 3))
+
+
+@given(
+    st.lists(
+        st.builds(stage, st.sampled_from([0, 1e-9, 0.1]), st.sampled_from([0, 3.0])),
+        min_size=1,
+        max_size=70,
+    ),
+    st.integers(1, 70),
+)
+@settings(deadline=None, max_examples=20)
+def test_a_timeline_of_any_times_can_be_read(stages: list[StageFigures], microbatches: int) -> None:
+    canvas = Canvas(900, PAPER)
+    check_readable(canvas.to_svg(draw_timeline(canvas, stages, microbatches, 20) + 10))
 
 
 @given(

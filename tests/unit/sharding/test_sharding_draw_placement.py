@@ -79,7 +79,10 @@ def test_names_of_any_length_and_devices_without_room_can_be_read() -> None:
     plan = replace(need(*[2] * 5), model="model-" * 40)
     picture = placement_svg(fleet, place_all(fleet, [[plan]]), demands_of([plan]))
     check_readable(picture)
-    assert sum(text.endswith(".example.org") for text in texts_of(picture)) == 5
+    texts = texts_of(picture)
+    assert sum(text.endswith(".example.org") for text in texts) == 5
+    assert texts[0].endswith("-model-: 5 stages on 5 of 36 devices")
+    assert any(text.endswith("rrr: 9 nodes, 36 devices, 36 GiB free") for text in texts)
 
 
 def test_racks_without_stages_are_a_line_each_and_the_rest_is_counted() -> None:
