@@ -136,7 +136,8 @@ def _draw_map(
     for flow in flows:
         x, width = left + each * flow.first, each * len(flow.moves)
         top, middle = y + _BAND + 3, y + 1.5 * _BAND
-        canvas.rect(x + 0.5, top, width - 1, _BAND - 6, _MOVES, title=_way(flow))
+        gap = min(0.5, width / 4)
+        canvas.rect(x + gap, top, width - 2 * gap, _BAND - 6, _MOVES, title=_way(flow))
         label = format_bytes(flow.total_bytes)
         if text_width(label, 10) + 6 <= width:
             canvas.text(x + width / 2, middle, label, 10, PAPER, anchor="middle")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fjx.sharding.chart import MARGIN, RIGHT, Entry, Panel, entry, legend
 from fjx.sharding.errors import counted
@@ -11,7 +12,7 @@ from fjx.sharding.palette import COMPUTE, EDGE, FAINT, GRID, INK, RECEIVE, ink_o
 from fjx.sharding.svg import Canvas
 from fjx.sharding.text_size import text_width
 from fjx.sharding.ticks import Scale, scale_to, time_unit
-from fjx.sharding.timeline import schedule
+from fjx.sharding.timeline import Slot, schedule
 
 _ROUNDS = 3
 _LABEL = 52.0
@@ -20,6 +21,8 @@ _MOST_STAGES = 64
 _MANY = 1000
 """Boxes of a round from which one round is enough."""
 _SIZE = 11.0
+_NARROW, _NARROWEST = 3.0, 0.3
+"""Boxes without a number of their own, and those that would not be seen."""
 
 
 def draw_timeline(
@@ -51,21 +54,9 @@ def draw_timeline(
         canvas.text(panel.left - 6, middle, f"stage {index + 1}", 10, INK, anchor="end")
         bottom = y + (index + 1) * pitch - 1.5
         canvas.line(panel.left, bottom, panel.right, bottom, GRID)
-    for slot in slots:
-        if slot.stage >= shown:
-            continue
-        row = y + slot.stage * pitch
-        x, at, end = (panel.across(t * scale) for t in (slot.begin, slot.received, slot.end))
-        color = colors[slot.microbatch]
-        label = f"{slot.microbatch + 1}"
-        what = f"stage {slot.stage + 1}, round {slot.round + 1}, microbatch {label}"
-        if at > x:
-            canvas.rect(x, row, at - x, pitch - 3, RECEIVE, title=f"{what}: receiving")
-        # The paper between two boxes is half a pixel, but a box never vanishes.
-        canvas.rect(at, row, max(end - at - 0.5, 0.3), pitch - 3, color, title=what)
-        if text_width(label, 10) + 3 < end - at:
-            middle = row + pitch / 2 - 1.5
-            canvas.text((at + end) / 2, middle, label, 10, ink_on(color), anchor="middle")
+        own = sorted((slot for slot in slots if slot.stage == index), key=lambda slot: slot.begin)
+        for box in _boxes(panel, own, scale, colors):
+            _draw_box(canvas, box, y + index * pitch, pitch - 3)
     bottom = panel.draw_columns(canvas)
     canvas.text(MARGIN, panel.bottom + 13, unit, _SIZE, FAINT)
     if shown < len(stages):
@@ -73,6 +64,52 @@ def draw_timeline(
         canvas.text(MARGIN, bottom + 8, more, _SIZE, FAINT)
         bottom += 18
     return bottom
+
+
+@dataclass(frozen=True)
+class _Box:
+    """What a stage does from one place of the time axis to another."""
+
+    x: float
+    end: float
+    color: str
+    title: str
+    label: str = ""
+
+
+def _boxes(panel: Panel, slots: Sequence[Slot], scale: float, colors: Sequence[str]) -> list[_Box]:
+    """The work of one stage; boxes too narrow to be told apart are one."""
+    boxes: list[_Box] = []
+    for slot in slots:
+        x, at, end = (panel.across(t * scale) for t in (slot.begin, slot.received, slot.end))
+        label = f"{slot.microbatch + 1}"
+        title = f"stage {slot.stage + 1}, round {slot.round + 1}, microbatch {label}"
+        new = [_Box(at, end, colors[slot.microbatch], title, label)]
+        if at - x >= _NARROWEST:
+            new.insert(0, _Box(x, at, RECEIVE, f"{title}: receiving"))
+        for box in new:
+            last = boxes[-1] if boxes else None
+            if (
+                last is not None
+                and last.color == box.color
+                and box.end - box.x < _NARROW
+                and box.x - last.end < 1
+            ):
+                boxes[-1] = _Box(last.x, box.end, box.color, "several microbatches")
+            else:
+                boxes.append(box)
+    return boxes
+
+
+def _draw_box(canvas: Canvas, box: _Box, y: float, height: float) -> None:
+    # The paper between two boxes is half a pixel, but a box never vanishes.
+    gap = 0.5 if box.color != RECEIVE else 0.0
+    width = max(box.end - box.x - gap, _NARROWEST)
+    canvas.rect(box.x, y, width, height, box.color, title=box.title)
+    if box.label and text_width(box.label, 10) + 3 < box.end - box.x:
+        middle = (box.x + box.end) / 2
+        ink = ink_on(box.color)
+        canvas.text(middle, y + height / 2, box.label, 10, ink, anchor="middle")
 
 
 def _entries(colors: Sequence[str]) -> list[Entry]:

@@ -29,6 +29,8 @@ _WIDTHS = {
 """In font sizes."""
 _OTHER, _BOLD = 0.84, 0.07
 """Of a letter that is not in the table, and what a bold one is wider."""
+_END = 11
+"""Letters that a shortened name ends with: about ``-12/gpu:0-7``."""
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
@@ -51,7 +53,7 @@ def fitted(
     if text_width(text, size, bold=bold) <= room:
         return text
     for kept in range(len(text) - 1, 0, -1):
-        head = (kept + 2) // 3 if keeps_end else kept
+        head = max(1, (kept - _END) // 2) if keeps_end else kept
         shorter = text[:head].rstrip() + "…" + text[len(text) - (kept - head) :]
         if text_width(shorter, size, bold=bold) <= room:
             return shorter
