@@ -16,6 +16,7 @@ from fjx.serving.info import model_routes, status_routes
 from fjx.serving.metrics import Metrics
 from fjx.serving.middleware import RequestLifetime, RequireKey
 from fjx.serving.plan import plan_routes
+from fjx.serving.refusals import LogRefusals, RefusalLog
 from fjx.serving.state import AsyncEngine, ServerState
 from fjx.serving.tokens import token_routes
 
@@ -42,7 +43,12 @@ def create_app(llm: AsyncEngine, server_config: ServerConfig) -> FastAPI:
         The application; ``app.state.server`` is its ``ServerState``.
     """
     model_name = server_config.served_model_name or llm.config.model
-    state = ServerState(llm, server_config, Metrics(model_name, llm.stats))
+    state = ServerState(
+        llm,
+        server_config,
+        Metrics(model_name, llm.stats),
+        RefusalLog(server_config.log_requests),
+    )
     # strict_content_type off: a body without a Content-Type header is read as JSON.
     app = FastAPI(title="fjx", version=__version__, strict_content_type=False)
     app.state.server = state
@@ -61,6 +67,8 @@ def create_app(llm: AsyncEngine, server_config: ServerConfig) -> FastAPI:
     app.add_middleware(
         RequestLifetime,
         max_body_bytes=server_config.max_body_bytes,
+        max_body_values=server_config.max_body_values,
+        body_timeout=server_config.body_timeout,
         in_flight=state.in_flight,
     )
     if server_config.api_key is not None or server_config.admin_key is not None:
@@ -74,6 +82,7 @@ def create_app(llm: AsyncEngine, server_config: ServerConfig) -> FastAPI:
             allow_methods=["*"],
             allow_headers=["*"],
         )
+    app.add_middleware(LogRefusals, log=state.refusals)
     return app
 
 

@@ -124,7 +124,7 @@ async def _job(state: ServerState, body: ChatRequest, arrival: float) -> Job:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         vocab_size=llm.vocab_size,
     )
-    ids = await encode_chat(llm.tokenizer, body.messages, body.chat_template_kwargs)
+    ids = await encode_chat(state, body.messages, body.chat_template_kwargs)
     check_length(llm, ids, max_tokens, "messages")
     return Job(
         request_id=f"chatcmpl-{uuid.uuid4().hex}",

@@ -14,10 +14,11 @@ from fjx.serving.errors import invalid
 from fjx.serving.generation import Job, Tally, collect, for_each, says_nothing, stream_outputs
 from fjx.serving.logprobs import TextOffsets, completion_logprobs
 from fjx.serving.params import refuse_unsupported, sampling_params
-from fjx.serving.prompts import check_length, check_token_ids, off_loop
+from fjx.serving.prompts import check_count, check_echo, check_length, check_token_ids, encode_text
 from fjx.serving.protocol import CompletionChoice, CompletionRequest, CompletionResponse
 from fjx.serving.sse import Events, EventStream
-from fjx.serving.state import AsyncEngine, ServerState
+from fjx.serving.state import ServerState
+from fjx.serving.workers import off_loop
 
 
 def completion_routes(state: ServerState) -> APIRouter:
@@ -117,12 +118,12 @@ async def _jobs(
         vocab_size=llm.vocab_size,
     )
     prompts = _prompts(body)
+    check_count(len(prompts), params.n, llm.config.max_waiting_requests)
     encoded = await off_loop(
         sum(len(prompt) for prompt in prompts),
-        lambda: [_encode(llm, prompt, bool(body.echo)) for prompt in prompts],
+        lambda: [_encode(state, prompt, body) for prompt in prompts],
     )
-    for ids, _ in encoded:
-        check_length(llm, ids, body.max_tokens, "prompt")
+    check_echo(sum(len(text) for _, text in encoded), params.n, state.config.max_body_bytes)
     return [
         Job(
             request_id=f"{answer_id}-{position}",
@@ -137,12 +138,17 @@ async def _jobs(
     ]
 
 
-def _encode(llm: AsyncEngine, prompt: str | list[int], echo: bool) -> tuple[list[int], str]:
+def _encode(
+    state: ServerState, prompt: str | list[int], body: CompletionRequest
+) -> tuple[list[int], str]:
     """A prompt's token ids, and the text to put before each completion."""
     if isinstance(prompt, str):
-        return llm.tokenizer.encode(prompt), prompt if echo else ""
-    check_token_ids(prompt, llm.vocab_size, "prompt")
-    return prompt, llm.tokenizer.decode(prompt, False) if echo else ""
+        ids, text = encode_text(state, prompt, "prompt"), prompt if body.echo else ""
+        check_length(state.llm, ids, body.max_tokens, "prompt")
+        return ids, text
+    check_token_ids(prompt, state.llm.vocab_size, "prompt")
+    check_length(state.llm, prompt, body.max_tokens, "prompt")
+    return prompt, state.llm.tokenizer.decode(prompt, False) if body.echo else ""
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:

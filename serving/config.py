@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from fjx import UserError
 
+_TEXT_BYTES = 1024 * 1024
+_TEXT_BYTES_PER_TOKEN = 32
+"""Several times what a token of any text that means something stands for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -33,10 +37,30 @@ class ServerConfig:
     is let in. After twice as long the process ends with exit code 70; 0: never."""
     max_body_bytes: int = 16 * 1024 * 1024
     """Largest request body, in bytes; a larger one is refused with status 413."""
+    max_body_values: int = 400_000
+    """Most values in a body's JSON, where a list, an object and a name in one count ten; more are
+    refused with status 413."""
+    max_text_bytes: int | None = None
+    """Longest text to turn into token ids, in bytes of UTF-8: a prompt, a conversation or what
+    /tokenize is given; by default 32 for each token of the context, but at least 1 MiB."""
+    max_connections: int = 4096
+    """Most open connections; one more takes the place of the longest idle one, or gets a 503."""
+    header_timeout: float = 20.0
+    """Seconds for the headers of a request to arrive."""
+    body_timeout: float = 60.0
+    """Seconds for the body of a request to arrive."""
+    send_timeout: float = 30.0
+    """Seconds after which a client that takes nothing of its answer is cut off, and its request
+    aborted."""
+    keep_alive_timeout: float = 75.0
+    """Seconds for which a connection may be idle between two requests."""
+    forwarded_allow_ips: tuple[str, ...] = ()
+    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed ("*": any); by
+    default none is."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may call the server ("*": any); by default none."""
     log_requests: bool = True
-    """Log one line for each finished request."""
+    """Log one line for each finished request, and for each refused one."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, message: str) -> None:
@@ -56,7 +80,15 @@ class ServerConfig:
             self.watchdog_timeout >= 0,
             f"watchdog_timeout must be at least 0 seconds, got {self.watchdog_timeout}",
         )
-        check(
-            self.max_body_bytes >= 1,
-            f"max_body_bytes must be at least 1, got {self.max_body_bytes}",
-        )
+        for name in ("max_body_bytes", "max_body_values", "max_text_bytes", "max_connections"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        for name in ("header_timeout", "body_timeout", "send_timeout", "keep_alive_timeout"):
+            value = getattr(self, name)
+            check(value > 0, f"{name} must be more than 0 seconds, got {value}")
+
+    def longest_text(self, max_model_len: int) -> int:
+        """Longest text to encode for a model with this context, in bytes."""
+        if self.max_text_bytes is not None:
+            return self.max_text_bytes
+        return max(_TEXT_BYTES, _TEXT_BYTES_PER_TOKEN * max_model_len)

@@ -15,6 +15,11 @@ from starlette.responses import Response
 
 from fjx import EngineDeadError, QueueFullError, RequestError
 
+_LONGEST_MESSAGE = 1000
+_LONGEST_PARAM = 200
+_LONGEST_VALUE = 60
+"""Characters of what a client has sent that it is shown again."""
+
 
 class ApiError(Exception):
     """An error response: the HTTP status and the fields of OpenAI's error object."""
@@ -28,9 +33,9 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_shortened(message, _LONGEST_MESSAGE))
         self.status = status
-        self.param = param
+        self.param = None if param is None else _shortened(param, _LONGEST_PARAM)
         self.code = code
         self.headers = dict(headers or {})
 
@@ -119,5 +124,16 @@ def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    """The beginning of a value as JSON, made without the rest of it."""
+    if isinstance(value, str):
+        value = value[: _LONGEST_VALUE + 1]
+    text = ""
+    for piece in json.JSONEncoder(ensure_ascii=False, default=str).iterencode(value):
+        text += piece
+        if len(text) > _LONGEST_VALUE:
+            break
+    return _shortened(text, _LONGEST_VALUE)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

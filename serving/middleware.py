@@ -12,7 +12,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fjx.serving.errors import ApiError
+from fjx.serving.json_size import json_weight
 from fjx.serving.state import InFlight
+from fjx.serving.workers import off_loop
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
 """What orchestrators and monitoring read without the API key."""
@@ -22,6 +24,11 @@ PLAN_PATH = "/v1/plan"
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _DISCARD_SECONDS = 5.0
+_WEIGHED_AT_ONCE = 256 * 1024
+"""Bytes of JSON whose weight is known in less than a millisecond."""
+_SEND_SIZE = 64 * 1024
+"""Bytes of an answer that are handed over at a time: so much waits in memory for a slow client, and
+its time begins anew with each."""
 
 
 class RequireKey:
@@ -71,15 +78,26 @@ def _header(key: str | None) -> bytes | None:
 
 
 class RequestLifetime:
-    """Reads a request's body up to a limit, and cancels its handler when the client leaves.
+    """Reads a request's body up to its limits, and cancels its handler when the client leaves.
 
-    The handler runs in a task of its own. Cancelling it closes the engine's streams, which aborts
-    the requests behind them: streaming or not, wherever the handler stands.
+    What a body's JSON holds is limited because reading it stops everything else. The handler runs
+    in a task of its own. Cancelling it closes the engine's streams, which aborts the requests
+    behind them: streaming or not, wherever the handler stands.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, in_flight: InFlight) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        max_body_values: int,
+        body_timeout: float,
+        in_flight: InFlight,
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._max_body_values = max_body_values
+        self._body_timeout = body_timeout
         self._in_flight = in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,13 +106,36 @@ class RequestLifetime:
             await self._app(scope, receive, send)
             return
         try:
-            body = await self._read_body(scope, receive)
+            body = await self._body_in_time(scope, receive)
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
         if body is not None:
             with self._in_flight.one():
                 await self._run(scope, body, receive, send)
+
+    async def _body_in_time(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, or None if the client left; raises a 408 or 413."""
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                body = await self._read_body(scope, receive)
+        except TimeoutError:
+            raise ApiError(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the request body did not come within {self._body_timeout:g} s",
+                code="body_timeout",
+                headers={"Connection": "close"},
+            ) from None
+        limit = self._max_body_values
+        size = 0 if body is None or len(body) <= _WEIGHED_AT_ONCE else len(body)
+        if body and await off_loop(size, lambda: json_weight(body, limit)) > limit:
+            raise ApiError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the request body holds more than {limit} JSON values (a list, an object and a "
+                "name in one count ten), the limit of this server",
+                code="request_too_large",
+            )
+        return body
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body, or None if the client left; raises a 413."""
@@ -130,9 +171,15 @@ class RequestLifetime:
 
         async def watched_send(message: MutableMapping[str, Any]) -> None:
             nonlocal answered
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                answered = True
-            await send(message)
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            body, more = message.get("body", b""), message.get("more_body", False)
+            answered = not more
+            for begin in range(0, max(len(body), 1), _SEND_SIZE):
+                end = begin + _SEND_SIZE
+                rest = more or end < len(body)
+                await send({**message, "body": body[begin:end], "more_body": rest})
 
         handler = asyncio.ensure_future(self._app(scope, replay, watched_send))
         leaving = asyncio.create_task(_disconnected(receive))

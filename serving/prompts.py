@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from fjx.serving.errors import invalid
 from fjx.serving.protocol import ChatMessage
-from fjx.serving.state import AsyncEngine, Tokenizer
+from fjx.serving.state import AsyncEngine, ServerState
+from fjx.serving.workers import off_loop
 
-_Result = TypeVar("_Result")
-
-_INLINE_SIZE = 4_000
-"""So many characters take about a millisecond: less than a thread's detour is worth."""
+_MESSAGE_SIZE = 100
+"""A message takes a template about as long as so many characters take to encode."""
 
 
-async def off_loop(size: int, work: Callable[[], _Result]) -> _Result:
-    """The result of ``work``, which runs in a thread if it takes long: streams go on meanwhile.
+def encode_text(
+    state: ServerState, text: str, param: str, add_special_tokens: bool = True
+) -> list[int]:
+    """Token ids of a text, unless it is so long that encoding it would take seconds.
 
     Args:
-        size: characters or tokens to work on.
-        work: encodes or decodes them.
+        state: knows the tokenizer and the limit.
+        text: what to encode.
+        param: the field that holds it.
+        add_special_tokens: see ``Tokenizer``.
+
+    Raises:
+        ApiError: the text is too long.
+        RequestError: it is not valid Unicode.
     """
-    if size <= _INLINE_SIZE:
-        return work()
-    return await asyncio.to_thread(work)
+    limit = state.config.longest_text(state.llm.max_model_len)
+    # A character has at least one byte.
+    size = len(text) if len(text) > limit else len(text.encode(errors="surrogatepass"))
+    if size > limit:
+        raise invalid(
+            f"{param} has {size} bytes of text, more than the {limit} that this server turns into "
+            "tokens at a time (--max-text-bytes); shorten it",
+            param,
+            "context_length_exceeded",
+        )
+    return state.llm.tokenizer.encode(text, add_special_tokens)
 
 
 async def encode_chat(
-    tokenizer: Tokenizer,
+    state: ServerState,
     messages: Sequence[ChatMessage],
     variables: dict[str, Any] | None,
     add_special_tokens: bool = False,
@@ -38,17 +52,18 @@ async def encode_chat(
 
     Raises:
         RequestError: the model has no chat template, or its template refuses the conversation.
-        ApiError: a variable would replace the conversation.
+        ApiError: a variable would replace the conversation, or its text is too long.
     """
     if variables and "messages" in variables:
         raise invalid("chat_template_kwargs must not hold 'messages'", "chat_template_kwargs")
     plain = [{"role": _role(message), "content": message_text(message)} for message in messages]
 
     def render_and_encode() -> list[int]:
-        text = tokenizer.apply_chat_template(plain, **(variables or {}))
-        return tokenizer.encode(text, add_special_tokens)
+        text = state.llm.tokenizer.apply_chat_template(plain, **(variables or {}))
+        return encode_text(state, text, "messages", add_special_tokens)
 
-    return await off_loop(sum(len(message["content"]) for message in plain), render_and_encode)
+    size = sum(_MESSAGE_SIZE + len(message["content"]) for message in plain)
+    return await off_loop(size, render_and_encode)
 
 
 def message_text(message: ChatMessage) -> str:
@@ -64,6 +79,27 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
         wrong = next(token for token in ids if not 0 <= token < vocab_size)
         raise invalid(
             f"{param}: token id {wrong} is outside the vocabulary, 0 to {vocab_size - 1}", param
+        )
+
+
+def check_count(prompts: int, n: int, most: int) -> None:
+    """Raise a 400 where a request has more completions than may ever wait at once."""
+    if prompts * n > most:
+        raise invalid(
+            f"prompt has {prompts} prompts with {n} completions each, but only {most} requests may "
+            "wait in this server (--max-waiting-requests); send fewer at a time",
+            "prompt",
+        )
+
+
+def check_echo(length: int, n: int, most: int) -> None:
+    """Raise a 400 where echoing prompts of this length ``n`` times makes an answer beyond all
+    bounds."""
+    if length * n > most:
+        raise invalid(
+            f"echo of {length} characters in {n} completions makes an answer of more than {most} "
+            "bytes, the most that this server takes of a request; lower n or echo less",
+            "echo",
         )
 
 

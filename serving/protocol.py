@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
 MAX_CHOICES = 128
 """Most completions per prompt, as in the OpenAI API."""
+MAX_BIASES = 300
+"""Most entries of logit_bias, as in the OpenAI API."""
 
 
 def _expects(expected: str) -> WrapValidator:
@@ -28,6 +30,17 @@ def _expects(expected: str) -> WrapValidator:
             ) from None
 
     return WrapValidator(validate)
+
+
+def _few_entries(most: int) -> BeforeValidator:
+    """Refuses a large object before it collects one error for each of its entries."""
+
+    def validate(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise PydanticCustomError("size", "must be at most {most} entries", {"most": most})
+        return value
+
+    return BeforeValidator(validate)
 
 
 _Strings = Annotated[list[str], Field(fail_fast=True)]
@@ -77,7 +90,7 @@ class GenerationRequest(_Request):
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, _few_entries(MAX_BIASES)] = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: _Stop = None
     stream: bool | None = None
@@ -118,8 +131,9 @@ class ContentPart(BaseModel):
     text: str | None = None
 
 
+_Parts = Annotated[list[ContentPart], Field(fail_fast=True)]
 _Content = Annotated[
-    str | list[ContentPart] | None,
+    str | _Parts | None,
     _expects('a string or a list of parts such as {"type": "text", "text": "..."}'),
 ]
 
@@ -130,15 +144,13 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[str | list[ContentPart] | None, _expects("a string or a list of parts")] = (
-        None
-    )
+    content: Annotated[str | _Parts | None, _expects("a string or a list of parts")] = None
 
 
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -149,7 +161,7 @@ class TokenizeRequest(_Request):
     """Body of POST /tokenize: either a prompt or messages."""
 
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
     """By default as a completion or a chat completion would be encoded."""
     return_token_strs: bool | None = None

@@ -9,10 +9,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from fastapi import FastAPI
 
 try:
     from uvloop import run as run_loop
@@ -23,13 +25,12 @@ import fjx
 from fjx import EngineConfig, UserError
 from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
+from fjx.serving.connections import Connections, GuardedConnection, allowed_connections
 from fjx.serving.state import AsyncEngine, ServerState
 from fjx.serving.watchdog import Deadline, Watchdog
 
 logger = logging.getLogger("fjx.server")
 
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep idle connections, so that none is closed under a new request."""
 _LAST_BYTES_SECONDS = 5
 """How long the last answers may take to reach their clients once the engine has stopped; later the
 process ends without them."""
@@ -70,22 +71,13 @@ async def serve_engine(
     state: ServerState = app.state.server
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_LAST_BYTES_SECONDS - _LAST_STEP_SECONDS,
-    )
     deadline = Deadline()
 
     def stop() -> None:
         deadline.set(server_config.shutdown_timeout + _LAST_BYTES_SECONDS)
         loop.call_soon_threadsafe(stopping.set)
 
-    server = _Server(config, llm, on_signal=stop)
+    server = web_server(app, llm, server_config, on_signal=stop)
     listening = asyncio.create_task(server.serve(sockets=[listener]))
     limit = 2 * server_config.watchdog_timeout or math.inf
     watching = asyncio.create_task(Watchdog(lambda: llm.stalled_seconds, limit).watch())
@@ -107,15 +99,55 @@ async def serve_engine(
         watching.cancel()
 
 
+def web_server(
+    app: FastAPI, llm: AsyncEngine, config: ServerConfig, on_signal: Callable[[], object]
+) -> uvicorn.Server:
+    """The server of an application that ``create_app`` has made; ``on_signal`` is called at a first
+    SIGTERM or SIGINT."""
+    state: ServerState = app.state.server
+    guard = Connections(
+        max_connections=allowed_connections(config.max_connections),
+        header_timeout=config.header_timeout,
+        send_timeout=config.send_timeout,
+        refusals=state.refusals,
+    )
+    options = uvicorn.Config(
+        app,
+        http=cast("type[asyncio.Protocol]", partial(GuardedConnection, guard=guard)),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",  # the connections log what they refuse
+        access_log=False,
+        proxy_headers=bool(config.forwarded_allow_ips),
+        forwarded_allow_ips=list(config.forwarded_allow_ips),
+        timeout_keep_alive=config.keep_alive_timeout,  # type: ignore[arg-type]  # any number will do
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS - _LAST_STEP_SECONDS,
+    )
+    return _Server(options, llm, guard, on_signal)
+
+
 class _Server(uvicorn.Server):
-    """uvicorn's server with our answer to signals; its own would close the port before draining."""
+    """uvicorn's server with our answer to signals; its own would close the port before draining.
+    It also looks after the connections."""
 
     def __init__(
-        self, config: uvicorn.Config, llm: AsyncEngine, on_signal: Callable[[], object]
+        self,
+        config: uvicorn.Config,
+        llm: AsyncEngine,
+        guard: Connections,
+        on_signal: Callable[[], object],
     ) -> None:
         super().__init__(config)
         self._llm = llm
+        self._guard = guard
         self._on_signal = on_signal
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % 10 == 0:
+            self._guard.sweep(list(self.server_state.connections))
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop in order at a first signal; leave the next one to the operating system."""

@@ -21,6 +21,7 @@ from fjx import (
 from fjx.serving.config import ServerConfig
 from fjx.serving.errors import ApiError, unavailable
 from fjx.serving.metrics import Metrics
+from fjx.serving.refusals import RefusalLog
 
 PlanTarget = int | str | Mapping[str, Any]
 """A number of stages; the name of a mesh or the path of a mesh file; or a plan as JSON values."""
@@ -153,6 +154,7 @@ class ServerState:
     llm: AsyncEngine
     config: ServerConfig
     metrics: Metrics
+    refusals: RefusalLog
     in_flight: InFlight = field(default_factory=InFlight)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by the first signal: running requests finish, new ones are refused."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -401,3 +403,27 @@ class TestFolder:
         backend.save(str(folder / "tokenizer.json"))
         with pytest.raises(ModelError, match="decoder is not supported"):
             load_folder(folder)
+
+
+@pytest.mark.parametrize("text", ["a" * 300_000, "ab \n" * 75_000, "é" * 150_000])
+def test_long_text_is_encoded_while_other_threads_run(text):
+    """Nobody else would be served meanwhile."""
+    tokenizer = load_tokenizer(resolve("smollm2-135m"))
+    with ThreadPoolExecutor(1) as pool:
+        encoding = pool.submit(tokenizer.encode, text)
+        turns = 0
+        while not encoding.done():
+            time.sleep(0.001)
+            turns += 1
+    assert turns > 3
+    assert tokenizer.decode(encoding.result()) == text
+
+
+def test_long_and_short_texts_are_encoded_alike():
+    tokenizer = load_tokenizer(resolve("smollm2-135m"))
+    text = "Fjords, naïve <|im_end|> 12\n\n\tx" * 200
+    whole = tokenizer._backend.encode(text, add_special_tokens=False).ids
+    assert len(text) > 4_000
+    assert tokenizer.encode(text) == whole
+    with pytest.raises(RequestError, match="lone surrogate"):
+        tokenizer.encode("\ud800" * 5_000)

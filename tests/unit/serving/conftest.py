@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
+from fjx.serving.run import web_server
 from tests.unit.serving.fake_llm import FakeLLM
 
 Call = Callable[..., httpx.Response]
@@ -64,10 +64,10 @@ class Served:
 
 
 @contextmanager
-def serving(llm: FakeLLM) -> Iterator[Served]:
+def serving(llm: FakeLLM, config: ServerConfig | None = None) -> Iterator[Served]:
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(llm, ServerConfig())
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    config = config or ServerConfig()
+    server = web_server(create_app(llm, config), llm, config, on_signal=lambda: None)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:

@@ -1,0 +1,73 @@
+"""Threads for what would hold up the event loop: encoding, rendering, building large answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+
+_INLINE_SIZE = 4_000
+"""So many characters take about a millisecond: less than a thread's detour is worth."""
+
+
+class Workers:
+    """A few threads that take work first come, first served.
+
+    Unlike asyncio's own, they do not hold up the end of the process: what a client has sent last
+    may take seconds to encode, and nothing can interrupt that. Few: each one that runs Python makes
+    the event loop wait for its turn, some milliseconds a time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._started = 0
+        self._idle = 0
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+
+    async def run(self, function: Callable[[], _Result]) -> _Result:
+        """What ``function`` returns or raises. Cancelling drops it if it has not begun."""
+        future: Future[_Result] = Future()
+        self._work.put((function, future))
+        with self._lock:
+            if self._idle == 0 and self._started < self._count:
+                self._started += 1
+                name = f"fjx-server-{self._started}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            function, future = self._work.get()
+            with self._lock:
+                self._idle -= 1
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+            del function, future  # hold no request's text while waiting
+
+
+_WORKERS = Workers(max(2, min(4, os.cpu_count() or 1)))
+
+
+async def off_loop(size: int, work: Callable[[], _Result]) -> _Result:
+    """The result of ``work``, which runs in a thread if it takes long: streams go on meanwhile.
+
+    Args:
+        size: characters or tokens to work on.
+        work: encodes, decodes, renders or formats them.
+    """
+    if size <= _INLINE_SIZE:
+        return work()
+    return await _WORKERS.run(work)
