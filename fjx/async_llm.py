@@ -122,7 +122,8 @@ class AsyncLLM:
 
         Raises:
             RequestError: the request cannot be served.
-            QueueFullError: too many requests wait.
+            QueueFullError: too many requests wait, or a more urgent one has taken this one's place
+                before it began.
             EngineDeadError: the engine has stopped.
         """
         arrival = time.monotonic()
@@ -143,6 +144,7 @@ class AsyncLLM:
                 cache_salt=cache_salt or "",
             )
             self._streams[request_id] = queue
+            self._tell_displaced(engine)
 
         added = self._call(add)
         unfinished = params.n
@@ -343,6 +345,17 @@ class AsyncLLM:
                 future.set_result(function(engine))
             except Exception as error:
                 future.set_exception(error)
+
+    def _tell_displaced(self, engine: Engine) -> None:
+        """Let readers know that their requests have lost their places."""
+        items: list[tuple[_Queue, Progress | Exception]] = [
+            (self._streams.pop(id), error)
+            for id, error in engine.displaced.items()
+            if id in self._streams
+        ]
+        engine.displaced.clear()
+        if items and self._loop is not None:
+            self._loop.call_soon_threadsafe(_put_all, items)
 
     def _deliver(self, progress: list[Progress]) -> None:
         """Hand a step's progress to the event loop, all at once."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TypeVar
 
-from fjx import CompletionOutput, EngineDeadError, RequestOutput, SamplingParams
+from fjx import CompletionOutput, EngineDeadError, QueueFullError, RequestOutput, SamplingParams
 from fjx.serving.errors import ApiError, unavailable
 from fjx.serving.metrics import RequestMeter
 from fjx.serving.protocol import CompletionTokensDetails, PromptTokensDetails, Usage
@@ -19,6 +19,9 @@ from fjx.serving.state import ServerState
 logger = logging.getLogger("fjx.server")
 
 _Result = TypeVar("_Result")
+
+_LONGEST_PAUSE = 1.0
+"""Seconds between two tries to have a prompt admitted."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,7 @@ async def stream_outputs(
     meter = RequestMeter(state.metrics, job.arrival)
     outcome = "aborted"
     try:
-        outputs = state.llm.generate(job.prompt_ids, job.params, job.request_id, job.priority)
-        async with aclosing(outputs):
+        async with aclosing(_admitted(state, job, tally)) as outputs:
             async for output in outputs:
                 meter.observe(output)
                 tally.add(output)
@@ -114,6 +116,24 @@ async def stream_outputs(
     finally:
         if state.config.log_requests:
             _log(job, meter, outcome)
+
+
+async def _admitted(
+    state: ServerState, job: Job, tally: Tally
+) -> AsyncGenerator[RequestOutput, None]:
+    """What the engine brings to a job. A job that is refused, or displaced by a more urgent one,
+    waits where other prompts of its HTTP request have begun: their work is not thrown away."""
+    while True:
+        outputs = state.llm.generate(job.prompt_ids, job.params, job.request_id, job.priority)
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+            return
+        except QueueFullError as error:
+            if not tally.cached_tokens:
+                raise
+            await asyncio.sleep(min(error.retry_after, _LONGEST_PAUSE))
 
 
 async def collect(state: ServerState, job: Job, tally: Tally) -> list[CompletionOutput]:

@@ -15,6 +15,7 @@ from fjx.engine.intake import Intake
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.progress import Progress, commit, score
 from fjx.engine.pruning import Pruning
+from fjx.engine.queue_room import ServiceTimes, who_gives_way
 from fjx.engine.replica import Replica, RequestsFailedError
 from fjx.engine.replicas import Replicas
 from fjx.engine.request import Request
@@ -24,7 +25,7 @@ from fjx.engine.tally import Tally
 from fjx.engine.text import Transcripts
 from fjx.engine.tracing import StepTrace
 from fjx.engine.turns import Gaps, InFlight, Microbatch
-from fjx.errors import MeshError, RegranularizationError, StageLostError
+from fjx.errors import MeshError, QueueFullError, RegranularizationError, StageLostError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, FinishReason, SwitchRecord
 from fjx.pipeline.executor import Pipeline, StepOutput
@@ -82,6 +83,9 @@ class Engine:
             max_waiting=config.max_waiting_requests,
             seed=config.seed,
         )
+        self._service_times = ServiceTimes()
+        self.displaced: dict[str, QueueFullError] = {}
+        """Requests that have lost their places to more urgent ones since somebody looked here."""
         self._transcripts = Transcripts(tokenizer)
         self._idle_since: float | None = None
         self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), Tally()
@@ -195,18 +199,45 @@ class Engine:
         Raises:
             RequestError: the prompt is empty, too long, or not of this vocabulary; the id is in
             use.
-            QueueFullError: too many requests wait.
+            QueueFullError: too many requests wait, and those that are less urgent do not make room
+                enough; see `displaced`.
         """
         bad_words = bad_word_tokens(self.tokenizer, params.bad_words)
-        requests = self._intake.requests(
-            request_id, prompt, params, priority, arrival, self.queue_room, cache_salt, bad_words
-        )
+
+        def made() -> list[Request]:
+            room = self.queue_room
+            return self._intake.requests(
+                request_id, prompt, params, priority, arrival, room, cache_salt, bad_words
+            )
+
+        try:
+            requests = made()
+        except QueueFullError as error:
+            self._make_room(params.n, priority, error)
+            requests = made()
         for request in requests:
             if self.autopilot is not None:
                 self.autopilot.arrived(time.monotonic())
             self._transcripts.begin(request)
             self.replicas.add(request)
         return requests
+
+    def _make_room(self, wanted: int, priority: int, full: QueueFullError) -> None:
+        """Let less urgent requests that wait give way; raises ``full`` if they do not suffice."""
+        waiting = [each for replica in self.replicas for each in replica.scheduler.waiting]
+        running = [each for replica in self.replicas for each in replica.scheduler.running]
+        full.retry_after = self._service_times.retry_after(
+            len(waiting), running, self.config.max_num_seqs * len(self.replicas), time.monotonic()
+        )
+        ids = who_gives_way(waiting, priority, wanted - self.queue_room)
+        if ids is None:
+            raise full
+        for id in ids:
+            self.abort(id)
+            self.displaced[id] = QueueFullError(
+                "the queue is full, and a more urgent request took this one's place; retry later",
+                full.retry_after,
+            )
 
     def check_request(self, prompt: list[int], params: SamplingParams) -> None:
         """Check that a request can be served at all.
@@ -443,6 +474,7 @@ class Engine:
         request.ended = time.monotonic()
         self.replicas.finish(request)
         self._tally.finished(reason)
+        self._service_times.ended(request)
         with self._speculation():
             if self.speculator is not None:
                 self.speculator.forget(request)

@@ -65,7 +65,7 @@ class Intake:
             raise QueueFullError(
                 f"{self._max_waiting - room} requests are waiting, the limit is "
                 f"{self._max_waiting}; retry later",
-                retry_after=1.0,
+                retry_after=1.0,  # the engine knows better
             )
         seed = params.seed
         if seed is None:
@@ -128,6 +128,11 @@ class Intake:
                 f"the prompt has {len(prompt)} tokens, but the context is {self._max_model_len} "
                 f"tokens including at least {output} of output; shorten the prompt or raise "
                 "max_model_len"
+            )
+        if len(params.stop_token_ids) + len(self._end_tokens) > MAX_END_TOKENS:
+            raise RequestError(
+                f"stop_token_ids has {len(params.stop_token_ids)} ids, more than "
+                f"{MAX_END_TOKENS - len(self._end_tokens)}"
             )
         for name, ids in (
             ("prompt", prompt),

@@ -158,6 +158,23 @@ async def test_bad_requests_are_refused_and_the_engine_goes_on() -> None:
 
 
 @with_limit
+async def test_a_displaced_request_learns_so_and_nobody_else_is_disturbed() -> None:
+    async with serving(max_num_seqs=1, max_waiting_requests=2) as llm:
+        first = asyncio.create_task(collect(llm, [1, 2], LONG, "first"))
+        await until(lambda: llm.stats().num_requests_running == 1)
+        waiting = [asyncio.create_task(collect(llm, [i], GREEDY, str(i))) for i in (3, 4)]
+        await until(lambda: llm.stats().num_requests_waiting == 2)
+        urgent = [output async for output in llm.generate([5], GREEDY, "urgent", priority=-1)]
+        assert tokens_of(urgent) == alone([5])
+        assert tokens_of(await waiting[0]) == alone([3])
+        with pytest.raises(QueueFullError, match="more urgent") as displaced:
+            await waiting[1]
+        assert displaced.value.retry_after >= 1.0
+        assert tokens_of(await first) == alone([1, 2], LONG)
+        assert tokens_of(await collect(llm, [4], GREEDY, "4")) == alone([4])
+
+
+@with_limit
 async def test_an_id_in_use_is_refused_without_harm_to_its_owner() -> None:
     async with serving() as llm:
         first = asyncio.create_task(collect(llm, [1, 2], LONG, "same"))

@@ -268,6 +268,34 @@ def test_a_full_queue_refuses_and_says_when_to_retry() -> None:
     run(small)
 
 
+def test_urgent_request_takes_the_place_of_the_least_urgent_youngest_one() -> None:
+    full = tiny_engine(max_num_seqs=1, max_num_batched_tokens=8, max_waiting_requests=4)
+    full.add("begun", PROMPT, greedy(), priority=9)
+    full.step()
+    for id, priority, n in (("a", 5, 1), ("b", 5, 1), ("c", 1, 1), ("d", 3, 1)):
+        full.add(id, PROMPT, greedy(n=n), priority=priority)
+    with pytest.raises(QueueFullError):
+        full.add("not more urgent", PROMPT, greedy(), priority=5)
+    with pytest.raises(QueueFullError):
+        full.add("too many", PROMPT, greedy(n=4), priority=1)
+    assert full.displaced == {}
+    with pytest.raises(RequestError):
+        full.add("bad", [VOCABULARY], greedy(), priority=0)
+    assert full.displaced == {}
+    full.add("urgent", PROMPT, greedy(), priority=0)
+    assert list(full.displaced) == ["b"]
+    assert full.displaced["b"].retry_after >= 1.0
+    full.add("two", PROMPT, greedy(n=2), priority=2)
+    assert list(full.displaced) == ["b", "a", "d"]
+    assert full.knows("begun")
+    full.displaced.clear()
+    ended = []
+    while full.has_work:
+        ended += [each.request.id for each in full.step() if each.finish_reason is not None]
+    assert ended == ["begun", "urgent", "c", "two", "two"]
+    full.check_idle()
+
+
 def test_one_request_at_a_time_gives_the_same_tokens(plain: list[int]) -> None:
     alone = tiny_engine(max_num_seqs=1, max_num_batched_tokens=2)
     requests = [alone.add(str(i), PROMPT, greedy())[0] for i in range(2)]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
+from fjx import QueueFullError
 from tests.unit.serving.fake_llm import BOS, EOS
 
 
@@ -228,3 +230,24 @@ def test_special_tokens_can_be_kept_in_the_offsets(post, llm):
     llm.reply = "a"
     answer = post("/v1/completions", prompt="Hi", logprobs=0, skip_special_tokens=False).json()
     assert answer["choices"][0]["logprobs"]["tokens"][-1] == llm.tokenizer.token_bytes(EOS).decode()
+
+
+def test_prompt_that_is_displaced_waits_where_others_of_its_request_have_begun(post, llm):
+    llm.token_seconds = 0.01
+    whole, refusals = llm.generate, []
+
+    def generate(prompt, params, request_id, priority=0):
+        if prompt[-1] == ord("B") and len(refusals) < 2:
+            return refused(len(refusals))
+        return whole(prompt, params, request_id, priority)
+
+    async def refused(count):
+        refusals.append(count)
+        await asyncio.sleep(0.05)
+        raise QueueFullError("a more urgent request took this one's place", retry_after=0.01)
+        yield
+
+    llm.generate = generate
+    answer = post("/v1/completions", prompt=["A", "B"], max_tokens=5).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["Hello", "Hello"]
+    assert len(refusals) == 2
