@@ -12,6 +12,9 @@ from fjx.errors import RequestError
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_BAD_WORDS = 256
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 1024
+"""Each new token is looked at with all stop strings, while no other request goes on."""
 LARGEST_BIAS = 1e30
 """With the smallest temperature above 0, a biased logit still is a number in float32."""
 COLDEST = 1e-6
@@ -125,6 +128,11 @@ class SamplingParams:
             "at least 0",
         )
         check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
+        check(
+            len(self.stop) <= MAX_STOPS and all(len(s) <= MAX_STOP_LENGTH for s in self.stop),
+            "stop",
+            f"at most {MAX_STOPS} strings of at most {MAX_STOP_LENGTH} characters",
+        )
         check(self.allowed_token_ids != (), "allowed_token_ids", "at least one token id")
         check(
             len(self.bad_words) <= MAX_BAD_WORDS

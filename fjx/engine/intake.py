@@ -129,11 +129,6 @@ class Intake:
                 f"tokens including at least {output} of output; shorten the prompt or raise "
                 "max_model_len"
             )
-        if len(params.stop_token_ids) + len(self._end_tokens) > MAX_END_TOKENS:
-            raise RequestError(
-                f"stop_token_ids has {len(params.stop_token_ids)} ids, more than "
-                f"{MAX_END_TOKENS - len(self._end_tokens)}"
-            )
         for name, ids in (
             ("prompt", prompt),
             ("stop_token_ids", params.stop_token_ids),

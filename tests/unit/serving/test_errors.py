@@ -41,6 +41,8 @@ def error_of(response, status):
         (COMPLETIONS, {"prompt": "Hi", "seed": 2**63}, "seed"),
         (COMPLETIONS, {"prompt": "Hi", "stop": 5}, "stop"),
         (COMPLETIONS, {"prompt": "Hi", "stop": [""]}, "stop"),
+        (COMPLETIONS, {"prompt": "Hi", "stop": ["a"] * 65}, "stop"),
+        (COMPLETIONS, {"prompt": "Hi", "stop": "a" * 1025}, "stop"),
         (COMPLETIONS, {"prompt": "Hi", "logprobs": 21}, "logprobs"),
         (COMPLETIONS, {"prompt": "Hi", "logprobs": True}, "logprobs"),
         (COMPLETIONS, {"prompt": "Hi", "logit_bias": {"x": 1}}, "logit_bias"),
