@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -82,7 +83,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, expected: str) -> None:
             if not ok:
-                raise RequestError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+                given = reprlib.repr(getattr(self, name))  # the beginning of what may be long
+                raise RequestError(f"{name} must be {expected}, got {given}")
 
         for name in ("stop", "stop_token_ids", "bad_words"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
@@ -127,11 +129,12 @@ class SamplingParams:
             "max_draft_tokens",
             "at least 0",
         )
+        check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} strings")
         check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
         check(
-            len(self.stop) <= MAX_STOPS and all(len(s) <= MAX_STOP_LENGTH for s in self.stop),
+            all(len(s) <= MAX_STOP_LENGTH for s in self.stop),
             "stop",
-            f"at most {MAX_STOPS} strings of at most {MAX_STOP_LENGTH} characters",
+            f"strings of at most {MAX_STOP_LENGTH} characters",
         )
         check(self.allowed_token_ids != (), "allowed_token_ids", "at least one token id")
         check(

@@ -25,6 +25,9 @@ logger = logging.getLogger("fjx.server")
 _OTHER_FILES = 256
 """Open files that are no connections."""
 
+_STUCK_SECONDS = 1.0
+"""When the server stops, a client that has taken nothing for so long is not waited for."""
+
 MAX_HEADER_BYTES = 64 * 1024
 """Longest request line and headers, together."""
 MAX_PIPELINED = 16
@@ -186,8 +189,12 @@ class GuardedConnection(HttpToolsProtocol):
         self._refuse(ApiError(HTTPStatus.BAD_REQUEST, msg.rstrip(".")))
 
     def shutdown(self) -> None:
-        """The server stops: a request that has not come whole will not be served any more."""
-        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_started:
+        """The server stops: a request that has not come whole will not be served any more, and an
+        answer that nobody takes is not waited for."""
+        stuck = self._stuck_since
+        if stuck is not None and time.monotonic() - stuck > _STUCK_SECONDS:
+            self.transport.abort()
+        elif self.cycle is not None and self.cycle.more_body and not self.cycle.response_started:
             self.transport.close()
         else:
             super().shutdown()

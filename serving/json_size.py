@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from itertools import islice
 
-_SLICE = 1 << 20
+_SLICE = 1 << 18
 """Bytes looked at in one go, during which no other thread runs: a few milliseconds."""
-_STRUCTURE = 10
+_STRUCTURE = 20
 """What a list, an object or a name in one counts: they cost so much more than a number to read and
 to check."""
 
 
 def json_weight(text: bytes, limit: int) -> int:
     """How much there is to make of a JSON text: its values, where a list, an object and a name in
-    one count ten. How long strings and numbers are does not matter.
+    one count twenty. How long strings and numbers are does not matter.
 
     Args:
         text: UTF-8; need not be valid JSON.

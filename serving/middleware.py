@@ -132,7 +132,7 @@ class RequestLifetime:
             raise ApiError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the request body holds more than {limit} JSON values (a list, an object and a "
-                "name in one count ten), the limit of this server",
+                "name in one count twenty), the limit of this server",
                 code="request_too_large",
             )
         return body

@@ -129,6 +129,9 @@ class Intake:
                 f"tokens including at least {output} of output; shorten the prompt or raise "
                 "max_model_len"
             )
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            if len(getattr(params, name) or ()) > self._vocabulary:
+                raise RequestError(f"{name} has more ids than there are: {self._vocabulary}")
         for name, ids in (
             ("prompt", prompt),
             ("stop_token_ids", params.stop_token_ids),

@@ -240,6 +240,7 @@ def test_abort_all_clears_the_engine() -> None:
         ([1, -1], {}, "prompt has token id -1"),
         ([1], {"logit_bias": {VOCABULARY: 1.0}}, "logit_bias has token id 384"),
         ([1], {"stop_token_ids": (VOCABULARY,)}, "stop_token_ids has token id 384"),
+        ([1], {"stop_token_ids": (1,) * 385}, "stop_token_ids has more ids than there are: 384"),
         ([1], {"n": 1025}, "n is 1025"),
     ],
 )

@@ -19,14 +19,14 @@ JSON = st.recursive(
 
 
 def weight_of(value: Any) -> int:
-    """Ten for each list, object and name; one for each value beyond the first of its list."""
+    """Twenty for each list, object and name; one for each value beyond the first of its list."""
 
     def inner(value: Any) -> int:
         if isinstance(value, list):
-            return 10 + max(len(value) - 1, 0) + sum(map(inner, value))
+            return 20 + max(len(value) - 1, 0) + sum(map(inner, value))
         if isinstance(value, dict):
-            named = max(len(value) - 1, 0) + 10 * len(value)
-            return 10 + named + sum(map(inner, value.values()))
+            named = max(len(value) - 1, 0) + 20 * len(value)
+            return 20 + named + sum(map(inner, value.values()))
         return 0
 
     return 1 + inner(value)
@@ -50,4 +50,4 @@ def test_much_is_found_to_be_much_even_where_it_is_no_json(text):
 
 
 def test_length_of_strings_does_not_matter():
-    assert json_weight(b'{"prompt":"' + b"[,:{" * 1_000_000 + b'"}', 1000) == 21
+    assert json_weight(b'{"prompt":"' + b"[,:{" * 1_000_000 + b'"}', 1000) == 41

@@ -94,11 +94,11 @@ def test_json_with_too_much_in_it_is_refused_unread(call, monkeypatch, path, bod
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        (CHAT, many('{"messages":[', "{}", 30_000, "]}"), "messages[0].role"),
-        (COMPLETIONS, many('{"prompt":[', "{}", 30_000, "]}"), "prompt"),
+        (CHAT, many('{"messages":[', "{}", 18_000, "]}"), "messages[0].role"),
+        (COMPLETIONS, many('{"prompt":[', "{}", 18_000, "]}"), "prompt"),
         (
             COMPLETIONS,
-            json.dumps({"prompt": "a", "logit_bias": {str(i): "x" for i in range(30_000)}}),
+            json.dumps({"prompt": "a", "logit_bias": {str(i): "x" for i in range(18_000)}}),
             "logit_bias",
         ),
     ],

@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -215,3 +216,20 @@ def test_port_in_use_is_a_user_error():
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"127.0.0.1:{port}.*--port"):
             serve(EngineConfig(), ServerConfig(port=port))
+
+
+def test_connections_that_hang_do_not_hold_up_the_end():
+    """Half a request line, half a body, and a stream that nobody reads."""
+    with running(shutdown_timeout=1.0) as server, ExitStack() as stack:
+        server.read_until("ready")
+        host, port = server.url.removeprefix("http://").split(":")
+        post = b"POST /v1/completions HTTP/1.1\r\nHost: fjx\r\nContent-Length: 1000\r\n\r\n{"
+        for first in (b"", b"GET /hea", post):
+            for _ in range(20):
+                hanging = stack.enter_context(socket.create_connection((host, int(port))))
+                hanging.sendall(first)
+        stack.enter_context(streaming(server))
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.exit_code(30) == 0
+        assert time.monotonic() - begin < 15
