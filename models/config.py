@@ -11,6 +11,8 @@ from fjx.errors import ModelError
 from fjx.kernels.matmul import Quantization
 
 Activation = Literal["silu", "gelu_tanh", "relu"]
+MAX_LAYERS, MAX_HEAD_DIM = 4096, 8192
+"""Far beyond any model; readers of files loop over both before they see a tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from fjx.errors import ModelError
 from fjx.models import rope
-from fjx.models.config import Activation, ModelConfig
+from fjx.models.config import MAX_HEAD_DIM, MAX_LAYERS, Activation, ModelConfig
 from fjx.models.fields import Fields
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -17,22 +17,41 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def decoder_config(fields: Fields, family: str, **overrides: Any) -> ModelConfig:
-    """The configuration of a decoder with gated MLPs and RoPE; families override what differs."""
-    hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    max_positions = fields.integer("max_position_embeddings")
-    head_dim = fields.integer("head_dim", hidden_size // max(num_heads, 1))
+def decoder_config(
+    fields: Fields,
+    family: str,
+    *,
+    default_kv_heads: int | None = None,
+    default_head_dim: int | None = None,
+    **overrides: Any,
+) -> ModelConfig:
+    """The configuration of a decoder with gated MLPs and RoPE; families override what differs.
+
+    Args:
+        fields: the values of config.json.
+        family: name in `fjx.models.registry`.
+        default_kv_heads: KV heads where the key is absent; None, or a null in the file: as many as
+            query heads.
+        default_head_dim: head size where the key is absent or null; None: by the hidden size.
+        overrides: fields of the configuration.
+    """
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    max_positions = fields.size("max_position_embeddings")
+    head_dim = head_size(fields, "head_dim", default_head_dim or hidden_size // num_heads)
+    kv_heads = num_heads
+    if default_kv_heads is not None and "num_key_value_heads" not in fields.values:
+        kv_heads = default_kv_heads
     values: dict[str, Any] = {
         "family": family,
-        "vocab_size": fields.integer("vocab_size"),
+        "vocab_size": fields.size("vocab_size"),
         "hidden_size": hidden_size,
-        "num_layers": fields.integer("num_hidden_layers"),
+        "num_layers": num_layers(fields),
         "num_heads": num_heads,
-        "num_kv_heads": fields.integer("num_key_value_heads", num_heads),
+        "num_kv_heads": fields.size("num_key_value_heads", kv_heads),
         "head_dim": head_dim,
-        "mlp_width": fields.integer("intermediate_size"),
+        "mlp_width": fields.size("intermediate_size"),
         "max_positions": max_positions,
-        "norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "norm_eps": fields.positive("rms_norm_eps", 1e-6),
         "tied_embeddings": fields.flag("tie_word_embeddings", False),
         "attention_scale": head_dim**-0.5,
         "activation": activation(fields, "hidden_act", "silu"),
@@ -42,13 +61,26 @@ def decoder_config(fields: Fields, family: str, **overrides: Any) -> ModelConfig
     return ModelConfig(**(values | overrides))
 
 
+def num_layers(fields: Fields) -> int:
+    """The number of blocks."""
+    return fields.size("num_hidden_layers", most=MAX_LAYERS)
+
+
+def head_size(fields: Fields, name: str, default: int) -> int:
+    """The size of a head, which RoPE cuts into pairs."""
+    size = fields.size(name, default, most=MAX_HEAD_DIM)
+    if size % 2:
+        raise ModelError(f"{fields.where}: {fields.prefix + name!r} should be even, but is {size}")
+    return size
+
+
 def rope_table(fields: Fields, head_dim: int, max_positions: int) -> tuple[float, ...]:
     """The RoPE frequencies, from ``rope_parameters`` (new files) or ``rope_scaling`` (old ones)."""
     scaling = fields.mapping("rope_parameters") or fields.mapping("rope_scaling")
     scaling = {"original_max_position_embeddings": max_positions, **scaling}
     Fields(scaling, f"{fields.where}, rope_parameters").refuse("partial_rotary_factor", unless=1.0)
     fields.refuse("partial_rotary_factor", unless=1.0)
-    theta = Fields(scaling, fields.where).number("rope_theta", fields.number("rope_theta", 1e4))
+    theta = Fields(scaling, fields.where).positive("rope_theta", fields.positive("rope_theta", 1e4))
     return rope.scaled(rope.frequencies(head_dim, theta), scaling)
 
 
@@ -69,9 +101,13 @@ def is_sliding(fields: Fields, by_default: tuple[bool, ...]) -> tuple[bool, ...]
     if kinds is None:
         return by_default
     known = {"sliding_attention": True, "full_attention": False}
-    if not isinstance(kinds, list | tuple) or not all(kind in known for kind in kinds):
+    if not isinstance(kinds, list | tuple) or not all(str(kind) in known for kind in kinds):
         raise ModelError(
             f"{fields.where}: layer_types should be a list of 'full_attention' and "
             f"'sliding_attention', but is {kinds!r}"
+        )
+    if len(kinds) != len(by_default):
+        raise ModelError(
+            f"{fields.where}: layer_types has {len(kinds)} entries for {len(by_default)} layers"
         )
     return tuple(known[kind] for kind in kinds)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from fjx.errors import ModelError
+
+MAX_SIZE = 2**31 - 1
+"""What an index of a device can count."""
 
 
 class Fields:
@@ -34,22 +39,41 @@ class Fields:
     def integer(self, name: str, default: int | None = None) -> int:
         """A whole number; without a default the key must be there."""
         value = self._value(name, default)
+        if isinstance(value, bool):
+            raise self._wrong(name, "a whole number", value)
         try:
             return operator.index(value)
         except TypeError:
             raise self._wrong(name, "a whole number", value) from None
 
+    def size(self, name: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+        """A whole number from 1 to ``most``; without a default the key must be there."""
+        value = self.integer(name, default)
+        if not 1 <= value <= most:
+            raise self._wrong(name, f"a whole number from 1 to {most}", value)
+        return value
+
     def number(self, name: str, default: float | None = None) -> float:
-        """A number; without a default the key must be there."""
+        """A finite number; without a default the key must be there."""
         value = self._value(name, default)
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            found = float(value)
+        except (TypeError, ValueError, OverflowError):
             raise self._wrong(name, "a number", value) from None
+        if not math.isfinite(found):
+            raise self._wrong(name, "a finite number", value)
+        return found
 
-    def optional_number(self, name: str) -> float | None:
-        """A number or None where the key is absent."""
-        return self.number(name) if name in self else None
+    def positive(self, name: str, default: float | None = None) -> float:
+        """A finite number above 0; without a default the key must be there."""
+        value = self.number(name, default)
+        if value <= 0:
+            raise self._wrong(name, "a number above 0", value)
+        return value
+
+    def optional_positive(self, name: str) -> float | None:
+        """A finite number above 0, or None where the key is absent."""
+        return self.positive(name) if name in self else None
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
@@ -88,6 +112,7 @@ class Fields:
         return value
 
     def _wrong(self, name: str, expected: str, value: Any) -> ModelError:
+        found = reprlib.repr(value)
         return ModelError(
-            f"{self.where}: {self.prefix + name!r} should be {expected}, but is {value!r}"
+            f"{self.where}: {self.prefix + name!r} should be {expected}, but is {found}"
         )

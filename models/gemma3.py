@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from flax import nnx
 from jaxtyping import Array, Float
 
+from fjx.errors import ModelError
 from fjx.models import config_gguf, config_hf, rope
 from fjx.models.config import ModelConfig
 from fjx.models.family import Family
@@ -43,19 +44,18 @@ class Gemma3Block(nnx.Module):
         return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x))), kv_pages
 
 
-def _sliding_by_pattern(layers: int, period: int) -> tuple[bool, ...]:
-    return tuple((layer + 1) % period != 0 for layer in range(layers))
-
-
 def _config_from_hf(fields: Fields) -> ModelConfig:
     fields.refuse("use_bidirectional_attention", unless=False)
-    hidden_size, layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
+    fields.refuse("attention_bias", unless=False)
+    hidden_size, layers = fields.size("hidden_size"), config_hf.num_layers(fields)
     # Released files leave out whatever equals the defaults of Transformers' Gemma3TextConfig.
-    head_dim = fields.integer("head_dim", 256)
-    max_positions = fields.integer("max_position_embeddings", 131_072)
-    period = fields.integer("sliding_window_pattern", 6)
-    sliding = config_hf.is_sliding(fields, _sliding_by_pattern(layers, period))
-    window = fields.integer("sliding_window", 4096)
+    head_dim = config_hf.head_size(fields, "head_dim", 256)
+    max_positions = fields.size("max_position_embeddings", 131_072)
+    period = fields.size("sliding_window_pattern", 6)
+    sliding = config_hf.is_sliding(
+        fields, tuple((layer + 1) % period != 0 for layer in range(layers))
+    )
+    window = fields.size("sliding_window", 4096)
     return config_hf.decoder_config(
         fields.with_defaults(
             vocab_size=262_208,
@@ -69,13 +69,13 @@ def _config_from_hf(fields: Fields) -> ModelConfig:
         head_dim=head_dim,
         qk_norm=True,
         activation=config_hf.activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
-        attention_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        attention_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         embed_scale=hidden_size**0.5,
         rope_tables=_rope_tables_from_hf(fields, head_dim, max_positions),
         rope_of_layer=tuple(int(slides) for slides in sliding),
         window_of_layer=tuple(window if slides else 0 for slides in sliding),
-        attention_soft_cap=fields.optional_number("attn_logit_softcapping"),
-        logit_soft_cap=fields.optional_number("final_logit_softcapping"),
+        attention_soft_cap=fields.optional_positive("attn_logit_softcapping"),
+        logit_soft_cap=fields.optional_positive("final_logit_softcapping"),
     )
 
 
@@ -86,10 +86,10 @@ def _rope_tables_from_hf(
     parameters = Fields(fields.mapping("rope_parameters"), f"{fields.where}, rope_parameters")
     old = {
         "full_attention": {
-            "rope_theta": fields.number("rope_theta", GLOBAL_THETA),
+            "rope_theta": fields.positive("rope_theta", GLOBAL_THETA),
             **fields.mapping("rope_scaling"),
         },
-        "sliding_attention": {"rope_theta": fields.number("rope_local_base_freq", LOCAL_THETA)},
+        "sliding_attention": {"rope_theta": fields.positive("rope_local_base_freq", LOCAL_THETA)},
     }
     return tuple(
         config_hf.rope_table(
@@ -104,14 +104,14 @@ def _rope_tables_from_hf(
 def _config_from_gguf(
     header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
 ) -> ModelConfig:
-    hidden_size, layers = header.integer("embedding_length"), header.integer("block_count")
-    head_dim = header.integer("attention.key_length", 256)
-    sliding = _sliding_by_pattern(layers, header.integer("attention.sliding_window_pattern", 6))
-    window = header.integer("attention.sliding_window")
-    local_theta = header.number("rope.freq_base_swa", LOCAL_THETA)
-    scaled_heads = head_dim
-    if layers == LAYERS_OF_27B:
-        scaled_heads = hidden_size // header.integer("attention.head_count")
+    if "rope_freqs.weight" in tensor_names:
+        raise ModelError(f"{header.where}: a gemma3 model with rope_freqs.weight is not supported")
+    hidden_size = header.size("embedding_length")
+    head_dim = scaled_heads = config_gguf.head_size(header)
+    if config_gguf.num_layers(header) == LAYERS_OF_27B:
+        scaled_heads = hidden_size // config_gguf.of_all_layers(header, "attention.head_count")
+    windows = config_gguf.windows(header, period=6)
+    local_theta = header.positive("rope.freq_base_swa", LOCAL_THETA)
     return config_gguf.decoder_config(
         header,
         "gemma3",
@@ -123,11 +123,11 @@ def _config_from_gguf(
         attention_scale=scaled_heads**-0.5,
         embed_scale=hidden_size**0.5,
         rope_tables=(
-            config_gguf.rope_table(header, head_dim, GLOBAL_THETA),
+            config_gguf.rope_table(header, head_dim),
             rope.frequencies(head_dim, local_theta),
         ),
-        rope_of_layer=tuple(int(slides) for slides in sliding),
-        window_of_layer=tuple(window if slides else 0 for slides in sliding),
+        rope_of_layer=tuple(int(window > 0) for window in windows),
+        window_of_layer=windows,
     )
 
 

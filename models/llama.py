@@ -50,24 +50,21 @@ def _config_from_hf(fields: Fields) -> ModelConfig:
 
 def _mistral_config_from_hf(fields: Fields) -> ModelConfig:
     # Absent means the 4,096 of the first Mistral; later ones say null, which is no window.
-    window = fields.integer("sliding_window", 0) if "sliding_window" in fields.values else 4096
-    layers = fields.integer("num_hidden_layers")
-    return config_hf.decoder_config(
-        fields, "mistral", window_of_layer=(window,) * layers if window else ()
-    )
+    windows: tuple[int, ...] = ()
+    if fields.values.get("sliding_window", 4096) is not None:
+        windows = (fields.size("sliding_window", 4096),) * config_hf.num_layers(fields)
+    return config_hf.decoder_config(fields, "mistral", default_kv_heads=8, window_of_layer=windows)
 
 
 def _config_from_gguf(
     header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
 ) -> ModelConfig:
-    window = header.integer("attention.sliding_window", 0)
-    layers = header.integer("block_count")
     return config_gguf.decoder_config(
         header,
         "llama",
         tensor_names,
         rope_factors,
-        window_of_layer=(window,) * layers if window else (),
+        window_of_layer=config_gguf.windows(header, period=0),
     )
 
 

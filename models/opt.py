@@ -54,7 +54,7 @@ def _opt_head(config: ModelConfig) -> Head:
 
 
 def _config_from_hf(fields: Fields) -> ModelConfig:
-    hidden_size = fields.integer("hidden_size")
+    hidden_size = fields.size("hidden_size")
     if fields.integer("word_embed_proj_dim", hidden_size) != hidden_size:
         raise ModelError(
             f"{fields.where}: OPT models with projected embeddings (word_embed_proj_dim "
@@ -68,18 +68,18 @@ def _config_from_hf(fields: Fields) -> ModelConfig:
     fields.refuse("_remove_final_layer_norm", unless=False)
     fields.refuse("enable_bias", unless=True)
     fields.refuse("layer_norm_elementwise_affine", unless=True)
-    heads = fields.integer("num_attention_heads")
-    head_dim = hidden_size // max(heads, 1)
+    heads = fields.size("num_attention_heads", most=hidden_size)
+    head_dim = hidden_size // heads
     return ModelConfig(
         family="opt",
-        vocab_size=fields.integer("vocab_size"),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=config_hf.num_layers(fields),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
-        mlp_width=fields.integer("ffn_dim"),
-        max_positions=fields.integer("max_position_embeddings"),
+        mlp_width=fields.size("ffn_dim"),
+        max_positions=fields.size("max_position_embeddings"),
         norm_eps=1e-5,
         tied_embeddings=fields.flag("tie_word_embeddings", True),
         attention_scale=head_dim**-0.5,

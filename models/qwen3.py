@@ -10,16 +10,16 @@ from fjx.models.family import Family
 from fjx.models.fields import Fields
 from fjx.models.layers import TokenEmbed
 from fjx.models.llama import LlamaBlock, llama_head
-from fjx.models.qwen2 import windows_from_hf
+from fjx.models.qwen2 import DEFAULT_KV_HEADS, windows_from_hf
 
 
 def _config_from_hf(fields: Fields) -> ModelConfig:
     attention_bias = fields.flag("attention_bias", False)
-    head_dim = fields.integer("head_dim", 128)  # not hidden_size / heads, even where absent
     return config_hf.decoder_config(
         fields,
         "qwen3",
-        head_dim=head_dim,
+        default_kv_heads=DEFAULT_KV_HEADS,
+        default_head_dim=128,  # not hidden_size / heads
         qk_norm=True,
         qkv_bias=attention_bias,
         o_bias=attention_bias,
@@ -30,6 +30,7 @@ def _config_from_hf(fields: Fields) -> ModelConfig:
 def _config_from_gguf(
     header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
 ) -> ModelConfig:
+    config_gguf.refuse_windows(header)
     return config_gguf.decoder_config(header, "qwen3", tensor_names, rope_factors, qk_norm=True)
 
 

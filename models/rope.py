@@ -32,25 +32,29 @@ def scaled(table: Sequence[float], scaling: Mapping[str, Any]) -> tuple[float, .
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return tuple(table)
+    if kind not in ("linear", "llama3"):
+        raise ModelError(
+            f"the model scales RoPE by {kind!r}, which is not supported; "
+            "supported are 'default', 'linear' and 'llama3'"
+        )
     try:
         factor = float(scaling["factor"])
+        if not 0 < factor < math.inf:
+            raise ValueError(f"the factor is {factor}; expected a finite number above 0")
         if kind == "linear":
             return tuple(frequency / factor for frequency in table)
-        if kind == "llama3":
-            return tuple(_llama3(frequency, factor, scaling) for frequency in table)
+        return tuple(_llama3(frequency, factor, scaling) for frequency in table)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"the model's rope_scaling of kind {kind!r} is incomplete or malformed: {error}"
         ) from None
-    raise ModelError(
-        f"the model scales RoPE by {kind!r}, which is not supported; "
-        "supported are 'default', 'linear' and 'llama3'"
-    )
 
 
 def _llama3(frequency: float, factor: float, scaling: Mapping[str, Any]) -> float:
     # Llama 3.1: long wavelengths are stretched by the factor, short ones kept, others blended.
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    if not high > low:
+        raise ValueError(f"high_freq_factor {high} is not above low_freq_factor {low}")
     turns = float(scaling["original_max_position_embeddings"]) * frequency / (2 * math.pi)
     if turns < low:
         return frequency / factor

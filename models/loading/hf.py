@@ -32,7 +32,8 @@ class SafetensorsStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        sharded = (folder / INDEX_FILE).is_file()
+        # As Transformers: a whole file counts; an index beside it is left over from earlier.
+        sharded = (folder / INDEX_FILE).is_file() and not (folder / SINGLE_FILE).is_file()
         self.path = folder / (INDEX_FILE if sharded else SINGLE_FILE)
         self._shards: dict[str, Any] = {}
         self._shard_of = self._locate() if sharded else self._single()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -179,6 +180,109 @@ def test_qwen2_ignores_a_window_that_is_switched_off() -> None:
     assert not config.o_bias
 
 
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+def test_qwen_windows_are_those_of_transformers(architecture: str) -> None:
+    def windows(**changes: Any) -> tuple[int, ...]:
+        changes = {"num_hidden_layers": 4, "max_window_layers": 3, **changes}
+        return ModelConfig.from_hf(
+            {**SMOLLM2_135M, "architectures": [architecture], **changes}
+        ).window_of_layer
+
+    assert windows(use_sliding_window=True) == (0, 0, 0, 4096)
+    assert windows(use_sliding_window=True, sliding_window=8) == (0, 0, 0, 8)
+    assert windows(use_sliding_window=True, sliding_window=None) == ()
+    assert windows(use_sliding_window=True, max_window_layers=28) == ()
+    kinds = ["sliding_attention", "full_attention"] * 2
+    assert windows(use_sliding_window=True, layer_types=kinds) == (4096, 0, 4096, 0)
+    for switched_off in ({}, {"use_sliding_window": True, "sliding_window": None}):
+        with pytest.raises(ModelError, match=r"layer_types .* no window is switched on"):
+            windows(layer_types=kinds, **switched_off)
+
+
+def test_absent_keys_are_transformers_defaults() -> None:
+    base = {**SMOLLM2_135M, "hidden_size": 2048, "num_attention_heads": 32}
+    del base["num_key_value_heads"]
+
+    def read(architecture: str, **changes: Any) -> tuple[int, int]:
+        config = ModelConfig.from_hf({**base, "architectures": [architecture], **changes})
+        assert 2 * len(config.rope_tables[0]) == config.head_dim
+        assert config.attention_scale == config.head_dim**-0.5
+        return config.num_kv_heads, config.head_dim
+
+    assert read("LlamaForCausalLM") == (32, 64)
+    assert read("MistralForCausalLM") == (8, 64)
+    assert read("Qwen2ForCausalLM") == (32, 64)
+    assert read("Qwen3ForCausalLM") == (32, 128)
+    assert read("Qwen3ForCausalLM", head_dim=64) == (32, 64)
+    assert read("MistralForCausalLM", num_key_value_heads=None) == (32, 64)
+    assert read("Qwen2ForCausalLM", num_attention_heads=16, num_key_value_heads=None) == (16, 128)
+
+
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "vocab_size",
+)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**63, True, 1.5])
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        *itertools.product(
+            [f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3")],
+            _SIZES,
+        ),
+        *(("OPTForCausalLM", key) for key in OPT_125M if key in {*_SIZES, "ffn_dim"}),
+    ],
+)
+def test_sizes_out_of_range_name_their_key(architecture: str, key: str, value: Any) -> None:
+    opt = architecture == "OPTForCausalLM"
+    published = OPT_125M if opt else {**SMOLLM2_135M, "architectures": [architecture]}
+    with pytest.raises(ModelError, match=f"'{key}' should be a whole number") as caught:
+        ModelConfig.from_hf({**published, key: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_theta": 0}, "'rope_theta' should be a number above 0"),
+        ({"rope_theta": -1.0}, "'rope_theta' should be a number above 0"),
+        ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' should be a finite number"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0.0; expected a finite"),
+        ({"head_dim": 63}, "'head_dim' should be even, but is 63"),
+        ({"hidden_size": 8}, "'head_dim' should be a whole number from 1 to 8192, but is 0"),
+    ],
+)
+def test_numbers_that_would_divide_by_zero_name_their_key(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        ModelConfig.from_hf({**SMOLLM2_135M, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window_pattern": 0}, "'sliding_window_pattern' should be a whole number from"),
+        ({"query_pre_attn_scalar": 0}, "'query_pre_attn_scalar' should be a number above 0"),
+        ({"final_logit_softcapping": 0.0}, "'final_logit_softcapping' should be a number above"),
+        ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 30 layers"),
+        ({"layer_types": [["x"]]}, "layer_types should be a list of"),
+        ({"attention_bias": True}, "attention_bias = True is not supported"),
+    ],
+)
+def test_unusable_gemma3_config_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        ModelConfig.from_hf({**SMOLLM2_135M, "architectures": ["Gemma3ForCausalLM"], **changes})
+
+
 def test_model_type_counts_where_architectures_are_absent() -> None:
     values = {key: value for key, value in OPT_125M.items() if key != "architectures"}
     assert ModelConfig.from_hf(values).family == "opt"
@@ -196,8 +300,8 @@ def test_config_survives_json() -> None:
         (SMOLLM2_135M, {"architectures": None, "model_type": "rwkv"}, "'rwkv' is not supported"),
         (SMOLLM2_135M, {"hidden_size": None}, "config.json has no 'hidden_size'"),
         (SMOLLM2_135M, {"hidden_size": "wide"}, "'hidden_size' should be a whole number"),
-        (SMOLLM2_135M, {"num_hidden_layers": 0}, "num_layers is 0"),
-        (SMOLLM2_135M, {"num_attention_heads": 0}, "num_heads is 0"),
+        (SMOLLM2_135M, {"num_hidden_layers": 0}, "'num_hidden_layers' should be a who"),
+        (SMOLLM2_135M, {"num_attention_heads": 0}, "'num_attention_heads' should be a"),
         (SMOLLM2_135M, {"num_key_value_heads": 2}, "9 query heads are not a multiple of 2"),
         (SMOLLM2_135M, {"hidden_act": "mish"}, "activation function 'mish' is not supported"),
         (SMOLLM2_135M, {"rope_scaling": {"type": "yarn", "factor": 4}}, "'yarn', which is not su"),
@@ -221,8 +325,24 @@ def test_unusable_config_says_what_is_wrong(
         ({"general.architecture": "mamba"}, "'mamba' is not supported; supported are gemma3, ll"),
         ({"general.architecture": None}, "the GGUF header has no 'general.architecture'"),
         ({"llama.block_count": None}, "no 'llama.block_count'"),
-        ({"llama.attention.head_count_kv": [3, 3]}, r"should be a whole number, but is \[3, 3\]"),
+        (
+            {"llama.attention.head_count_kv": [3, 3]},
+            r"or the same for each of 30 layers, but is \[3, 3\]",
+        ),
+        ({"llama.attention.head_count_kv": [3] * 29 + [1]}, "or the same for each of 30 layers"),
         ({"llama.expert_count": 8}, "llama.expert_count = 8 is not supported"),
+        ({"llama.nextn_predict_layers": 1}, "llama.nextn_predict_layers = 1 is not supported"),
+        ({"llama.logit_scale": 0.5}, "llama.logit_scale = 0.5 is not supported"),
+        ({"llama.attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv = 8.0 is not supported"),
+        ({"llama.attention.causal": False}, "llama.attention.causal = False is not supported"),
+        ({"llama.attention.rope_pattern": [1, 0]}, "attention.rope_pattern names layers without"),
+        ({"llama.swiglu_clamp_exp": [0.0, 7.0]}, "llama.swiglu_clamp_exp = .* is not supported"),
+        ({"llama.attention.value_length_swa": 32}, "value_length_swa = 32 is not supported"),
+        ({"tokenizer.ggml.suppress_tokens": [7]}, "suppress_tokens .1 tokens .* not supported"),
+        ({"llama.rope.freq_base": 0.0}, "'llama.rope.freq_base' should be a number above 0"),
+        ({"llama.block_count": 2**63}, "'llama.block_count' should be a whole number from 1 to"),
+        ({"llama.attention.head_count": 0}, "'llama.attention.head_count' should be a whole num"),
+        ({"llama.embedding_length": 8}, "'llama.attention.key_length' should be .* but is 0"),
         ({"llama.rope.dimension_count": 32}, "dimension_count = 32 is not supported, only 64"),
         ({"llama.rope.scaling.type": "yarn"}, "'yarn', which is not supported"),
     ],

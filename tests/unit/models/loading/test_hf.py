@@ -174,6 +174,13 @@ def test_a_shard_without_the_indexs_tensor_is_named(llama, write_hf, tmp_path):
     assert_one_line_naming(caught.value, shard, gone)
 
 
+def test_a_stale_index_beside_a_whole_file_is_ignored(llama, write_hf, tmp_path, assert_same):
+    source = write_hf(tmp_path, llama)
+    stale = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(stale))
+    assert_same(load(source), llama.tensors)
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}']
 )
