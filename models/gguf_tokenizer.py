@@ -6,7 +6,7 @@ The vocabulary's kind, its pre-tokenizer and the defaults of flags follow llama.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,12 @@ from tokenizers.normalizers import NFC
 from tokenizers.processors import TemplateProcessing
 
 from fjx.errors import ModelError
+from fjx.models.end_tokens import end_token_ids
 from fjx.models.token_pieces import byte_level_backend, sentencepiece_backend
 from fjx.models.tokenizer_definition import TokenizerDefinition
 
-END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>")
-"""Tokens that end a turn or a text wherever they are in a vocabulary.
-
-GGUF has no list of end tokens, so that many files name only one of several.
-"""
+_END_ROLES = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+"""Keys that name end tokens beside the file's eos."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -97,12 +95,13 @@ def definition_from_gguf(metadata: Mapping[str, Any]) -> TokenizerDefinition:
         raise
     except Exception as error:  # the tokenizers package raises bare exceptions
         raise ModelError(f"tokenizer.ggml: vocabulary and merges do not fit: {error}") from error
-    _add_special_tokens(backend, vocabulary)
-
     bos = _token_id(metadata, "bos", vocabulary, bos)
     eos = _token_id(metadata, "eos", vocabulary, eos)
-    ends = [eos, *(_token_id(metadata, role, vocabulary) for role in ("eot", "eom"))]
-    ends += [vocabulary.ids.get(token) for token in END_TOKENS]
+    named = (eos, *(_token_id(metadata, role, vocabulary) for role in _END_ROLES))
+    by_text = end_token_ids(vocabulary.ids, vocabulary.of_type(TokenType.CONTROL))
+    # dict.fromkeys: each once, in order.
+    ends = tuple(dict.fromkeys(id for id in (*named, *by_text) if id is not None))
+    _add_special_tokens(backend, vocabulary, ends)
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", add_bos)
     add_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
     prefix = (bos,) if add_bos and bos is not None else ()
@@ -111,8 +110,7 @@ def definition_from_gguf(metadata: Mapping[str, Any]) -> TokenizerDefinition:
     return TokenizerDefinition(
         backend=backend,
         bos_token_id=bos,
-        # dict.fromkeys: each once, in order.
-        eos_token_ids=tuple(dict.fromkeys(id for id in ends if id is not None)),
+        eos_token_ids=ends,
         prefix=prefix,
         suffix=suffix,
         chat_template=metadata.get("tokenizer.chat_template"),
@@ -138,6 +136,10 @@ class _Vocabulary:
         if len(ids) != len(tokens):
             raise ModelError("tokenizer.ggml.tokens holds a token twice")
         return _Vocabulary(tokens, types, ids)
+
+    def of_type(self, *kinds: TokenType) -> frozenset[int]:
+        """Ids of the tokens of these types."""
+        return frozenset(id for id, kind in enumerate(self.types) if kind in kinds)
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
@@ -203,18 +205,21 @@ def _merges_by_score(vocabulary: _Vocabulary, scores: Sequence[float]) -> list[t
     ]
 
 
-def _add_special_tokens(backend: tokenizers.Tokenizer, vocabulary: _Vocabulary) -> None:
-    """Tell the encoder which tokens are found in the text before anything else."""
+def _add_special_tokens(
+    backend: tokenizers.Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]
+) -> None:
+    """Tell the encoder which tokens are found in the text before anything else.
 
-    def of_type(*kinds: TokenType, special: bool) -> list[AddedToken]:
-        return [
-            AddedToken(token, special=special, normalized=False)
-            for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
-            if token and (kind in kinds or (special and token in END_TOKENS))
-        ]
+    End tokens are control tokens, whatever type the file gives them.
+    """
 
-    backend.add_special_tokens(of_type(TokenType.CONTROL, TokenType.UNKNOWN, special=True))
-    backend.add_tokens(of_type(TokenType.USER_DEFINED, special=False))
+    def added(ids: Iterable[int], special: bool) -> list[AddedToken]:
+        tokens = (vocabulary.tokens[id] for id in sorted(ids))
+        return [AddedToken(token, special=special, normalized=False) for token in tokens if token]
+
+    control = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN).union(ends)
+    backend.add_special_tokens(added(control, special=True))
+    backend.add_tokens(added(vocabulary.of_type(TokenType.USER_DEFINED) - control, special=False))
 
 
 def _around(

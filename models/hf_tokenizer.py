@@ -10,9 +10,19 @@ from typing import Any
 import tokenizers
 
 from fjx.errors import ModelError
+from fjx.models.end_tokens import end_token_ids
+from fjx.models.hf_added_tokens import add_tokens, special_settings
 from fjx.models.tokenizer_definition import TokenizerDefinition
 
-SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+SPECIAL_ROLES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 def definition_from_folder(folder: Path) -> TokenizerDefinition:
@@ -23,18 +33,20 @@ def definition_from_folder(folder: Path) -> TokenizerDefinition:
     """
     backend = _read_backend(folder / "tokenizer.json")
     config = _read_json(folder / "tokenizer_config.json")
-    special_tokens = _special_tokens(_read_json(folder / "special_tokens_map.json") | config)
+    settings = special_settings(config, _read_json(folder / "special_tokens_map.json"))
+    add_tokens(backend, settings, _read_json(folder / "added_tokens.json"))
+    special_tokens = _special_tokens(settings)
     model_config = _read_json(folder / "config.json")
-    model_config = model_config.get("text_config", {}) | model_config
+    model_config = (model_config.get("text_config") or {}) | model_config
     generation_config = _read_json(folder / "generation_config.json")
 
     bos = _id_of(backend, special_tokens.get("bos_token"))
     if bos is None:
-        bos = next(iter(_ids(generation_config.get("bos_token_id"))), None)
+        bos = next(iter(_ids(generation_config, "bos_token_id")), None)
     eos = _id_of(backend, special_tokens.get("eos_token"))
-    from_config = generation_config.get("eos_token_id", model_config.get("eos_token_id"))
-    # dict.fromkeys: each once, in order.
-    eos_ids = tuple(dict.fromkeys(_ids(eos) + _ids(from_config)))
+    named = generation_config if "eos_token_id" in generation_config else model_config
+    ends = [] if eos is None else [eos]
+    ends += _ids(named, "eos_token_id") + _ends_by_text(backend)
     prefix, suffix = _added_around(backend)
     if (add_bos := config.get("add_bos_token")) is not None and bos is not None:
         others = tuple(id for id in prefix if id != bos)
@@ -45,7 +57,7 @@ def definition_from_folder(folder: Path) -> TokenizerDefinition:
     return TokenizerDefinition(
         backend=backend,
         bos_token_id=bos,
-        eos_token_ids=eos_ids,
+        eos_token_ids=tuple(dict.fromkeys(ends)),  # each once, in order
         prefix=prefix,
         suffix=suffix,
         chat_template=_chat_template(folder, config),
@@ -97,11 +109,22 @@ def _id_of(backend: tokenizers.Tokenizer, token: str | None) -> int | None:
     return id
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
-    """The files give one id, a list of ids, or null."""
+def _ids(config: Mapping[str, Any], key: str) -> list[int]:
+    """The files give one id, a list of ids, or null; -1 stands for none."""
+    value = config.get(key)
     if value is None:
         return []
-    return list(value) if isinstance(value, list) else [value]
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(id) is int for id in ids):
+        raise ModelError(f"{key} should be a token id or a list of them, but is {value!r}")
+    return [id for id in ids if id >= 0]
+
+
+def _ends_by_text(backend: tokenizers.Tokenizer) -> list[int]:
+    """End tokens among those that stand beside the vocabulary, as of a GGUF file."""
+    added = backend.get_added_tokens_decoder()
+    ids = {token.content: id for id, token in added.items()}
+    return list(end_token_ids(ids, [id for id, token in added.items() if token.special]))
 
 
 def _added_around(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,62 +13,25 @@ import gguf
 import numpy as np
 import pytest
 import tokenizers
-from gguf.constants import TokenType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fjx.errors import ModelError, RequestError
-from fjx.models.gguf_tokenizer import definition_from_gguf
 from fjx.models.loading.source import ModelSource, resolve
 from fjx.models.tokenizer import Tokenizer, load_tokenizer
+from tests.unit.models.tokenizer_cases import (
+    BYTE_SYMBOLS,
+    SENTENCEPIECE,
+    SPECIALS,
+    byte_level,
+    byte_level_metadata,
+    edit_json,
+    load_folder,
+    sentencepiece,
+)
 
 GOLDENS = Path(__file__).parent / "goldens"
 SMOLLM2 = json.loads((GOLDENS / "smollm2_tokens.json").read_text(encoding="utf-8"))
-SENTENCEPIECE = json.loads((GOLDENS / "sentencepiece.json").read_text(encoding="utf-8"))
-
-# What GPT-2 writes for the bytes 0 to 255.
-BYTE_SYMBOLS = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGES = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ã", "©")]
-
-
-def byte_level_metadata(**changes: Any) -> dict[str, Any]:
-    tokens = [*SPECIALS, *BYTE_SYMBOLS, *("".join(pair) for pair in MERGES)]
-    types = [TokenType.CONTROL] * len(SPECIALS)
-    types += [TokenType.NORMAL] * (len(tokens) - len(SPECIALS))
-    metadata = {
-        "model": "gpt2",
-        "pre": "smollm",
-        "tokens": tokens,
-        "token_type": [int(kind) for kind in types],
-        "merges": [" ".join(pair) for pair in MERGES],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    return _with_prefix({**metadata, **changes})
-
-
-def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
-    metadata = {
-        "model": "llama",
-        "tokens": SENTENCEPIECE["pieces"],
-        "scores": SENTENCEPIECE["scores"],
-        "token_type": SENTENCEPIECE["types"],
-    }
-    return _with_prefix({**metadata, **changes})
-
-
-def _with_prefix(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {f"tokenizer.ggml.{key}": value for key, value in metadata.items() if value is not None}
-
-
-def byte_level(**changes: Any) -> Tokenizer:
-    return Tokenizer(definition_from_gguf(byte_level_metadata(**changes)))
-
-
-def sentencepiece(**changes: Any) -> Tokenizer:
-    return Tokenizer(definition_from_gguf(sentencepiece_metadata(**changes)))
-
 
 TOKENIZERS = {"byte-level": byte_level(), "sentencepiece": sentencepiece()}
 
@@ -88,15 +51,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load_folder(folder: Path) -> Tokenizer:
-    return load_tokenizer(ModelSource("hf", folder, "test"))
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    content = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**content, **changes}))
-
-
 class TestSmolLM2:
     @pytest.mark.parametrize("case", SMOLLM2["cases"], ids=lambda case: ascii(case["text"])[:30])
     def test_same_ids_as_llama_cpp(self, smollm2: Tokenizer, case: dict[str, Any]) -> None:
@@ -105,7 +59,8 @@ class TestSmolLM2:
     def test_facts(self, smollm2: Tokenizer) -> None:
         assert smollm2.vocab_size == 49152
         assert smollm2.bos_token_id == 1
-        assert smollm2.eos_token_ids == (2, 0)
+        # <|im_end|>, <|endoftext|> and <reponame>, as llama.cpp says of the same file.
+        assert smollm2.eos_token_ids == (2, 0, 4)
         assert smollm2.token_text(2) == "<|im_end|>"
 
     def test_chat_template(self, smollm2: Tokenizer) -> None:
@@ -318,10 +273,10 @@ class TestFolder:
 
     def test_end_tokens_from_all_files(self, folder: Path) -> None:
         edit_json(folder / "generation_config.json", eos_token_id=[7, 2])
-        assert load_folder(folder).eos_token_ids == (2, 7)
+        assert load_folder(folder).eos_token_ids == (2, 7, 0)
         (folder / "generation_config.json").unlink()
         edit_json(folder / "config.json", text_config={"eos_token_id": 9})
-        assert load_folder(folder).eos_token_ids == (2, 9)
+        assert load_folder(folder).eos_token_ids == (2, 9, 0)
         edit_json(folder / "config.json", eos_token_id=[0, 1])
         assert load_folder(folder).eos_token_ids == (2, 0, 1)
 
@@ -334,7 +289,7 @@ class TestFolder:
             bos_token="<|im_start|>",
         )
         tokenizer = load_folder(folder)
-        assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (1, (2,))
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (1, (2, 0))
 
     def test_add_bos_token(self, folder: Path) -> None:
         plain = load_folder(folder).encode("x")
