@@ -19,7 +19,8 @@ class TextOffsets:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        self._stream = tokenizer.stream(skip_special_tokens)
+        # As the engine decodes a choice, or the offsets would be those of another text.
+        self._stream = tokenizer.stream(skip_special_tokens, continuation=True)
         self._length = 0
 
     def add(self, token_ids: Sequence[int]) -> list[int]:

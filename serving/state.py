@@ -54,8 +54,8 @@ class Tokenizer(Protocol):
     ) -> str:
         """Return the prompt of a conversation."""
 
-    def stream(self, skip_special_tokens: bool = True) -> TextStream:
-        """Return a decoder for one text."""
+    def stream(self, skip_special_tokens: bool = True, continuation: bool = False) -> TextStream:
+        """Return a decoder for one text, or for what continues a prompt."""
 
 
 class AsyncEngine(Protocol):

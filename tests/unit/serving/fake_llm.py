@@ -56,7 +56,7 @@ class ByteTokenizer:
         lines += [f"{message['role']}: {message['content']}\n" for message in messages]
         return "".join(lines) + ("assistant: " if add_generation_prompt else "")
 
-    def stream(self, skip_special_tokens: bool = True) -> ByteStream:
+    def stream(self, skip_special_tokens: bool = True, continuation: bool = False) -> ByteStream:
         return ByteStream(self, skip_special_tokens)
 
 
