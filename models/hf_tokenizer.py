@@ -54,13 +54,15 @@ def definition_from_folder(folder: Path) -> TokenizerDefinition:
     if (add_eos := config.get("add_eos_token")) is not None and eos is not None:
         others = tuple(id for id in suffix if id != eos)
         suffix = (*others, eos) if add_eos else others
+    templates = _chat_templates(folder, config)
     return TokenizerDefinition(
         backend=backend,
         bos_token_id=bos,
         eos_token_ids=tuple(dict.fromkeys(ends)),  # each once, in order
         prefix=prefix,
         suffix=suffix,
-        chat_template=_chat_template(folder, config),
+        chat_template=templates.pop("default", None),
+        named_templates=templates,
         special_tokens=special_tokens,
     )
 
@@ -139,15 +141,23 @@ def _added_around(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple
     return tuple(encoding.ids[: text[0]]), tuple(encoding.ids[text[-1] + 1 :])
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Templates by name; files count more than the settings."""
+    given = config.get("chat_template")
+    if given is None:
+        named = {}
+    elif isinstance(given, list):
+        try:
+            named = {entry["name"]: entry["template"] for entry in given}
+        except (KeyError, TypeError):
+            named = {"default": None}  # refused below
+    else:
+        named = {"default": given}
+    if not all(isinstance(source, str) for source in named.values()):
+        raise ModelError(f"{folder / 'tokenizer_config.json'}: chat_template is not text")
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        # Several templates by name; the others are for tools and documents.
-        by_name = {entry.get("name"): entry.get("template") for entry in template}
-        template = by_name.get("default")
-    if template is None or isinstance(template, str):
-        return template
-    raise ModelError(f"{folder / 'tokenizer_config.json'}: chat_template is not text")
+        named = {"default": file.read_text(encoding="utf-8")}
+    for other in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        named[other.stem] = other.read_text(encoding="utf-8")
+    return named

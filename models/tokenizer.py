@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fjx.errors import ModelError, RequestError
-from fjx.models.chat_template import CHATML, ChatTemplate
+from fjx.models.chat_template import CHATML, ChatTemplate, request_template
 from fjx.models.gguf_tokenizer import definition_from_gguf
 from fjx.models.hf_tokenizer import definition_from_folder
 from fjx.models.loading.gguf_metadata import read_gguf_header
@@ -127,7 +127,10 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
+        chat_template: str | None = None,
         **variables: Any,
     ) -> str:
         """The text of a conversation, special tokens included.
@@ -135,22 +138,46 @@ class Tokenizer:
         Encode it with ``add_special_tokens=False``.
 
         Args:
-            messages: each with "role" and "content".
+            messages: each with "role" and "content", and whatever else the template knows: all
+                fields that are not null reach it.
             add_generation_prompt: end with the beginning of the assistant's answer.
-            variables: passed on to the template.
+            continue_final_message: end within the last message instead, so that the model goes on
+                with it; the name of a field: with this one instead of "content".
+            chat_template: Jinja's text instead of the model's template, or the name of one of the
+                model's.
+            variables: passed on to the template, such as ``tools`` and ``documents``.
 
         Raises:
-            RequestError: the model has no chat template, or the template refuses the messages.
+            RequestError: there is no chat template, it refuses the messages or takes too much, or
+                arguments contradict each other.
         """
-        if self._template is None:
-            raise RequestError("the model has no chat template; use plain completions")
+        if continue_final_message and add_generation_prompt:
+            raise RequestError(
+                "continue_final_message goes on with the last message, add_generation_prompt "
+                "begins another one; switch one of them off"
+            )
+        if "messages" in variables:
+            raise RequestError("a chat template's argument cannot be named 'messages'")
+        template = self._template(chat_template, with_tools=variables.get("tools") is not None)
         given = {**self._definition.special_tokens, **variables}
         given["add_generation_prompt"] = add_generation_prompt
-        return self._template.render(messages, **given)
+        return template.render(messages, given, continue_final_message)
+
+    def _template(self, asked: str | None, with_tools: bool) -> ChatTemplate:
+        named = self._named_templates
+        if asked is not None:
+            return named[asked] if asked in named else request_template(asked)
+        found = named.get("tool_use" if with_tools else "default") or named.get("default")
+        if found is None:
+            raise RequestError("the model has no chat template; use plain completions")
+        return found
 
     @cached_property
-    def _template(self) -> ChatTemplate | None:
-        return ChatTemplate(self.chat_template) if self.chat_template is not None else None
+    def _named_templates(self) -> dict[str, ChatTemplate]:
+        sources = dict(self._definition.named_templates)
+        if self.chat_template is not None:
+            sources["default"] = self.chat_template
+        return {name: ChatTemplate(source) for name, source in sources.items()}
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as Hugging Face files, from which ``load_tokenizer`` restores it.
@@ -165,7 +192,12 @@ class Tokenizer:
             "add_eos_token": any(id in definition.suffix for id in definition.eos_token_ids[:1]),
             "clean_up_tokenization_spaces": False,
         }
-        if definition.chat_template is not None:
+        if definition.named_templates:
+            named = {**definition.named_templates, "default": definition.chat_template}
+            config["chat_template"] = [
+                {"name": name, "template": source} for name, source in named.items() if source
+            ]
+        elif definition.chat_template is not None:
             config["chat_template"] = definition.chat_template
         generation = {
             "bos_token_id": definition.bos_token_id,

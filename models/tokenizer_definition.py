@@ -22,5 +22,7 @@ class TokenizerDefinition:
     suffix: tuple[int, ...] = ()
     """Ids put after every text."""
     chat_template: str | None = None
+    named_templates: Mapping[str, str] = field(default_factory=dict)
+    """Others by name; "tool_use" is for requests with tools."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     """Special tokens by role ("bos_token", "eos_token", ...), for the chat template."""

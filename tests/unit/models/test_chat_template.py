@@ -13,7 +13,7 @@ MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content
 
 
 def render(source: str, **variables: object) -> str:
-    return ChatTemplate(source).render(MESSAGES, **variables)
+    return ChatTemplate(source).render(MESSAGES, variables)
 
 
 def test_chatml() -> None:
