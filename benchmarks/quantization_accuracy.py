@@ -128,9 +128,7 @@ def log_probabilities(
         name: jax.tree.map(jnp.asarray, specs[name].store(variant.change(name, values), dtype))
         for name, values in host.items()
     }
-    granules = [
-        model.pack_granule(index, tensors, stacked=False) for index in range(len(model.granules))
-    ]
+    granules = [model.pack_granule(index, tensors) for index in range(len(model.granules))]
     embed, granule, head = jax.jit(model.embed), jax.jit(model.granule), jax.jit(model.head)
     found = []
     for prompt in prompts:

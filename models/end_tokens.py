@@ -58,7 +58,7 @@ def end_token_ids(ids: Mapping[str, int], control: Collection[int]) -> tuple[int
     """
     found = {token: ids[token] for token in END_TOKENS if token in ids}
     sentence = ids.get(END_OF_SENTENCE)
-    if sentence in control and "<|tool_response>" not in ids:
+    if sentence is not None and sentence in control and "<|tool_response>" not in ids:
         found[END_OF_SENTENCE] = sentence
     # Formats with several messages a turn end each with <|end|>, and the turn otherwise.
     calls = "<|call|>" in found or "<|calls|>" in found

@@ -10,7 +10,7 @@ concatenation, slices, literals of containers, calls, filters, tests and output.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jinja2 import nodes
@@ -75,7 +75,8 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
         self.code_generator_class = _CountingCodeGenerator
         del self.globals["lipsum"]
         self.globals["namespace"] = TemplateNamespace
-        self.tests = {name: counted_test(name, test) for name, test in self.tests.items()}
+        tests: dict[str, Callable[..., Any]] = dict(self.tests)
+        self.tests.update((name, counted_test(name, test)) for name, test in tests.items())
         for name, function in self.filters.items():
             self.set_filter(name, function)
         self.filters["join"] = join
@@ -162,7 +163,7 @@ _JINJAS_ARGUMENTS = ("_loop_vars", "_block_vars", "caller")
 class _CountingCodeGenerator(CodeGenerator):
     """Writes calls of a `CountingSandbox` where Jinja writes Python's operators."""
 
-    def blockvisit(self, nodes: Sequence[nodes.Node], frame: Frame) -> None:
+    def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
         self.writeline("environment.begin_block()")
         super().blockvisit(nodes, frame)
 
