@@ -21,6 +21,7 @@ from fjx.models.end_tokens import end_token_ids
 from fjx.models.token_pieces import byte_level_backend, sentencepiece_backend
 from fjx.models.tokenizer_definition import TokenizerDefinition
 
+_CHAT_TEMPLATE = "tokenizer.chat_template"
 _END_ROLES = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """Keys that name end tokens beside the file's eos."""
 
@@ -113,7 +114,12 @@ def definition_from_gguf(metadata: Mapping[str, Any]) -> TokenizerDefinition:
         eos_token_ids=ends,
         prefix=prefix,
         suffix=suffix,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=metadata.get(_CHAT_TEMPLATE),
+        named_templates={
+            key.removeprefix(f"{_CHAT_TEMPLATE}."): value
+            for key, value in metadata.items()
+            if key.startswith(f"{_CHAT_TEMPLATE}.") and isinstance(value, str)
+        },
         special_tokens=_special_tokens(metadata, vocabulary, bos, eos),
     )
 

@@ -75,8 +75,9 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
         self.code_generator_class = _CountingCodeGenerator
         del self.globals["lipsum"]
         self.globals["namespace"] = TemplateNamespace
-        tests: dict[str, Callable[..., Any]] = dict(self.tests)
-        self.tests.update((name, counted_test(name, test)) for name, test in tests.items())
+        tests: dict[str, Any] = self.tests
+        for name, test in tests.items():
+            tests[name] = counted_test(name, test)
         for name, function in self.filters.items():
             self.set_filter(name, function)
         self.filters["join"] = join

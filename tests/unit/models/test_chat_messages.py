@@ -11,7 +11,15 @@ import pytest
 
 from fjx.errors import RequestError
 from fjx.models.chat_template import CHATML, ChatTemplate
-from tests.unit.models.tokenizer_cases import byte_level, edit_json, load_folder, sentencepiece
+from fjx.models.gguf_tokenizer import definition_from_gguf
+from fjx.models.tokenizer import Tokenizer
+from tests.unit.models.tokenizer_cases import (
+    byte_level,
+    byte_level_metadata,
+    edit_json,
+    load_folder,
+    sentencepiece,
+)
 
 USER = {"role": "user", "content": "Count"}
 SHOWN = "{% for message in messages %}{{ message | tojson }}\n{% endfor %}"
@@ -160,6 +168,12 @@ class TestNamedTemplates:
             assert tokenizer.apply_chat_template([USER], chat_template="tool_use") == "tools"
             (tmp_path / "saved").mkdir(exist_ok=True)
             tokenizer.save(tmp_path / "saved")
+
+    def test_those_of_a_gguf_file(self) -> None:
+        keys = {"tokenizer.chat_template": "none", "tokenizer.chat_template.tool_use": "tools"}
+        tokenizer = Tokenizer(definition_from_gguf({**byte_level_metadata(), **keys}))
+        assert tokenizer.apply_chat_template([USER]) == "none"
+        assert tokenizer.apply_chat_template([USER], tools=[{}]) == "tools"
 
     def test_files_beside_the_default(self, tmp_path: Path) -> None:
         byte_level().save(tmp_path)
