@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
 import jinja2
@@ -104,6 +104,7 @@ class ChatTemplate:
             raise RequestError(f"{self.name} is too large or too deeply nested: {error}") from error
 
 
+@lru_cache(maxsize=16)
 def request_template(source: str) -> ChatTemplate:
     """A template that a request brings.
 

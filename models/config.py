@@ -70,6 +70,7 @@ class ModelConfig:
             check(getattr(self, field) > 0, f"{field} is {getattr(self, field)}")
         for field in ("head_dim", "mlp_width", "max_positions"):
             check(getattr(self, field) > 0, f"{field} is {getattr(self, field)}")
+        check(self.num_layers <= MAX_LAYERS, f"num_layers is {self.num_layers}")
         check(
             self.num_heads % self.num_kv_heads == 0,
             f"{self.num_heads} query heads are not a multiple of {self.num_kv_heads} KV heads",

@@ -288,6 +288,12 @@ def test_model_type_counts_where_architectures_are_absent() -> None:
     assert ModelConfig.from_hf(values).family == "opt"
 
 
+def test_a_stored_config_of_endless_layers_is_refused() -> None:
+    values = ModelConfig.from_hf(SMOLLM2_135M).as_dict() | {"num_layers": 2**63}
+    with pytest.raises(ModelError, match="num_layers is 9223372036854775808"):
+        ModelConfig.from_dict(values)
+
+
 def test_config_survives_json() -> None:
     config = ModelConfig.from_hf(GEMMA3_4B)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
