@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import replace
 
@@ -50,7 +49,6 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
             )
             executors[0].compiler.compile_background(s for s in of_rung if not s.background)
     speculator = start_speculator(config, tokenizer, executors[0], head, lens, progress)
-    gc.collect()
-    give_back_memory()
     keep_heap()
+    give_back_memory()
     return Engine(config, executors, tokenizer, planner, autopilot, speculator)

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from fjx.kernels import host_memory
+
 _NICENESS = 5
 _SWITCH_SECONDS = 0.0005
-_ALIGNMENT = 64  # bytes; what XLA asks of memory on a CPU that it shall use in place
 
 
 @contextlib.contextmanager
@@ -67,8 +68,10 @@ def keep_heap() -> None:
 
     A model's programs are several hundred thousand Python objects that stay. Each full collection
     would look at all of them, and nothing else runs meanwhile: 0.2 s with one plan's programs, 0.6
-    s with five plans', in the middle of whatever step was under way.
+    s with five plans', in the middle of whatever step was under way. What nobody holds is collected
+    before, or it would stay for good.
     """
+    gc.collect()
     gc.freeze()
 
 
@@ -87,14 +90,4 @@ def copy_to_device(array: Any, device: jax.Device) -> Any:
     """
     if device.platform != "cpu":
         return jax.device_put(array, device)
-    return jax.device_put(aligned_copy(np.asarray(array)), device)
-
-
-def aligned_copy(array: np.ndarray) -> np.ndarray:
-    """A copy in memory that XLA uses in place on a CPU."""
-    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % _ALIGNMENT
-    copy = memory[begin : begin + array.nbytes]
-    # As bytes: copying them lets other threads have the interpreter, whatever the type.
-    np.copyto(copy, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return copy.view(array.dtype).reshape(array.shape)
+    return jax.device_put(host_memory.copied(np.asarray(array)), device)

@@ -3,6 +3,7 @@ path."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import Counter
@@ -217,9 +218,11 @@ class Compiler:
 
     def _work(self) -> None:
         with background_work():
-            keep_heap()
+            before = self.counts["background"]
             self._compile_jobs()
-            keep_heap()
+            if self.counts["background"] > before:
+                keep_heap()
+                give_back_memory()
 
     def _compile_jobs(self) -> None:
         while (next_up := self._next()) is not None:
@@ -307,9 +310,21 @@ class Compiler:
             self.counts[place] += 1
 
 
+def compile_alone(spec: ProgramSpec) -> Any:
+    """A program that belongs to no engine's table."""
+    return _compile(spec, _lower(spec))
+
+
 def _lower(spec: ProgramSpec) -> Any:
     more = {} if spec.result is None else {"out_shardings": spec.result}
-    return jax.jit(spec.function, donate_argnums=spec.donate, **more).lower(*spec.arguments)
+
+    # JAX keeps what it traced as long as the function that it traced is there: spec.function stays.
+    @functools.wraps(spec.function, assigned=("__name__", "__qualname__"), updated=())
+    def once(*arguments: Any) -> Any:
+        return spec.function(*arguments)
+
+    del once.__wrapped__  # type: ignore[attr-defined]
+    return jax.jit(once, donate_argnums=spec.donate, **more).lower(*spec.arguments)
 
 
 def _compile(spec: ProgramSpec, lowered: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
+from fjx.kernels.kv_pages import new_pages
 from fjx.kernels.token_rule import gumbel, largest_token, token_probability
 from fjx.models.draft_head import DraftHead
 from fjx.models.granules import Model, Params
 from fjx.pipeline.buckets import bucket_for
-from fjx.pipeline.compiler import ProgramSpec
+from fjx.pipeline.compiler import ProgramSpec, compile_alone
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.structs import floats, ints, struct, words
 
@@ -80,8 +82,10 @@ class HeadPrograms:
 
     def kv_pages(self) -> Any:
         """Zeroed KV memory of the head's layer, with the target's page ids."""
-        struct = self._kv_struct()
-        return jnp.zeros(struct.shape, struct.dtype, device=self.device)
+        memory = self._kv_struct()
+        there = jax.sharding.SingleDeviceSharding(self.device)
+        new = partial(new_pages, memory.shape, memory.dtype)
+        return compile_alone(ProgramSpec(self.key("new pages", 0), new, (), result=there))()
 
     def place(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, Params]:
         """Parameters of `DraftHead.feed` and of `DraftHead.logits` on the device, from canonical

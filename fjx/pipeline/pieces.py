@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fjx.models.granules import WHOLE, Params
-from fjx.pipeline.compiler import ProgramSpec
+from fjx.pipeline.compiler import ProgramSpec, compile_alone
 from fjx.pipeline.placement import Placement, bind
 from fjx.pipeline.programs import KV_PARTITION, Programs, StageShape
 from fjx.pipeline.stage import End, Granule
@@ -93,9 +92,8 @@ def piece_places(shapes: Sequence[StageShape]) -> tuple[Placement, ...]:
 
 
 def new_kv_pages(programs: Programs, depth: int, at: Placement) -> Any:
-    """KV memory of a granule, all zeros."""
-    pages = programs.kv_struct(depth)
-    return jnp.zeros(pages.shape, pages.dtype, device=at.sharding(KV_PARTITION))
+    """KV memory of a granule, all zeros; see `fjx.kernels.kv_pages.new_pages`."""
+    return compile_alone(programs.new_pages(depth, at))()
 
 
 class PieceLoader:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from fjx.kernels import host_memory
 from fjx.models.granules import WHOLE
 from fjx.models.split import TENSOR_AXIS
 from fjx.sharding.errors import MeshError, listed
@@ -69,6 +70,8 @@ class Placement:
             shards: for each device, the pytree of what it stores.
             partitions: for each leaf, how it is split.
         """
+        if self.devices[0].platform == "cpu":  # which uses them in place
+            shards = jax.tree.map(lambda leaf: host_memory.in_place(np.asarray(leaf)), shards)
         if self.degree == 1:
             return jax.device_put(shards[0], self.devices[0])
 

@@ -114,12 +114,7 @@ class Programs:
             kv_pages = self.kv_struct(depth)
             memory = at.struct(kv_pages, KV_PARTITION)
             if target:
-                layers, pages, two, heads, *page = kv_pages.shape
-                shard = (layers, pages, two, heads // at.degree, *page)
-                new = self._on(at, partial(new_pages, shard, kv_pages.dtype), (), KV_PARTITION)
-                yield ProgramSpec(
-                    ("new pages", depth, at.key), new, (), result=at.sharding(KV_PARTITION)
-                )
+                yield self.new_pages(depth, at)
             for count in PAGE_COUNTS:
                 ids = at.struct(ints(count))
                 if not target:
@@ -131,6 +126,16 @@ class Programs:
                 contents = at.struct(struct(shape, kv_pages.dtype), KV_PARTITION)
                 key = ("put", depth, count, at.key)
                 yield ProgramSpec(key, put, (memory, ids, contents), donate=(0,))
+
+    def new_pages(self, depth: int, at: Placement) -> ProgramSpec:
+        """Makes the KV memory of a granule of so many layers."""
+        memory = self.kv_struct(depth)
+        layers, pages, two, heads, *page = memory.shape
+        shard = (layers, pages, two, heads // at.degree, *page)
+        new = self._on(at, partial(new_pages, shard, memory.dtype), (), KV_PARTITION)
+        return ProgramSpec(
+            ("new pages", depth, at.key), new, (), result=at.sharding(KV_PARTITION)
+        )
 
     def kv_struct(self, depth: int) -> Any:
         """The KV memory of a granule of so many layers."""

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from fjx.kernels import host_memory
 from fjx.models.granules import WHOLE, Params
 from fjx.models.split import TensorSpec
-from fjx.pipeline.background import aligned_copy, copy_to_device
+from fjx.pipeline.background import copy_to_device
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.pieces import piece_tensors, place_piece
 from fjx.pipeline.placement import Placement
@@ -96,7 +97,7 @@ def resplit(
         whole = spec.whole([each[name] for each in tensors])
         shards = spec.shards(whole, programs.dtype, degree)
         # A view would keep the old array's memory alive.
-        copied: list[Any] = jax.tree.map(aligned_copy, shards)
+        copied: list[Any] = jax.tree.map(host_memory.copied, shards)
         return copied
 
     return {name: split(name, spec) for name, spec in programs.tensors(piece).items()}

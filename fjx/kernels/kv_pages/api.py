@@ -14,9 +14,10 @@ Implementation = Literal["reference", "numba", "mosaic"]
 
 
 def new_pages(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """KV memory whose contents do not matter: a page is written before it is read.
+    """KV memory of zeros.
 
-    On a CPU it is not touched, because filling gigabytes takes the time of steps.
+    On a CPU it is not written: a page takes memory from when it is first used, and filling
+    gigabytes would take the time of steps.
     """
     if jax.default_backend() == "cpu":
         return numba_cpu.new_pages(shape, dtype)

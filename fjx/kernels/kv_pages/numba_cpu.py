@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
+
 import jax
 import jax.numpy as jnp
 import numba
@@ -11,13 +14,21 @@ from numba import types
 
 from fjx.kernels.xla_ffi import argument, dims, only_asks_version, register, result
 
+_GIVES_ZEROS = sys.platform == "linux"
+"""Whether the system gives zeros for what it took back by `_MADV_DONTNEED`."""
+_MADV_DONTNEED = 4
+_SYSTEM_PAGE = mmap.PAGESIZE
+
+madvise = types.ExternalFunction("madvise", types.int32(types.int64, types.int64, types.int32))
+memset = types.ExternalFunction("memset", types.int64(types.int64, types.int32, types.int64))
 memcpy = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
 
 
 def new_pages(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """See `fjx.kernels.kv_pages.api.new_pages`."""
-    register("fjx_new_pages", _nothing_kernel)
-    pages: Array = jax.ffi.ffi_call("fjx_new_pages", jax.ShapeDtypeStruct(shape, dtype))()
+    register("fjx_new_pages", _new_kernel)
+    call = jax.ffi.ffi_call("fjx_new_pages", jax.ShapeDtypeStruct(shape, dtype))
+    pages: Array = call(jnp.array([jnp.dtype(dtype).itemsize], jnp.int32))
     return pages
 
 
@@ -52,8 +63,23 @@ def _page_bytes(frame):
     return shape[2] * shape[3] * shape[4] * shape[5] * argument(frame, 2, np.int32)[0]
 
 
-def _nothing_kernel(frame: int) -> int:
-    only_asks_version(frame)
+@numba.njit(inline="always")
+def _zero(begin, size):
+    """Make memory zeros; whole pages of it are the system's until they are touched."""
+    end = begin + size
+    first, last = -(-begin // _SYSTEM_PAGE) * _SYSTEM_PAGE, end // _SYSTEM_PAGE * _SYSTEM_PAGE
+    given = _GIVES_ZEROS and first < last
+    if not (given and madvise(first, last - first, _MADV_DONTNEED) == 0):
+        first, last = end, end
+    memset(begin, 0, first - begin)
+    memset(last, 0, end - last)
+
+
+def _new_kernel(frame: int) -> int:
+    if not only_asks_version(frame):
+        size = argument(frame, 0, np.int32)[0]
+        pages = result(frame, 0, np.uint8)
+        _zero(pages.ctypes.data, len(pages) * size)
     return 0
 
 

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from jaxtyping import Array, Float
 
+from fjx.kernels.host_memory import zeros
 from fjx.kernels.matmul.microkernel import COLUMNS, block_product
 from fjx.kernels.matmul.quantized import Quantization, Quantized, quantization_of
 from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS, HAS_BYTE_TABLES, MOST_ROWS
@@ -67,7 +68,7 @@ def pack(matrix: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
         dtype: of the rows that it is multiplied with.
     """
     stored = matrix.dtype if matrix.dtype.itemsize == 1 else dtype
-    packed = np.zeros(packed_shape(matrix.shape, dtype), stored)
+    packed = zeros(packed_shape(matrix.shape, dtype), stored)
     if matrix.dtype.itemsize == 1:
         _pack(matrix.view(np.uint8), packed.view(np.uint8))
         return packed

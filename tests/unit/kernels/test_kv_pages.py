@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fjx.kernels.kv_pages import put_pages, take_pages
+from fjx.kernels.kv_pages import new_pages, put_pages, take_pages
+from tests.unit.resident import on_linux, resident
 
 SHAPE = (3, 7, 2, 2, 16, 8)
 
@@ -45,3 +46,34 @@ def test_putting_pages_does_not_copy_the_memory() -> None:
     after = jax.jit(put_pages, donate_argnums=0)(before, jnp.array([2], jnp.int32), contents)
     assert after.unsafe_buffer_pointer() == address
     assert float(after.sum()) == contents.size
+
+
+def new_memory(shape: tuple[int, ...]) -> Any:
+    return jax.jit(partial(new_pages, shape, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1, 1, 3), SHAPE, (2, 301, 2, 1, 16, 64)])
+def test_new_pages_are_zeros_whatever_was_in_that_memory_before(shape: tuple[int, ...]) -> None:
+    make = new_memory(shape)
+    for _ in range(8):
+        used = jax.block_until_ready([jnp.full(shape, jnp.nan, jnp.bfloat16) for _ in range(4)])
+        del used
+        assert not np.asarray(make()).astype(np.float32).any()
+
+
+@on_linux
+def test_pages_take_memory_when_they_are_first_used() -> None:
+    shape = (4, 16384, 2, 2, 16, 16)  # 128 MiB
+    make = new_memory(shape).lower().compile()
+    put = jax.jit(put_pages, donate_argnums=0)
+    contents = jnp.ones((4, 64, *shape[2:]), jnp.bfloat16)
+    ids = jnp.arange(64, dtype=jnp.int32)
+    warm = put(make(), ids, contents)
+    jax.block_until_ready(warm)
+    del warm
+    before = resident()
+    memory = jax.block_until_ready(make())
+    assert resident() - before < memory.nbytes // 8
+    memory = jax.block_until_ready(put(memory, ids, contents))
+    assert resident() - before < memory.nbytes // 8
+    assert (np.asarray(memory[:, :65]).astype(np.float32).sum(axis=(0, 2, 3, 4, 5)) > 0).sum() == 64

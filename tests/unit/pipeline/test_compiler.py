@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.experimental.compilation_cache.compilation_cache
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -303,3 +304,18 @@ def test_what_can_wait_waits_while_it_is_held_and_what_is_needed_does_not() -> N
     compiler.hold_background(False)
     compiler.wait_background()
     assert optional.finished
+
+
+def test_what_was_traced_is_let_go_once_the_program_is_there() -> None:
+    def jaxprs() -> int:
+        gc.collect()
+        return sum(isinstance(each, jax.extend.core.Jaxpr) for each in gc.get_objects())
+
+    compiler = Compiler(cache_dir=None)
+    compiler.register([spec("first")])
+    compiler.get("first")
+    before = jaxprs()
+    compiler.register([spec(f"{i}", float(i)) for i in range(20)])
+    for i in range(20):
+        compiler.get(f"{i}")
+    assert jaxprs() - before < 20
