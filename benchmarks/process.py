@@ -42,7 +42,7 @@ def serving(peer: Peer, cpus: Sequence[int]) -> Iterator[Running]:
     Raises:
         PeerFailedError: it ended, or was not ready in time; the message holds its last lines.
     """
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryFile() as log:
         begin = time.perf_counter()
         process = subprocess.Popen(
@@ -64,7 +64,7 @@ def serving(peer: Peer, cpus: Sequence[int]) -> Iterator[Running]:
                 time.sleep(POLL_SECONDS)
             yield Running(url, time.perf_counter() - begin)
         finally:
-            _end(process)
+            stop(process)
 
 
 def run_driver(peer: Peer, work: str, cpus: Sequence[int]) -> str:
@@ -86,7 +86,7 @@ def run_driver(peer: Peer, work: str, cpus: Sequence[int]) -> str:
     try:
         output, errors = process.communicate(work, timeout=DRIVER_SECONDS)
     finally:
-        _end(process)
+        stop(process)
     if process.returncode != 0:
         raise PeerFailedError("\n".join(errors.splitlines()[-SHOWN_LOG_LINES:]))
     return output.splitlines()[-1]
@@ -108,7 +108,7 @@ def _is_ready(url: str, peer: Peer) -> bool:
         return False
 
 
-def _end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """End the process and the workers it started, which share its process group."""
     if process.poll() is None:
         process.terminate()
@@ -119,7 +119,7 @@ def _end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         return int(listener.getsockname()[1])

@@ -133,9 +133,7 @@ class Programs:
         layers, pages, two, heads, *page = memory.shape
         shard = (layers, pages, two, heads // at.degree, *page)
         new = self._on(at, partial(new_pages, shard, memory.dtype), (), KV_PARTITION)
-        return ProgramSpec(
-            ("new pages", depth, at.key), new, (), result=at.sharding(KV_PARTITION)
-        )
+        return ProgramSpec(("new pages", depth, at.key), new, (), result=at.sharding(KV_PARTITION))
 
     def kv_struct(self, depth: int) -> Any:
         """The KV memory of a granule of so many layers."""
