@@ -12,6 +12,8 @@ from typing import Literal
 from fjx.errors import UserError
 
 LONGEST_DRAFT = 64
+UNKNOWN_KV_GIB = 2.0
+"""KV memory where it is not known how much the devices have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,10 @@ class EngineConfig:
     """Token slots in a page of KV memory."""
     kv_cache_tokens: int | None = None
     """Token slots of KV memory; by default what kv_cache_memory holds."""
-    kv_cache_memory: float = 2.0
-    """GiB of KV memory, where kv_cache_tokens is not given; never more than max_num_seqs can
-    use."""
+    kv_cache_memory: float | None = None
+    """Most GiB of KV memory, where kv_cache_tokens is not given; by default a quarter of what the
+    machine has free beside the parameters (half, on a GPU), and 2 GiB on a cluster. Never more than
+    max_num_seqs can use; on a CPU, a page takes memory from when it is first used."""
     enable_prefix_caching: bool = True
     """Share pages between requests whose tokens begin alike."""
     overlap: bool = True
@@ -192,6 +195,6 @@ class EngineConfig:
             "idle_timeout is for a cluster; name one with cluster",
         )
         check(
-            self.kv_cache_memory > 0,
+            self.kv_cache_memory is None or self.kv_cache_memory > 0,
             f"kv_cache_memory must be positive, got {self.kv_cache_memory}",
         )

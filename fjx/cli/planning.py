@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fjx.config import EngineConfig
+from fjx.config import UNKNOWN_KV_GIB, EngineConfig
 from fjx.errors import UserError
 from fjx.kernels.matmul import multiplies_bfloat16
 from fjx.models.costs import DEVICE_FIGURES, model_graph
@@ -166,6 +166,6 @@ def read_costs(arguments: argparse.Namespace, platform: str) -> GranuleGraph:
 
 
 def default_kv_tokens(graph: GranuleGraph) -> int:
-    """Token slots that the engine's default of KV memory holds."""
+    """Token slots of KV memory, where nobody says how many."""
     token_bytes = sum(piece.kv_bytes_per_token for _, piece in graph.pieces())
-    return int(EngineConfig.kv_cache_memory * 2**30) // max(1, token_bytes)
+    return int(UNKNOWN_KV_GIB * 2**30) // max(1, token_bytes)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fjx.cli.options import CommandParser
-from fjx.config import EngineConfig
+from fjx.config import UNKNOWN_KV_GIB, EngineConfig
 
 
 def add_workload_options(parser: CommandParser, group: argparse._ArgumentGroup) -> None:
@@ -24,8 +24,7 @@ def add_workload_options(parser: CommandParser, group: argparse._ArgumentGroup) 
         "--kv-tokens",
         type=positive,
         metavar="N",
-        help="Token slots of KV memory; by default what "
-        f"{EngineConfig.kv_cache_memory:g} GiB hold.",
+        help=f"Token slots of KV memory; by default what {UNKNOWN_KV_GIB:g} GiB hold.",
     )
 
 

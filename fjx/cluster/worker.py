@@ -25,9 +25,9 @@ from fjx.cluster.wire import Wire, wait_for
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_params
 from fjx.models.tensors import random_tensors
-from fjx.pipeline.admission import free_host_bytes
 from fjx.pipeline.background import background_work, give_back_memory, keep_heap
 from fjx.pipeline.compiler import Compiler, Place, ProgramSpec
+from fjx.pipeline.free_memory import free_host_bytes
 from fjx.pipeline.pieces import PieceLoader, new_kv_pages
 from fjx.pipeline.placement import Placement, bind
 from fjx.pipeline.programs import Programs, StageShape

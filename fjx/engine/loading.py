@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.config import EngineConfig
+from fjx.engine.kv_size import kv_slots, kv_token_bytes
 from fjx.errors import UserError
 from fjx.kernels import tuning
 from fjx.kernels.matmul import can_multiply_quantized, multiplies_bfloat16
@@ -156,21 +157,20 @@ def _dtype(config: EngineConfig) -> jnp.dtype:
 
 def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limits:
     """Sizes of batches and KV memory; the context never exceeds what the pages can hold."""
-    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
     wanted = config.max_model_len or model.max_positions
     if config.max_model_len is not None and config.max_model_len > model.max_positions:
         raise UserError(
             f"max_model_len is {config.max_model_len}, but the model was trained for "
             f"{model.max_positions} positions; use at most that"
         )
-    slots = config.kv_cache_tokens or int(config.kv_cache_memory * 2**30) // token_bytes
+    slots = kv_slots(config, model, dtype, wanted)
     useful = config.max_num_seqs * (wanted + config.page_size)
     pages = min(slots, useful) // config.page_size
-    held = pages * config.page_size
+    held, token_bytes = pages * config.page_size, kv_token_bytes(model, dtype)
     if held < (config.max_model_len or 2 * config.page_size):
         raise UserError(
             f"KV memory holds {held} tokens, but max_model_len is {wanted}; raise kv_cache_memory "
-            f"({config.kv_cache_memory} GiB; a token takes {token_bytes} bytes) or lower "
+            f"({held * token_bytes / 2**30:.2f} GiB; a token takes {token_bytes} bytes) or lower "
             "max_model_len"
         )
     if held < wanted:

@@ -121,7 +121,8 @@ class ThisProcess:
     def change(self, order: Order) -> Change:
         """See `Home`."""
         executors = [each for each in order.executors if isinstance(each, Executor)]
-        check_fits(executors, order.after, self._devices)
+        in_use = [len(pages()) for pages in order.pages_in_use]
+        check_fits(executors, order.after, self._devices, in_use)
         return Regranularization(
             order.number,
             order.reason,

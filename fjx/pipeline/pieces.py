@@ -12,7 +12,7 @@ import numpy as np
 from fjx.models.granules import WHOLE, Params
 from fjx.pipeline.compiler import ProgramSpec, compile_alone
 from fjx.pipeline.placement import Placement, bind
-from fjx.pipeline.programs import KV_PARTITION, Programs, StageShape
+from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
 from fjx.sharding.plan import Deployment, Device, Plan
 
@@ -179,19 +179,19 @@ def place_piece(
     return params
 
 
-def piece_bytes(programs: Programs, piece: str, at: Placement) -> int:
-    """Bytes of a piece on each device of a mesh, KV pages included."""
-    shapes = programs.params(piece, at.degree)
-    kv_pages: tuple[Any, ...] = ()
-    if piece not in ("embed", "head"):
-        kv_pages = (programs.kv_struct(len(programs.model.granules[int(piece)])),)
-    partitions = programs.partitions(piece), (KV_PARTITION,) * len(kv_pages)
+def piece_bytes(programs: Programs, piece: str, at: Placement, num_pages: int | None = None) -> int:
+    """Bytes of a piece on each device of a mesh, with so many KV pages; None: with all."""
     sizes = jax.tree.map(
         lambda partition, s: s.size * s.dtype.itemsize // (1 if partition == WHOLE else at.degree),
-        partitions,
-        (shapes, kv_pages),
+        programs.partitions(piece),
+        programs.params(piece, at.degree),
     )
-    return sum(jax.tree.leaves(sizes))
+    of_pages = 0
+    if piece not in ("embed", "head"):
+        memory = programs.kv_struct(len(programs.model.granules[int(piece)]))
+        each = memory.size * memory.dtype.itemsize // memory.shape[1] // at.degree
+        of_pages = each * (memory.shape[1] if num_pages is None else num_pages)
+    return sum(jax.tree.leaves(sizes)) + of_pages
 
 
 def piece_tensors(programs: Programs, piece: str, params: Params) -> dict[str, Any]:

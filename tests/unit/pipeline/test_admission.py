@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import fjx.pipeline.admission as admission
+import fjx.pipeline.free_memory as free_memory
 from fjx.engine.engine import Engine
 from fjx.pipeline.admission import check_fits
 from fjx.pipeline.pieces import piece_bytes
@@ -25,22 +25,24 @@ def engine() -> Engine:
 @pytest.fixture
 def meminfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path = tmp_path / "meminfo"
-    monkeypatch.setattr(admission, "_MEMINFO", path)
+    monkeypatch.setattr(free_memory, "_MEMINFO", path)
+    monkeypatch.setattr(free_memory, "_CGROUPS", tmp_path / "none")
     return path
 
 
-def check(*plans: Plan) -> None:
-    check_fits([each.executor for each in engine().replicas], Deployment(plans), live_devices())
+def check(*plans: Plan, pages: int = 33) -> None:
+    executors = [each.executor for each in engine().replicas]
+    check_fits(executors, Deployment(plans), live_devices(), [pages] * len(executors))
 
 
 def with_free(meminfo: Path, kib: int) -> None:
     meminfo.write_text(f"MemTotal: 99999999 kB\nMemFree: 1 kB\nMemAvailable:   {kib} kB\n")
 
 
-def kib_of(*pieces: str) -> int:
+def kib_of(*pieces: str, pages: int = 33) -> int:
     """Memory of pieces, rounded up."""
     programs, at = engine().executor.programs, engine().executor.pieces.embed.placement
-    return -(-sum(piece_bytes(programs, piece, at) for piece in pieces) // 1024)
+    return -(-sum(piece_bytes(programs, piece, at, pages) for piece in pieces) // 1024)
 
 
 def test_piece_bytes_are_those_of_the_arrays() -> None:
@@ -64,8 +66,16 @@ def test_what_moves_must_fit_to_the_last_page(meminfo: Path) -> None:
         check(even(2))
 
 
+def test_pages_that_hold_nothing_need_no_memory_of_a_cpu(meminfo: Path) -> None:
+    needed = kib_of("4", "5", "6", "7", "head", pages=5)
+    with_free(meminfo, needed)
+    check(even(2), pages=5)
+    with pytest.raises(MemoryFitError):
+        check(even(2), pages=6)
+
+
 def test_each_new_replica_needs_the_whole_model(meminfo: Path) -> None:
-    needed = kib_of(*engine().executor.programs.pieces)
+    needed = kib_of(*engine().executor.programs.pieces, pages=0)
     with_free(meminfo, needed)
     check(even(1), even(1, first_device=1))
     with_free(meminfo, 2 * needed - 2)
