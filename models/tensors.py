@@ -17,16 +17,21 @@ from fjx.models.split import SplitModule, TensorSpec
 
 
 def canonical_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
-    """Every tensor of the model, by name: the embedding, the layers in order, the head."""
+    """Every tensor of the model, by name: the embedding, the head, the layers in order.
+
+    The largest come first: what loading one of them takes for a moment is gone before the layers
+    are there.
+    """
     family = FAMILIES[config.family]
     block = SplitModule(family.block(config)).tensors
     tensors = {
         f"embed.{name}": spec for name, spec in SplitModule(family.embed(config)).tensors.items()
     }
+    head = SplitModule(family.head(config)).tensors
+    tensors |= {f"head.{name}": spec for name, spec in head.items()}
     for layer in range(config.num_layers):
         tensors |= {f"layers.{layer}.{name}": spec for name, spec in block.items()}
-    head = SplitModule(family.head(config)).tensors
-    return tensors | {f"head.{name}": spec for name, spec in head.items()}
+    return tensors
 
 
 def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

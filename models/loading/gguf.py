@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from gguf.quants import dequantize
 
 from fjx.errors import ModelError
 from fjx.models.loading.gguf_metadata import GGUFTensor, read_gguf_header
+from fjx.models.loading.recipes import PIECE_BYTES
 
 # Elements dequantized at once. Temporaries of 512 KiB stay in the processor's cache: four times as
 # fast as the gguf package's own way, which goes through a whole tensor in pieces of 16 rows.
@@ -59,9 +61,35 @@ class GGUFStore:
         Raises:
             ModelError: its type is one that the gguf package does not dequantize.
         """
+        shape = self._tensors[name].shape
+        return self._dequantized(name, 0, self._nbytes[name]).reshape(shape)
+
+    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield tensor `name` in runs of rows, each with the number of its first row; see `read`.
+        What was read of the file is let go."""
+        shape = self._tensors[name].shape
+        if len(shape) < 2:
+            yield 0, self.read(name)
+            return
+        row_bytes = self._nbytes[name] // shape[0]
+        step = max(1, PIECE_BYTES // (4 * math.prod(shape[1:])))
+        for first in range(0, shape[0], step):
+            rows = min(step, shape[0] - first)
+            values = self._dequantized(name, first * row_bytes, rows * row_bytes)
+            yield first, values.reshape(rows, *shape[1:])
+        self._let_go(self._tensors[name].offset, self._nbytes[name])
+
+    def _let_go(self, offset: int, size: int) -> None:
+        """Have pages of the file that were read leave this process's memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._data.madvise(mmap.MADV_DONTNEED, begin, offset + size - begin)
+
+    def _dequantized(self, name: str, begin: int, size: int) -> np.ndarray:
+        """Some bytes of a tensor as float32, by blocks."""
         tensor = self._tensors[name]
         block, block_bytes = GGML_QUANT_SIZES[tensor.quantization]
-        raw = np.frombuffer(self._data, np.uint8, self._nbytes[name], tensor.offset)
+        raw = np.frombuffer(self._data, np.uint8, size, tensor.offset + begin)
         blocks = raw.reshape(-1, block_bytes)
         out = np.empty((len(blocks), block), np.float32)
         step = _PIECE // block
@@ -76,7 +104,7 @@ class GGUFStore:
                 f"{self.path}: tensor {name!r} has the type {tensor.quantization.name}, which the "
                 "gguf package does not dequantize"
             ) from None
-        return out.reshape(tensor.shape)
+        return out
 
     def _extent(self, tensor: GGUFTensor) -> int:
         block, block_bytes = GGML_QUANT_SIZES[tensor.quantization]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fjx.errors import ModelError
-from fjx.models.loading.recipes import one_line
+from fjx.models.loading.recipes import PIECE_BYTES, one_line
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -68,11 +69,31 @@ class SafetensorsStore:
 
     def read(self, name: str) -> np.ndarray:
         """Return a copy of tensor `name` in its own dtype."""
+        with self._opened(name) as shard:
+            array: np.ndarray = shard.get_tensor(name)
+            return array
+
+    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield tensor `name` in runs of rows, each with the number of its first row."""
+        shape = self.shapes[name]
+        if len(shape) < 2 or not shape[0]:
+            yield 0, self.read(name)
+            return
+        step = max(1, PIECE_BYTES // max(1, self.nbytes(name) // shape[0]))
+        with self._opened(name) as shard:
+            rows = shard.get_slice(name)
+            for first in range(0, shape[0], step):
+                yield first, rows[first : min(first + step, shape[0])]
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
+        """The shard of a tensor. Opened anew: its file is mapped, and what was read of it would
+        stay in this process's memory."""
         try:
-            array: np.ndarray = self._shards[self._shard_of[name]].get_tensor(name)
+            with safe_open(self.where(name), framework="np") as shard:
+                yield shard
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{self.where(name)}: cannot read tensor {name!r}: {error}") from None
-        return array
 
     def _single(self) -> dict[str, str]:
         if not self.path.is_file():

@@ -23,7 +23,8 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 class Checkpoint(Protocol):
-    """The canonical tensors of a model, read in order of the data flow."""
+    """The canonical tensors of a model, read one after another: the ends first, see
+    `canonical_tensors`."""
 
     nbytes: Mapping[str, int]
     """What each tensor occupies in the files, in bytes."""

@@ -18,6 +18,8 @@ import numpy as np
 from fjx.errors import ModelError
 from fjx.models.config import ModelConfig
 
+PIECE_BYTES = 8 << 20
+"""Of a tensor that is read in pieces, at once."""
 _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 _EMBEDDINGS = ("embed.tokens", "embed.positions")
 _NORMS = (
@@ -53,6 +55,10 @@ class TensorStore(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """Return tensor `name` as an array of its own."""
+
+    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield tensor `name` in runs of rows, each with the number of its first row: no more than
+        some MiB of it are held at once."""
 
 
 @dataclass(frozen=True)
@@ -187,20 +193,26 @@ def assemble(recipe: Recipe, store: TensorStore) -> np.ndarray:
     out = np.empty(recipe.shape, dtype)
     start = 0
     for part in recipe.parts:
-        values = store.read(part.name)
-        check_finite(values, store.where(part.name), part.name)
-        if part.interleaved_heads:
-            values = _half_split(values, part.interleaved_heads)
-        width = values.shape[0] if recipe.transpose else values.shape[-1]
+        width = part.shape[0] if recipe.transpose else part.shape[-1]
         target = out[..., start : start + width]
-        if recipe.transpose:
-            transpose_into(target, values)
-        elif recipe.offset:
-            np.add(values, recipe.offset, out=target, dtype=np.float32)
-        else:
-            target[...] = values
+        for first, values in _pieces(part, store):
+            check_finite(values, store.where(part.name), part.name)
+            rows = slice(first, first + len(values))
+            if recipe.transpose:
+                transpose_into(target[:, rows], values)
+            elif recipe.offset:
+                np.add(values, recipe.offset, out=target[rows], dtype=np.float32)
+            else:
+                target[rows] = values
         start += width
     return out
+
+
+def _pieces(part: FilePart, store: TensorStore) -> Iterator[tuple[int, np.ndarray]]:
+    if part.interleaved_heads:
+        yield 0, _half_split(store.read(part.name), part.interleaved_heads)
+    else:
+        yield from store.pieces(part.name)
 
 
 def transposed(values: np.ndarray) -> np.ndarray:
