@@ -16,6 +16,7 @@ from fjx.errors import (
 from fjx.outputs import (
     CompletionOutput,
     EngineStats,
+    HeldMemory,
     PlanStats,
     PlanStatus,
     PositionLogprobs,
@@ -40,6 +41,7 @@ __all__ = [
     "EngineConfig",
     "EngineDeadError",
     "EngineStats",
+    "HeldMemory",
     "MeshError",
     "ModelError",
     "PlanStats",

@@ -21,6 +21,7 @@ from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import (
     CompletionOutput,
     EngineStats,
+    HeldMemory,
     PlanStatus,
     PositionLogprobs,
     RequestOutput,
@@ -173,6 +174,14 @@ class AsyncLLM:
     def stats(self) -> EngineStats:
         """Counters and gauges as of the last step."""
         return self._stats
+
+    def memory(self) -> HeldMemory:
+        """What the engine holds in memory now.
+
+        Raises:
+            EngineDeadError: the engine is not running.
+        """
+        return self._ready_engine().memory()
 
     def plan_status(self) -> PlanStatus:
         """Which plan serves, and what becomes of it, as of the last step.

@@ -19,6 +19,7 @@ from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import (
     CompletionOutput,
     EngineStats,
+    HeldMemory,
     PlanStatus,
     RequestOutput,
     RequestTiming,
@@ -114,6 +115,10 @@ class LLM:
     def stats(self) -> EngineStats:
         """Counters since the start."""
         return self.engine.stats()
+
+    def memory(self) -> HeldMemory:
+        """What the engine holds in memory now."""
+        return self.engine.memory()
 
     def plan_status(self) -> PlanStatus:
         """Which plan serves, and what becomes of it."""

@@ -214,6 +214,25 @@ class SpeculationStats:
 
 
 @dataclass(frozen=True)
+class HeldMemory:
+    """What an engine holds in memory, in bytes, by kind; of all replicas and devices."""
+
+    parameters: int
+    kv_tokens: int
+    """Token slots of KV memory that a replica's requests share."""
+    kv_bytes: int
+    """KV memory of all replicas, as it is reserved."""
+    kv_used_bytes: int
+    """Of it, pages that a request ever had: on a CPU, only these take memory."""
+    draft_parameters: int
+    """Of a draft head or a draft model, beside what it shares with the target."""
+    draft_kv_bytes: int
+    """Its KV memory, as it is reserved."""
+    programs: int
+    """How many are compiled."""
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """A snapshot of the engine: gauges now, counters since the start."""
 

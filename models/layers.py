@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.attention import Rotation, append_and_attend
-from fjx.kernels.matmul import Quantization, matmul
+from fjx.kernels.matmul import Quantization, columns, is_packed, matmul
 from fjx.kernels.norm import layer_norm, rms_norm
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import Activation, ModelConfig
@@ -48,14 +48,16 @@ def param(
     axes: tuple[str | None, ...],
     *,
     multiplied: bool = False,
+    tied: bool = False,
     parts: tuple[int, ...] = (),
     quantization: Quantization | None = None,
 ) -> nnx.Param[Array]:
     """A parameter of this shape, with a logical name for each axis, and no array yet.
 
-    ``multiplied``: it is only used by `matmul`, which chooses how it is stored. ``parts``: widths
-    of what is fused in it along its last axis. ``quantization``: how its entries become eight bits
-    wide, if they do.
+    ``multiplied``: it is only used by `matmul`, which chooses how it is stored. ``tied``: its
+    transpose is such a parameter, see `fjx.models.split.TensorSpec`. ``parts``: widths of what is
+    fused in it along its last axis. ``quantization``: how its entries become eight bits wide, if
+    they do.
     """
     struct: Any = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
     return nnx.Param(
@@ -63,6 +65,7 @@ def param(
         out_sharding=axes,
         eager_sharding=False,
         multiplied=multiplied,
+        tied=tied,
         parts=parts,
         quantization=quantization,
     )
@@ -229,7 +232,8 @@ class TokenEmbed(nnx.Module):
     """A table of token embeddings, with a constant factor."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.tokens = param((config.vocab_size, config.hidden_size), ("vocab", "embed"))
+        self.shape = config.vocab_size, config.hidden_size
+        self.tokens = param(self.shape, ("vocab", "embed"), tied=config.tied_embeddings)
         self.scale = config.embed_scale
         self.tensor = config.tensor
 
@@ -239,17 +243,21 @@ class TokenEmbed(nnx.Module):
         return x if self.scale == 1.0 else x * self.scale
 
     def _look_up(self, tokens: Int32[Array, " T"]) -> Array:
-        table = self.tokens[...]
         if self.tensor == 1:
-            return table[tokens]
+            return self._rows_of(tokens)
         # Each device has some of the vocabulary; the others add zeros to its rows.
-        mine = tokens - lax.axis_index(TENSOR_AXIS) * len(table)
-        found = (mine >= 0) & (mine < len(table))
-        x = jnp.where(found[:, None], table[jnp.where(found, mine, 0)], 0)
+        vocabulary = self.shape[0]
+        mine = tokens - lax.axis_index(TENSOR_AXIS) * vocabulary
+        found = (mine >= 0) & (mine < vocabulary)
+        x = jnp.where(found[:, None], self._rows_of(jnp.where(found, mine, 0)), 0)
         summed: Array = lax.psum(  # type: ignore[no-untyped-call]
             x.astype(jnp.float32), TENSOR_AXIS
         )
         return summed
+
+    def _rows_of(self, tokens: Int32[Array, " T"]) -> Array:
+        table = self.tokens.get_value()
+        return columns(table, tokens, self.shape[1]) if is_packed(table) else table[tokens]
 
 
 class Head(nnx.Module):

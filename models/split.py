@@ -14,6 +14,8 @@ from flax import nnx
 from fjx.kernels.matmul import (
     Quantization,
     Quantized,
+    is_packed,
+    packs,
     quantize,
     restored_values,
     stored_axis,
@@ -46,6 +48,9 @@ class TensorSpec:
     quantization: Quantization | None = None
     """How its entries become eight bits wide; None: they do not. What is stored is then a
     `Quantized`, and so are shapes and partitions."""
+    tied: bool = False
+    """Whether its transpose is another tensor, which is `multiplied`: where that is packed, this
+    one is stored likewise, so that one array can serve both."""
 
     @property
     def split_axis(self) -> int | None:
@@ -54,6 +59,8 @@ class TensorSpec:
 
     def stored_axis(self, dtype: jnp.dtype) -> int | None:
         """Along which axis of the stored array its shards lie; None: each device has it whole."""
+        if self._is_transposed(dtype):
+            return stored_axis(len(self.shape) - 1 - (self.split_axis or 0), dtype)
         if self.split_axis is None or not self.multiplied:
             return self.split_axis
         return stored_axis(self.split_axis, dtype, self.quantization)
@@ -66,6 +73,8 @@ class TensorSpec:
     def struct(self, dtype: jnp.dtype, degree: int = 1) -> Any:
         """The stored array where a model has this ``dtype``: vectors stay float32."""
         shape = self._shard_shape(degree)
+        if self._is_transposed(dtype):
+            return _side_by_side(stored_struct(shape[::-1], dtype), self.stored_axis(dtype), degree)
         if not self.multiplied:
             kept = dtype if len(shape) > 1 else jnp.float32
             stored = jax.ShapeDtypeStruct(shape, kept)  # type: ignore[no-untyped-call]
@@ -106,7 +115,7 @@ class TensorSpec:
         stored as one."""
         degree = len(shards)
         shape = self._shard_shape(degree)
-        plain = [restored_values(s, shape) if self.multiplied else s for s in shards]
+        plain = [self._restored(shard, shape) for shard in shards]
         if self.split_axis is None or degree == 1:
             return plain[0]
         if not isinstance(plain[0], Quantized):
@@ -145,7 +154,17 @@ class TensorSpec:
         split = self.split_axis
         return tuple(size // (degree if i == split else 1) for i, size in enumerate(self.shape))
 
+    def _is_transposed(self, dtype: jnp.dtype) -> bool:
+        return self.tied and packs(dtype)
+
+    def _restored(self, shard: Any, shape: tuple[int, ...]) -> Any:
+        if self.tied and is_packed(shard):
+            return np.ascontiguousarray(restored_values(shard, shape[::-1]).T)
+        return restored_values(shard, shape) if self.multiplied else shard
+
     def _stored(self, values: np.ndarray | Quantized, dtype: jnp.dtype) -> Any:
+        if self._is_transposed(dtype) and isinstance(values, np.ndarray):
+            return stored_values(values.T, dtype)
         if self.multiplied or isinstance(values, Quantized):
             return stored_values(values, dtype)
         return values.astype(dtype if values.ndim > 1 else jnp.float32, copy=False)
@@ -181,6 +200,7 @@ class SplitModule:
                 metadata.get("multiplied", False),
                 metadata.get("parts", ()),
                 metadata.get("quantization"),
+                metadata.get("tied", False),
             )
 
     def merge(self, params: Mapping[str, Any]) -> Any:

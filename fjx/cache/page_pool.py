@@ -39,6 +39,13 @@ class PagePool:
         self._free = list(range(num_pages - 1, 0, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._by_digest: dict[bytes, int] = {}
+        self._highest = 0
+
+    @property
+    def num_used(self) -> int:
+        """Pages that were ever taken, page 0 among them. Those that were given back are taken
+        before others, so that few pages are ever touched where little is cached."""
+        return self._highest + 1
 
     @property
     def num_available(self) -> int:
@@ -129,6 +136,7 @@ class PagePool:
             assert digest is not None
             del self._by_digest[digest]
         self._pages[page] = _Page(holders=1)
+        self._highest = max(self._highest, page)
         return page
 
 

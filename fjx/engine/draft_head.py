@@ -105,6 +105,11 @@ class HeadDrafter:
         )
         self._fed: dict[Request, _Fed] = {}
 
+    def held_bytes(self) -> tuple[int, int]:
+        """See `Drafter`."""
+        params = jax.tree.leaves((self._feed_params, self._logit_params))
+        return sum(array.nbytes for array in params), self._kv_pages.nbytes
+
     def feed(self, microbatch: Microbatch) -> None:
         """Read a step of the target that was just sent."""
         output, batch = microbatch.output, microbatch.batch

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
+from fjx.engine.held import kv_bytes, parameter_bytes
 from fjx.engine.replica import Built, Replica
 from fjx.engine.request import Request
 from fjx.engine.turns import Microbatch
@@ -57,6 +58,12 @@ class DraftModel:
             self._draft_of(request, length)
             for request, length in zip(requests, lengths, strict=True)
         ]
+
+    def held_bytes(self) -> tuple[int, int]:
+        """See `Drafter`."""
+        executor = self._replica.local
+        programs = executor.programs
+        return parameter_bytes(programs, executor.plan), kv_bytes(programs)
 
     def runs_on(self, placement: Placement) -> bool:
         """See `DraftsAhead`."""

@@ -70,6 +70,9 @@ class Drafter(Protocol):
     def check_idle(self) -> None:
         """Audit what is held while no request runs."""
 
+    def held_bytes(self) -> tuple[int, int]:
+        """Bytes of its parameters and of its KV memory, beside the target's."""
+
 
 class PromptLookup:
     """Proposes what followed when the request's last tokens stood in its text before (Saxena 2023,
@@ -117,6 +120,10 @@ class PromptLookup:
     def check_idle(self) -> None:
         """See `Drafter`."""
         assert not self._indexes, "a finished request is still indexed"
+
+    def held_bytes(self) -> tuple[int, int]:
+        """See `Drafter`."""
+        return 0, 0
 
 
 class LookupOrHead:
@@ -169,3 +176,7 @@ class LookupOrHead:
         """See `Drafter`."""
         self.lookup.check_idle()
         self.head.check_idle()
+
+    def held_bytes(self) -> tuple[int, int]:
+        """See `Drafter`."""
+        return self.head.held_bytes()

@@ -11,6 +11,7 @@ from fjx.config import EngineConfig
 from fjx.engine.autopilot import Autopilot
 from fjx.engine.bad_words import bad_word_tokens
 from fjx.engine.draft_ahead import DraftAhead
+from fjx.engine.held import held_memory
 from fjx.engine.intake import Intake
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.progress import Progress, commit, score
@@ -27,7 +28,7 @@ from fjx.engine.tracing import StepTrace
 from fjx.engine.turns import Gaps, InFlight, Microbatch
 from fjx.errors import MeshError, QueueFullError, RegranularizationError, StageLostError
 from fjx.models.tokenizer import Tokenizer
-from fjx.outputs import EngineStats, FinishReason, SwitchRecord
+from fjx.outputs import EngineStats, FinishReason, HeldMemory, SwitchRecord
 from fjx.pipeline.executor import Pipeline, StepOutput
 from fjx.pipeline.home import Home
 from fjx.pipeline.plan_target import Planner, PlanTarget
@@ -279,6 +280,11 @@ class Engine:
             self.plans.stats(None if self.autopilot is None else self.autopilot.decisions),
             None if self.speculator is None else self.speculator.stats(),
         )
+
+    def memory(self) -> HeldMemory:
+        """What it holds in memory now."""
+        drafter = None if self.speculator is None else self.speculator.drafter
+        return held_memory(self.replicas, drafter)
 
     def check_idle(self) -> None:
         """Audit what is held while nothing runs."""

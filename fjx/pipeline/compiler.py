@@ -178,6 +178,11 @@ class Compiler:
                 self._recent[key] = None
 
     @property
+    def num_programs(self) -> int:
+        """Programs that are there."""
+        return len(self._programs)
+
+    @property
     def is_crowded(self) -> bool:
         """Whether there are so many programs that it is time to `make_room`."""
         return len(self._programs) > self.most_programs

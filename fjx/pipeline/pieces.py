@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fjx.kernels.matmul import is_packed
 from fjx.models.granules import WHOLE, Params
 from fjx.pipeline.compiler import ProgramSpec, compile_alone
 from fjx.pipeline.placement import Placement, bind
@@ -156,6 +157,7 @@ class Loader:
             )
         )
         embed, head = (End(places[piece], params[piece]) for piece in ("embed", "head"))
+        head = head_of(self._programs, embed, head)
         return Pieces(self._plan, self._shapes, embed, granules, head)
 
 
@@ -177,6 +179,14 @@ def place_piece(
     packed = [_pack(programs, piece, tensors) for tensors in on_device]
     params: Params = at.place(packed, programs.partitions(piece))
     return params
+
+
+def head_of(programs: Programs, embed: End, head: End) -> End:
+    """The head, with the embedding's array where they are tied, stored alike, and in one place."""
+    tied = programs.model.config.tied_embeddings and embed.placement == head.placement
+    if not tied or not is_packed(embed.params["tokens"]):
+        return head
+    return End(head.placement, {**head.params, "unembed": embed.params["tokens"]})
 
 
 def piece_bytes(programs: Programs, piece: str, at: Placement, num_pages: int | None = None) -> int:

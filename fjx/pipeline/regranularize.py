@@ -29,7 +29,7 @@ from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.course import Course
 from fjx.pipeline.dirty_pages import DirtyPages
 from fjx.pipeline.executor import Executor
-from fjx.pipeline.pieces import Pieces, granule_places, piece_places, stage_shapes
+from fjx.pipeline.pieces import Pieces, granule_places, head_of, piece_places, stage_shapes
 from fjx.pipeline.placement import Placement
 from fjx.pipeline.probe import compare_logits, run_probe
 from fjx.pipeline.programs import Programs, StageShape
@@ -314,7 +314,8 @@ class Regranularization:
                 else:
                     arrived.append(End(target, params))
             self._pieces_moved += 1
-        pieces = Pieces(plan, shapes, arrived[0], tuple(arrived[1:-1]), arrived[-1])
+        head = head_of(self._programs, arrived[0], arrived[-1])
+        pieces = Pieces(plan, shapes, arrived[0], tuple(arrived[1:-1]), head)
         return _Replica(
             pieces,
             Executor(self._programs, self._compiler, pieces),

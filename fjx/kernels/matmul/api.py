@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.matmul.packed import (
     PACKED_RANK,
     can_pack,
     pack,
     pack_scale,
+    packed_columns,
     packed_matmul,
     packed_shape,
     unpack,
@@ -74,6 +75,23 @@ def restored_values(stored: Any, shape: tuple[int, ...]) -> Any:
         scale = stored.scale.reshape(-1)[: shape[1]]
         return Quantized(restored_values(stored.values, shape), scale)
     return unpack(stored, shape) if stored.ndim == PACKED_RANK else stored
+
+
+def is_packed(stored: Any) -> bool:
+    """Whether a matrix that `stored_values` stored, in no eight bits, is packed."""
+    packed: bool = stored.ndim == PACKED_RANK
+    return packed
+
+
+def packs(dtype: jnp.dtype) -> bool:
+    """Whether this platform packs matrices that rows of this type are multiplied with."""
+    return _packs(dtype)
+
+
+def columns(packed: Array, numbers: Int32[Array, " T"], inputs: int) -> Array:
+    """Some columns of a packed (in, out) matrix as rows, [T, in]: what a table of embeddings gives
+    where it is stored as the matrix that rows are multiplied with."""
+    return packed_columns(packed, numbers)[:, :inputs]
 
 
 def stored_axis(axis: int, dtype: jnp.dtype, quantization: Quantization | None = None) -> int:

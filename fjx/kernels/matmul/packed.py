@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numba
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from fjx.kernels.host_memory import zeros
 from fjx.kernels.matmul.microkernel import COLUMNS, block_product
@@ -90,6 +90,13 @@ def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(matrix[: shape[0], : shape[1]])
 
 
+def packed_columns(packed: Array, columns: Int32[Array, " T"]) -> Array:
+    """Some columns of a packed matrix as rows, [T, terms * values]: with those that padding added
+    behind a column's end."""
+    picked = packed[columns // COLUMNS, :, columns % COLUMNS]
+    return picked.reshape(len(columns), -1)
+
+
 def packed_matmul(
     x: Float[Array, "T I"], packed: Array, outputs: int, scale: Array | None = None
 ) -> Float[Array, "T O"]:
@@ -114,7 +121,9 @@ def packed_matmul(
 
 @numba.njit(cache=True, nogil=True)
 def _round_to_half(bits):
-    """Upper half of float32 bits, rounded to nearest even."""
+    """Upper half of float32 bits, rounded to nearest even; NaN stays NaN."""
+    if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
+        return (bits >> np.uint32(16)) | np.uint32(0x40)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
 

@@ -178,3 +178,16 @@ class Pool(RuleBasedStateMachine):
 
 TestPool = Pool.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=30, derandomize=True)
+
+
+def test_pages_that_were_given_back_are_taken_before_those_that_were_never_used() -> None:
+    pool = PagePool(num_pages=1000, page_size=16)
+    first, second = pool.take(3), pool.take(5)
+    assert pool.num_used == 1 + 3 + 5
+    pool.give_back(first)
+    pool.give_back(second)
+    for _ in range(50):
+        pool.give_back(pool.take(8))
+    assert pool.num_used == 1 + 3 + 5
+    pool.take(10)
+    assert pool.num_used == 1 + 10

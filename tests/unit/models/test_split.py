@@ -54,7 +54,12 @@ unsplit = st.builds(
     lambda shape: TensorSpec(tuple(shape), (None,) * len(shape)),
     st.lists(st.integers(1, 20), min_size=1, max_size=2),
 )
-specs = st.one_of(matrices(), vectors, unsplit)
+tables = st.builds(
+    lambda vocabulary, width: TensorSpec((4 * vocabulary, width), ("vocab", "embed"), tied=True),
+    st.integers(1, 40),
+    st.integers(1, 40),
+)
+specs = st.one_of(matrices(), vectors, unsplit, tables)
 
 
 def values_of(spec: TensorSpec, seed: int) -> np.ndarray:
@@ -160,3 +165,20 @@ def test_each_device_gets_its_columns_of_every_fused_part(storage: str) -> None:
     _, second = bias.shards(np.arange(16, dtype=np.float32), jnp.dtype(jnp.bfloat16), 2)
     assert second.tolist() == [4, 5, 6, 7, 10, 11, 14, 15]
     assert second.dtype == np.float32
+
+
+@pytest.mark.parametrize("degree", DEGREES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tied_table_is_stored_as_the_head_where_that_is_packed(
+    storage: str, dtype: jnp.dtype, degree: int
+) -> None:
+    table = TensorSpec((168, 9), ("vocab", "embed"), tied=True)
+    head = TensorSpec((9, 168), ("embed", "vocab"), multiplied=True)
+    values = np.random.default_rng(0).standard_normal(table.shape, np.float32)
+    of_table = table.shards(values, dtype, degree)
+    of_head = head.shards(np.ascontiguousarray(values.T), dtype, degree)
+    same = [np.array_equal(*pair) for pair in zip(of_table, of_head, strict=True)]
+    assert all(same) == (storage == "packed" and matmul.packs(dtype))
+    struct = table.struct(dtype, degree)
+    assert (table.stored_axis(dtype) == head.stored_axis(dtype)) == all(same)
+    assert struct.size == degree * of_table[0].size
