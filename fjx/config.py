@@ -118,7 +118,8 @@ class EngineConfig:
     trace_steps: int = 50
     """How many steps are traced, from the 20th on."""
     warmup: bool = True
-    """Compile all programs before serving."""
+    """Compile all programs before serving; off: each when it is first needed, for which a request
+    then waits."""
     seed: int | None = None
     """Fixes the seeds drawn for requests that bring none (request order then matters)."""
     load_random_weights: bool = False

@@ -254,7 +254,8 @@ class EngineStats:
     host_seconds: float = 0.0
     """Time the host spent scheduling, dispatching and post-processing, seconds."""
     compiles: dict[str, int] = field(default_factory=dict)
-    """Compilations by place: "warmup", "background", "hot_path" (must stay 0)."""
+    """Compilations by place: "warmup", "background", "on_demand" (without warm-up), "hot_path"
+    (must stay 0)."""
     requests_finished: dict[str, int] = field(default_factory=dict)
     """Finished requests by finish reason."""
     plan: PlanStats = field(default_factory=PlanStats)

@@ -32,7 +32,7 @@ DRAFT_LENGTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64)
 """Bucket bounds of draft lengths, in tokens: each length that is usual."""
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
-COMPILE_PLACES = ("warmup", "background", "hot_path")
+COMPILE_PLACES = ("warmup", "background", "on_demand", "hot_path")
 SWITCH_OUTCOMES = ("done", "aborted")
 SWITCH_STATES = ("planned", "compiling", "copying", "switching")
 MOVED_KINDS = ("parameters", "kv", "dirty")

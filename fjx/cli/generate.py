@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fjx.engine.engine import Engine
     from fjx.engine.round_log import RoundLog
     from fjx.models.tokenizer import Tokenizer
+
+ON_DEMAND = replace(ENGINE, defaults={"warmup": False})
+"""The engine's options: a few prompts need few of the programs that a server may need."""
 
 EXAMPLES = """examples:
   fjx generate --prompt "The capital of France is" --temperature 0
@@ -75,7 +78,7 @@ def add_options(parser: CommandParser) -> None:
         "steps, and which tokens proved right.",
     )
     parser.add_section(SAMPLING)
-    parser.add_section(ENGINE)
+    parser.add_section(ON_DEMAND)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -86,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     file = read_config(arguments, FILE_SECTIONS)
     params = resolve(arguments, SAMPLING, file)
-    config = resolve(arguments, ENGINE, file)
+    config = resolve(arguments, ON_DEMAND, file)
     prompts: list[Prompt]
     if arguments.prompts is not None:
         prompts = read_prompts(arguments.prompts, arguments.chat)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -28,10 +28,15 @@ class Section(Generic[Config]):
     """Heading in the help to names of fields; the others come last, under ``name``."""
     in_file: bool = True
     """Whether the configuration file may hold these options."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Name of a field to its default in this command, where it is another than the dataclass's."""
 
     def specs(self) -> tuple[FieldSpec, ...]:
         """The fields of the dataclass."""
-        return field_specs(self.config)
+        return tuple(
+            replace(spec, default=self.defaults.get(spec.name, spec.default))
+            for spec in field_specs(self.config)
+        )
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -170,7 +175,8 @@ def resolve(
     Raises:
         UserError: a value is outside its range, or values contradict each other.
     """
-    given: dict[str, Any] = dict(file.get(section.name, {})) if file else {}
+    given: dict[str, Any] = dict(section.defaults)
+    given.update(file.get(section.name, {}) if file else {})
     for spec in section.specs():
         key = f"{section.name}.{spec.name}"
         if key in arguments:

@@ -68,7 +68,7 @@ class Worker:
         self._wire, self._pace = Wire(address), Pace()
         model = Model(setup.config, setup.granule_layers)
         self._programs = Programs(model, setup.limits, jnp.dtype(setup.dtype))
-        self._compiler = Compiler(setup.cache_dir)
+        self._compiler = Compiler(setup.cache_dir, on_demand=not setup.warmup)
         self._kept: dict[str, list[np.ndarray]] = {}
         self._runs: dict[int, StageRun] = {}
         self._prepared: dict[int, tuple[RunOrder, dict[str, End | Granule]]] = {}

@@ -82,7 +82,7 @@ def load_executors(
     devices, model_config = live_devices(), programs.model.config
     cache = cache_root(config.cache_dir)
     tuning.use(cache)
-    compiler = Compiler(cache / "programs")
+    compiler = Compiler(cache / "programs", on_demand=not config.warmup)
     compiler.register(step_programs(programs, deployment, devices))
     compiler.register(more_programs)
     loaders = [Loader(programs, plan, devices) for plan in deployment.replicas]

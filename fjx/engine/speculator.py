@@ -63,6 +63,7 @@ class Speculator:
         prune_always: bool = False,
         ahead: Ahead = "off",
         clock: Callable[[], float] = time.perf_counter,
+        compiled: Callable[[], int] = lambda: 0,
     ) -> None:
         """
         Args:
@@ -74,10 +75,15 @@ class Speculator:
             prune_always: see `Pruning`.
             ahead: whether to draft while steps verify, where the drafter can.
             clock: seconds; what `observe_step` gets is of the same clock.
+            compiled: how often a step has waited for the compiler so far: what was timed meanwhile
+                says nothing of later steps.
         """
         self.drafter = drafter
         self.policy = policy
         self._clock = clock
+        self._compiled = compiled
+        self._compiled_before = compiled()
+        """When the last step was read."""
         self.frontiers = frontiers or FrontierDepth(1)
         self._acceptance = AcceptanceModel()
         self._target_cost = CostModel(buckets, padded=True)
@@ -164,11 +170,13 @@ class Speculator:
         self, waiting: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
     ) -> list[Draft]:
         """Draft, and learn what a round of it costs."""
-        begun = self._clock()
+        begun, compiled = self._clock(), self._compiled()
         drafts = self.drafter.propose(waiting, lengths, goes_on)
         for request, draft in zip(waiting, drafts, strict=True):
             self._acceptance.propose(request, draft.confidences)
         spent = self._clock() - begun
+        if self._compiled() > compiled:
+            return drafts
         count, seconds = self.drafter.rounds
         context = sum(r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k)
         if self.ahead is not None:
@@ -225,7 +233,8 @@ class Speculator:
         if self.round_log is not None:
             self.round_log.read(step, now)
         timed = self.times.read(step, now)
-        if timed is None:
+        before, self._compiled_before = self._compiled_before, self._compiled()
+        if timed is None or self._compiled_before > before:
             return
         scheduled = [rows for each in step for rows in each.scheduled]
         rows = sum(each.count for each in scheduled)

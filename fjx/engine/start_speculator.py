@@ -237,6 +237,7 @@ def start_speculator(
         None if lens is None else lens.open(target.programs.dtype),
         config.pruning == "always",
         config.draft_ahead,
+        compiled=lambda: target.compiler.compiled_in_steps,
     )
 
 

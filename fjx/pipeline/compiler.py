@@ -21,7 +21,7 @@ from fjx.pipeline.flat_call import flat_call
 
 logger = logging.getLogger(__name__)
 
-Place = Literal["warmup", "background", "hot_path"]
+Place = Literal["warmup", "background", "on_demand", "hot_path"]
 
 _STACK_BYTES = 64 << 20  # XLA's compiler recurses deeply
 _MOST_PROGRAMS = 4000
@@ -102,7 +102,17 @@ class Compiler:
     threads. While the engine serves, one thread of low priority does both.
     """
 
-    def __init__(self, cache_dir: Path | None, threads: int = 2) -> None:
+    def __init__(
+        self, cache_dir: Path | None, threads: int = 2, *, on_demand: bool = False
+    ) -> None:
+        """
+        Args:
+            cache_dir: keeps what was compiled, for later processes; None: nothing does.
+            threads: how many compile at once in `compile_all`.
+            on_demand: no warm-up is meant to come: what is missing on the hot path is compiled
+                there without a warning.
+        """
+        self.on_demand = on_demand
         self.counts: Counter[str] = Counter()
         self._specs: dict[Hashable, ProgramSpec] = {}
         self._programs: dict[Hashable, Any] = {}
@@ -126,10 +136,15 @@ class Compiler:
             self._specs[spec.key] = spec
 
     def get(self, key: Hashable) -> Any:
-        """The compiled program. If it is not there, compiles it now and counts a hot-path
-        compile."""
+        """The compiled program. If it is not there, compiles it now, and counts a compile on the
+        hot path, or on demand if that is how it is meant."""
         program = self._programs.get(key)
         return self._compile_now(key) if program is None else program
+
+    @property
+    def compiled_in_steps(self) -> int:
+        """Programs for which a step had to wait."""
+        return self.counts["on_demand"] + self.counts["hot_path"]
 
     def find(self, key: Hashable) -> Any | None:
         """The compiled program, or None while it is not there."""
@@ -303,10 +318,11 @@ class Compiler:
             bar.update()
 
     def _compile_now(self, key: Hashable) -> Any:
-        logger.warning("compiling %s on the request path; warm-up should have done it", key)
+        if not self.on_demand:
+            logger.warning("compiling %s on the request path; warm-up should have done it", key)
         spec = self._specs[key]
         program = _compile(spec, _lower(spec))
-        self._keep(spec, program, "hot_path")
+        self._keep(spec, program, "on_demand" if self.on_demand else "hot_path")
         return program
 
     def _keep(self, spec: ProgramSpec, program: Any, place: Place) -> None:

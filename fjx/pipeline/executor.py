@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Int32
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.chain import Beside, Chain, beside
 from fjx.pipeline.choice import choose_tokens
-from fjx.pipeline.compiler import CompileJob, Compiler
+from fjx.pipeline.compiler import CompileJob, Compiler, ProgramSpec
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.pieces import Pieces
 from fjx.pipeline.placement import Placement
@@ -145,6 +145,8 @@ class Executor:
         self.compiler = compiler
         self.pieces = pieces
         self._steps = 0
+        self._rows: set[int] = set()
+        """Padded sizes of the steps so far."""
         self._fusing: CompileJob | None = None
         self._stages = self._stages_of(pieces.shapes)
         self._segments = self._stages
@@ -252,15 +254,21 @@ class Executor:
         returns when it has seen the step between its last two segments. ``beside``: see there.
         """
         self._steps += 1
+        self._rows.add(batch.num_rows)
         if self._steps == _STEPS_BEFORE_FUSING:
-            specs = plan_programs(self.programs, self.pieces.shapes)
-            self._fusing = self.compiler.compile_background(s for s in specs if s.background)
+            self._fusing = self.compiler.compile_background(self._fused_programs())
         x, slots, stream, batch = self._run_stages(batch, part, pruner, beside)
         if batch.num_samples == 0:
             return StepOutput(None, 0, stream=stream)
         output = self._sample(batch, x, slots, part)
         output.stream = stream
         return output
+
+    def _fused_programs(self) -> Iterator[ProgramSpec]:
+        """What makes steps faster; without warm-up, for the sizes that steps had so far."""
+        sizes = frozenset(self._rows) if self.compiler.on_demand else None
+        specs = plan_programs(self.programs, self.pieces.shapes, sizes)
+        return (spec for spec in specs if spec.background)
 
     def _run_stages(
         self, batch: Batch, part: int, pruner: Pruner | None, beside: Beside | None

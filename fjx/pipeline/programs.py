@@ -6,7 +6,7 @@ equal depth share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,9 +78,11 @@ class Programs:
             self.model.head_tensors() if piece == "head" else self.model.granule_tensors(int(piece))
         )
 
-    def stage(self, stage: StageShape) -> Iterator[ProgramSpec]:
+    def stage(
+        self, stage: StageShape, fused: Collection[int] | None = None
+    ) -> Iterator[ProgramSpec]:
         """Every program that the steps of a stage can need, those of the smallest steps first; then
-        those that it can do without."""
+        those that it can do without, for steps of these padded sizes (None: of all)."""
         at = stage.placement
         for T in self.limits.row_buckets:
             yield self._embed(T, at) if stage.first else self._step(T, at)
@@ -93,6 +95,8 @@ class Programs:
             for S in self.limits.coarse_sample_buckets:
                 yield from self._samplers(S, at)
         for T in self.limits.row_buckets:
+            if fused is not None and T not in fused:
+                continue
             if stage.first:
                 yield self._step(T, at, background=True)
             yield self._fused(T, stage)

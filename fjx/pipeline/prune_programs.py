@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,10 +107,13 @@ class PrunePrograms:
         return ProgramSpec(key, function, jax.tree.map(at.struct, arguments))
 
 
-def plan_programs(programs: Programs, shapes: Sequence[StageShape]) -> Iterator[ProgramSpec]:
-    """All that the steps of a plan of these stages can make use of."""
+def plan_programs(
+    programs: Programs, shapes: Sequence[StageShape], fused: Collection[int] | None = None
+) -> Iterator[ProgramSpec]:
+    """All that the steps of a plan of these stages can make use of; ``fused``: see
+    `Programs.stage`."""
     for shape in shapes:
-        yield from programs.stage(shape)
+        yield from programs.stage(shape, fused)
     if programs.lens is not None:
         yield from PrunePrograms(programs).specs(shapes)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 
 from fjx.engine.drafter import LookupOrHead, PromptLookup
 from fjx.engine.speculator import Speculator
+from fjx.pipeline.compiler import Compiler
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.policies import Fixed
 from tests.unit.engine.draft_cases import head_drafter
-from tests.unit.engine.tiny import VOCABULARY, tiny_engine
+from tests.unit.engine.tiny import VOCABULARY, tiny_engine, tokens_alone
 
 
 def drawn_params(random: np.random.Generator) -> SamplingParams:
@@ -65,3 +69,50 @@ def test_500_mixed_requests_compile_nothing_after_warm_up(speculates: bool) -> N
     assert after.num_preemptions > 0
     assert after.prefix_cache_hits > 0
     assert not speculates or after.speculation.num_accepted_tokens > 0
+
+
+def test_one_request_without_warm_up_compiles_only_what_its_steps_need() -> None:
+    warm, cold = (
+        tiny_engine(max_draft_rows=16, compiler=Compiler(None, on_demand=demand))
+        for demand in (False, True)
+    )
+    warm.executor.compiler.compile_all(progress=False)
+    params = SamplingParams(max_tokens=12, temperature=0.0)
+    tokens = [tokens_alone(engine, [5, 3, 9, 5, 3], params) for engine in (warm, cold)]
+    assert tokens[0] == tokens[1]
+    (needed,) = cold.stats().compiles.items()
+    assert needed[0] == "on_demand"
+    # prompts of 5 rows and steps of 1: two sizes, and neither sampling, edits nor scores
+    names = {key[0] for key in cold.executor.compiler._programs}
+    assert names == {"embed", "granule", "select", "head", "greedy"}
+    assert needed[1] < warm.stats().compiles["warmup"] / 3
+
+
+def test_steps_that_waited_for_the_compiler_teach_the_cost_model_nothing() -> None:
+    engine = tiny_engine(max_draft_rows=16, compiler=Compiler(None, on_demand=True))
+    compiler = engine.executor.compiler
+    speculator = engine.speculator = Speculator(
+        PromptLookup(4),
+        Fixed(3),
+        engine.executor.limits.row_buckets,
+        compiled=lambda: compiler.compiled_in_steps,
+    )
+    offers: list[float] = []
+    speculator._target_cost.offer = lambda rows, context, seconds: offers.append(seconds)  # type: ignore[method-assign]
+    reads: list[tuple[int, int]] = []
+    """Programs compiled and times offered, after each step that was read."""
+    observe = speculator.observe_step
+
+    def read(*arguments: Any) -> None:
+        observe(*arguments)
+        reads.append((compiler.compiled_in_steps, len(offers)))
+
+    speculator.observe_step = read  # type: ignore[method-assign]
+    tokens_alone(engine, [5, 3, 9] * 4, SamplingParams(max_tokens=40, temperature=0.0))
+    waited = 0
+    for (compiled, offered), (compiled_then, offered_then) in pairwise([(0, 0), *reads]):
+        if compiled_then > compiled:
+            waited += 1
+            assert offered_then == offered
+    assert waited > 1
+    assert offers, "nothing was learned from the other steps"

@@ -159,9 +159,17 @@ def test_options_reach_the_engine_and_the_sampler(tmp_path: Path) -> None:
     words = ["--prompt", "a", "--config", str(config), "--seed", "2", "--engine-seed", "3"]
     assert main(["generate", *words, "--max-tokens", "none", "--stop", "x"]) == 0
     (llm,) = FakeLLM.made
-    assert llm.config == EngineConfig(page_size=8, seed=3)
+    assert llm.config == EngineConfig(page_size=8, seed=3, warmup=False)
     assert llm.params == SamplingParams(top_k=5, seed=2, max_tokens=None, stop=("x",))
     assert not llm.open
+
+
+def test_programs_are_compiled_as_they_are_needed_unless_one_asks_for_all(tmp_path: Path) -> None:
+    config = tmp_path / "fjx.toml"
+    config.write_text("[engine]\nwarmup = true\n")
+    for words in ([], ["--warmup"], ["--config", str(config)]):
+        assert main(["generate", "--prompt", "a", *words]) == 0
+    assert [llm.config.warmup for llm in FakeLLM.made] == [False, True, True]
 
 
 def test_options_of_speculation_come_from_the_file_and_the_command_line(tmp_path: Path) -> None:
@@ -175,11 +183,15 @@ def test_options_of_speculation_come_from_the_file_and_the_command_line(tmp_path
     assert main(["generate", "--prompt", "a", "--config", str(config), *words]) == 0
     by_file, by_both = FakeLLM.made
     assert by_file.config == EngineConfig(
-        drafter="ngram", draft_policy="fixed:4", max_draft_length=6
+        drafter="ngram", draft_policy="fixed:4", max_draft_length=6, warmup=False
     )
     assert by_file.params.max_draft_tokens == 3
     assert by_both.config == EngineConfig(
-        drafter="ngram", draft_policy="batch", max_draft_length=6, draft_mesh="tensor-2"
+        drafter="ngram",
+        draft_policy="batch",
+        max_draft_length=6,
+        draft_mesh="tensor-2",
+        warmup=False,
     )
     assert by_both.params.max_draft_tokens == 0
 

@@ -60,6 +60,19 @@ def test_a_compile_on_the_hot_path_is_counted_and_logged(caplog: pytest.LogCaptu
     assert "forgotten" in record.getMessage()
 
 
+def test_without_warm_up_a_program_is_compiled_when_needed_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    compiler = Compiler(cache_dir=None, on_demand=True)
+    compiler.register([spec("wanted"), spec("never")])
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert compiler.get("wanted")(ones()).tolist() == [2, 2]
+    assert compiler.counts == {"on_demand": 1}
+    assert compiler.compiled_in_steps == 1
+    assert caplog.records == []
+
+
 def test_only_what_is_missing_is_compiled_and_counted_by_place() -> None:
     compiler = Compiler(cache_dir=None)
     compiler.register([spec("first")])
