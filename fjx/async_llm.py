@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fjx.config import EngineConfig
+from fjx.engine.describe import engine_lines
 from fjx.engine.engine import Engine
 from fjx.engine.progress import Progress
 from fjx.engine.start import start_engine
@@ -300,6 +301,8 @@ class AsyncLLM:
             started.set_exception(error)
             return
         self._engine, self.config = engine, engine.config
+        for line in engine_lines(engine):
+            logger.info("%s", line)
         self._report(engine)
         started.set_result(None)
         try:

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.progress import Progress
@@ -26,6 +24,7 @@ from fjx.outputs import (
     SwitchRecord,
 )
 from fjx.pipeline.plan_target import PlanTarget
+from fjx.progress_bar import progress_bar
 from fjx.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int]
@@ -169,7 +168,9 @@ class LLM:
             upcoming.append((id, prompt, token_ids, params))
         outputs: dict[str, RequestOutput] = {}
         total, tokens = sum(params.n for *_, params in upcoming), 0
-        with tqdm(total=total, desc="Generating", unit="completion", disable=not use_tqdm) as bar:
+        with progress_bar(
+            total=total, desc="Generating", unit="completion", disable=not use_tqdm
+        ) as bar:
             while upcoming or self.engine.has_work:
                 while upcoming and upcoming[0][-1].n <= self.engine.queue_room:
                     id, prompt, token_ids, params = upcoming.popleft()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
 import signal
 import socket
+import sys
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import FrameType
@@ -15,6 +18,7 @@ from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 try:
     from uvloop import run as run_loop
@@ -51,8 +55,10 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("fjx").setLevel(logging.INFO)
     listener = _listen(server_config)
-    # Importing AsyncLLM takes seconds (JAX): a wrong address is told before.
-    code = run_loop(serve_engine(fjx.AsyncLLM(engine_config), server_config, listener))
+    # On a terminal, lines stand above the bars of what is loaded and compiled meanwhile.
+    with logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext():
+        # Importing AsyncLLM takes seconds (JAX): a wrong address is told before.
+        code = run_loop(serve_engine(fjx.AsyncLLM(engine_config), server_config, listener))
     if code:
         # Whatever hangs would hold up an orderly end, too.
         logging.shutdown()
@@ -82,10 +88,12 @@ async def serve_engine(
     limit = 2 * server_config.watchdog_timeout or math.inf
     watching = asyncio.create_task(Watchdog(lambda: llm.stalled_seconds, limit).watch())
     address = _address(listener)
+    begun = time.monotonic()
     logger.info("listening on %s; loading %s", address, state.model_name)
     try:
         await llm.start()
-        logger.info("ready: serving %s on %s", state.model_name, address)
+        logger.info("ready in %.1f s: serving %s", time.monotonic() - begun, state.model_name)
+        logger.info("API: %s/v1, its docs: %s/docs, metrics: %s/metrics", *[address] * 3)
         await _first_of(stopping.wait(), llm.ended())
         if stopping.is_set():
             return await _drain(state)

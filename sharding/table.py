@@ -18,6 +18,8 @@ _HEADINGS = (
     *("stage", "devices", "granules", "layers"),
     *("parameters", "KV pages", "activations", "free", "compute", "input"),
 )
+_STAGES_IN_LINE = 8
+"""Stages whose devices are named in one line."""
 _LEFT = 4
 """Columns that are aligned to the left."""
 
@@ -76,6 +78,24 @@ def difference_table(difference: Difference) -> str:
         f"{format_bytes(difference.kv_bytes)} of KV pages"
     )
     return "\n".join([*aligned(rows, left=3), total]) if difference.moves else "nothing moves"
+
+
+def deployment_line(deployment: Deployment) -> str:
+    """A deployment in one line: ``2 stages (cpu:0 -> cpu:1), 2 microbatches``."""
+    plans = [_plan_line(plan) for plan in deployment.replicas]
+    if len(plans) == 1:
+        return plans[0]
+    return f"{len(plans)} replicas: {'; '.join(plans)}"
+
+
+def _plan_line(plan: Plan) -> str:
+    devices = [short_devices(stage.mesh.devices) for stage in plan.stages]
+    if len(devices) > _STAGES_IN_LINE:
+        devices = [*devices[: _STAGES_IN_LINE - 1], "...", devices[-1]]
+    line = f"{counted(plan.granularity, 'stage')} ({' -> '.join(devices)})"
+    if plan.microbatches > 1:
+        line += f", {plan.microbatches} microbatches"
+    return line
 
 
 def summary(plan: Plan, figures: Sequence[StageFigures], workload: Workload) -> str:

@@ -12,8 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fjx.bench.arrivals import arrival_times
 from fjx.bench.client import Target, first_model, open_client, send
 from fjx.bench.config import LoadConfig
@@ -22,6 +20,7 @@ from fjx.bench.metrics import RequestRecord, parse_goodput, summarize
 from fjx.bench.report import distribution_table, table
 from fjx.bench.traces import read_trace, replay
 from fjx.errors import UserError
+from fjx.progress_bar import progress_bar
 
 DEFAULT_RANDOM_PROMPTS = 100
 DEFAULT_MAX_TOKENS = 128
@@ -152,7 +151,7 @@ async def offer(
     )
     records = [RequestRecord(scheduled=request.arrival or 0.0) for request in requests]
     begin = time.perf_counter()
-    with tqdm(total=len(requests), unit="request", desc="requests") as progress:
+    with progress_bar(total=len(requests), unit="request", desc="requests") as progress:
 
         async def one(request: BenchRequest, record: RequestRecord) -> None:
             await asyncio.sleep(begin + record.scheduled - time.perf_counter())

@@ -8,14 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from fjx.bench.config import LatencyConfig, ThroughputConfig
 from fjx.bench.datasets import random_tokens, read_prompts, sample
 from fjx.bench.llm import open_llm
 from fjx.bench.metrics import distribution
 from fjx.bench.report import distribution_table, table
 from fjx.config import EngineConfig
+from fjx.progress_bar import progress_bar
 from fjx.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def run_latency(config: LatencyConfig, engine: EngineConfig) -> dict[str, Any]:
     with open_llm(engine) as llm:
         vocabulary = range(llm.tokenizer.vocab_size)
         runs = config.num_iters_warmup + config.num_iters
-        for run in tqdm(range(runs), unit="batch", desc="batches"):
+        for run in progress_bar(range(runs), unit="batch", desc="batches"):
             prompts = [
                 list(random_tokens(config.input_len, source, vocabulary))
                 for _ in range(config.batch_size)

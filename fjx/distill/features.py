@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fjx.distill.corpus import Sample, read_shard, shard_path
 from fjx.distill.target import Target
 from fjx.errors import UserError
+from fjx.progress_bar import progress_bar
 
 _DTYPE = np.dtype(ml_dtypes.bfloat16)  # NumPy's files know it only as its bits
 
@@ -43,7 +44,7 @@ def read_examples(folder: Path, target: Callable[[], Target], progress: bool) ->
         shards.append(read_shard(shard_path(folder, len(shards))))
     tokens = sum(len(sample.tokens) for shard in shards for sample in shard)
     examples: list[Example] = []
-    with tqdm(
+    with progress_bar(
         total=tokens, desc="Hidden states", unit="token", unit_scale=True, disable=not progress
     ) as bar:
         for number, samples in enumerate(shards):

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fjx.distill.config import DistillConfig
 from fjx.distill.corpus import Sample, read_shard, shard_path, write_shard
 from fjx.distill.prompts import HELD_OUT, Prompt, Prompts
 from fjx.llm import LLM
+from fjx.progress_bar import progress_bar
 from fjx.sampling_params import SamplingParams
 
 SHARD_PROMPTS = 512
@@ -30,7 +30,7 @@ def generate(config: DistillConfig, folder: Path, progress: bool = True) -> list
     prompts = Prompts(config.data, config.seed)
     samples: list[Sample] = []
     llm = None
-    with tqdm(
+    with progress_bar(
         total=config.tokens, desc="Generating", unit="token", unit_scale=True, disable=not progress
     ) as bar:
         for number in itertools.count():

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int32
-from tqdm import tqdm
 
 from fjx.distill.acceptance import Acceptance, measure
 from fjx.distill.config import DistillConfig
@@ -23,6 +22,7 @@ from fjx.distill.features import Example
 from fjx.distill.unrolled import UnrolledHead
 from fjx.distill.windows import Window, make_batch, pack
 from fjx.errors import UserError
+from fjx.progress_bar import progress_bar
 
 _WARM_UP = 0.03
 """Share of the training in which the learning rate rises."""
@@ -108,7 +108,7 @@ class Trainer:
         clock = _Clock(state.seconds)
         saved = measured = time.monotonic()
         log = _Log(self._folder / "log.jsonl", state.step)
-        with tqdm(
+        with progress_bar(
             total=self.steps, initial=state.step, desc="Training", unit="step", disable=not progress
         ) as bar:
             while (done := self._progress(state.step, clock.seconds)) < 1:

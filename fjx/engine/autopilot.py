@@ -116,13 +116,13 @@ class Autopilot:
         self._write(decision_to_json(decision, observation))
         if decision.target is not None:
             logger.info(
-                "policy: %s -> %s because of %s; gain %.2f s, cost %.2f s; scores %s",
+                "policy: from %s to %s because of %s; gain %.2f s, cost %.2f s; scores: %s",
                 observation.serving,
                 decision.target,
                 decision.reason,
                 decision.gain_seconds or 0.0,
                 decision.cost_seconds or 0.0,
-                {name: round(score, 3) for name, score in decision.scores.items()},
+                ", ".join(f"{name} {score:.3g}" for name, score in decision.scores.items()),
             )
         return decision
 

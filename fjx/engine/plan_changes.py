@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from fjx.engine.change_log import ChangeLog
 from fjx.errors import RegranularizationBusyError
 from fjx.outputs import PlanStats, PlanStatus, SwitchRecord
 from fjx.pipeline.compiler import Compiler
@@ -15,8 +15,6 @@ from fjx.pipeline.executor import Pipeline
 from fjx.pipeline.home import Change, Home, Order, ThisProcess
 from fjx.pipeline.plan_target import Planner, PlanTarget
 from fjx.sharding.plan import Deployment
-
-logger = logging.getLogger(__name__)
 
 _MEND_SECONDS = 0.02
 """How long one step waits for what replaces a lost stage."""
@@ -45,6 +43,7 @@ class PlanChanges:
         self._moved: Counter[str] = Counter()
         self._pauses: list[float] = []
         self._expected: np.ndarray | None = None
+        self._log = ChangeLog()
 
     @property
     def active(self) -> bool:
@@ -86,7 +85,7 @@ class PlanChanges:
         self._compiler.hold_background(True)
         change.course.start()
         self._running = change
-        logger.info("regranularization %d begins (%s)", self._number, reason)
+        self._log.begun(change.record())
         return change.record()
 
     def abort(self, reason: str) -> bool:
@@ -137,6 +136,8 @@ class PlanChanges:
         if self._running is None:
             return False
         ready = self._running.advance()
+        if self._log.is_due and not self._running.course.ended:
+            self._log.goes_on(self._running.record())
         self._close_ended()
         return ready
 
@@ -196,9 +197,4 @@ class PlanChanges:
         )
         if record.pause_seconds is not None:
             self._pauses.append(record.pause_seconds)
-            logger.info(
-                "regranularization %d done: %d bytes moved, pause %.1f ms",
-                record.number,
-                record.moved_bytes,
-                1e3 * record.pause_seconds,
-            )
+        self._log.ended(record)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from tqdm import tqdm
 
 from fjx.pipeline.background import background_work, give_back_memory, keep_heap
 from fjx.pipeline.flat_call import flat_call
+from fjx.progress_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +293,9 @@ class Compiler:
             for key, spec in self._specs.items()
             if key not in self._programs and not spec.background
         ]
-        bar = tqdm(total=len(missing), desc="Compiling", unit="program", disable=not progress)
+        bar = progress_bar(
+            total=len(missing), desc="Compiling", unit="program", disable=not progress
+        )
         old_stack = threading.stack_size(_STACK_BYTES)
         try:
             with ThreadPoolExecutor(self._threads, thread_name_prefix="fjx-compile") as pool, bar:

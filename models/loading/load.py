@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from fjx.errors import ModelError
 from fjx.models.config import ModelConfig
@@ -18,6 +17,7 @@ from fjx.models.loading.orbax import OrbaxCheckpoint, load_orbax_config
 from fjx.models.loading.recipes import RecipeCheckpoint
 from fjx.models.loading.source import ModelSource
 from fjx.models.tensors import canonical_shapes
+from fjx.progress_bar import progress_bar
 
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -118,7 +118,7 @@ def with_progress(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a checkpoint's tensors, or those that are wanted; show the bytes of the files done, on
     stderr."""
-    with tqdm(
+    with progress_bar(
         desc=title,
         total=sum(n for name, n in checkpoint.nbytes.items() if wanted is None or wanted(name)),
         unit="B",

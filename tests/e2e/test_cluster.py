@@ -44,7 +44,7 @@ def url() -> Iterator[str]:
                 lines.append(line)
                 if found := re.search(r"listening on (http://\S+);", line):
                     address = found[1]
-                if "ready: serving" in line:
+                if "ready in " in line:
                     break
             else:
                 raise AssertionError("the server ended:\n" + "".join(lines))
