@@ -42,7 +42,7 @@ def create_app(llm: AsyncEngine, server_config: ServerConfig) -> FastAPI:
     Returns:
         The application; ``app.state.server`` is its ``ServerState``.
     """
-    model_name = server_config.served_model_name or llm.config.model
+    model_name, *_ = server_config.served_model_name or (llm.config.model,)
     state = ServerState(
         llm,
         server_config,

@@ -28,8 +28,9 @@ class ServerConfig:
     admin_key: str | None = None
     """Changes of the plan must carry it, as they would the API key, which it replaces everywhere;
     by default they need what other requests need."""
-    served_model_name: str | None = None
-    """Name under which clients ask for the model; by default the model as it was given."""
+    served_model_name: tuple[str, ...] = ()
+    """Names under which clients may ask for the model, the first of which answers carry; by default
+    the model as it was given."""
     shutdown_timeout: float = 30.0
     """Seconds for running requests to finish after SIGTERM or Ctrl-C; a second one kills."""
     watchdog_timeout: float = 120.0
@@ -67,6 +68,13 @@ class ServerConfig:
             if not ok:
                 raise UserError(message)
 
+        names: object = self.served_model_name
+        if isinstance(names, str):  # in Python, a single one may be given as it is
+            object.__setattr__(self, "served_model_name", (names,))
+        check(
+            all(self.served_model_name),
+            "served_model_name must not be empty; leave it out to use the model's own name",
+        )
         check(0 <= self.port <= 65535, f"port must be in [0, 65535], got {self.port}")
         for key in ("api_key", "admin_key"):
             check(

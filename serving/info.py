@@ -16,10 +16,10 @@ def model_routes(state: ServerState) -> APIRouter:
     """GET /v1/models and /v1/models/{id}."""
     router = APIRouter()
 
-    def card() -> ModelCard:
+    def card(name: str) -> ModelCard:
         state.check_serving()
         return ModelCard(
-            id=state.model_name,
+            id=name,
             created=state.created,
             root=state.llm.config.model,
             max_model_len=state.llm.max_model_len,
@@ -27,13 +27,13 @@ def model_routes(state: ServerState) -> APIRouter:
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
-        """List the one model that is served."""
-        return ModelList(data=[card()])
+        """List the one model that is served, under each of its names."""
+        return ModelList(data=[card(name) for name in state.model_names])
 
     @router.get("/v1/models/{model:path}")
     async def get_model(model: str) -> ModelCard:
         """Describe the model."""
-        found = card()
+        found = card(model)
         state.check_model(model)
         return found
 

@@ -88,11 +88,11 @@ async def serve_engine(
     limit = 2 * server_config.watchdog_timeout or math.inf
     watching = asyncio.create_task(Watchdog(lambda: llm.stalled_seconds, limit).watch())
     address = _address(listener)
-    begun = time.monotonic()
-    logger.info("listening on %s; loading %s", address, state.model_name)
+    begun, names = time.monotonic(), ", ".join(state.model_names)
+    logger.info("listening on %s; loading %s", address, llm.config.model)
     try:
         await llm.start()
-        logger.info("ready in %.1f s: serving %s", time.monotonic() - begun, state.model_name)
+        logger.info("ready in %.1f s: serving %s", time.monotonic() - begun, names)
         logger.info("API: %s/v1, its docs: %s/docs, metrics: %s/metrics", *[address] * 3)
         await _first_of(stopping.wait(), llm.ended())
         if stopping.is_set():

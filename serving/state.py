@@ -167,8 +167,13 @@ class ServerState:
 
     @property
     def model_name(self) -> str:
-        """The name under which clients ask for the model."""
-        return self.config.served_model_name or self.llm.config.model
+        """The name of the model that answers carry."""
+        return self.model_names[0]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names under which clients may ask for the model."""
+        return self.config.served_model_name or (self.llm.config.model,)
 
     def check_healthy(self) -> None:
         """Raise a 503 if the engine has died, or hangs."""
@@ -190,10 +195,11 @@ class ServerState:
 
     def check_model(self, model: str | None) -> None:
         """Raise a 404 if a request names another model; naming none is fine."""
-        if model is not None and model != self.model_name:
+        if model is not None and model not in self.model_names:
             raise ApiError(
                 HTTPStatus.NOT_FOUND,
-                f"the model {model!r} does not exist; this server serves {self.model_name!r}",
+                f"the model {model!r} does not exist; this server serves "
+                f"{', '.join(map(repr, self.model_names))}",
                 param="model",
                 code="model_not_found",
             )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fjx.cli.fields import FieldSpec
+from fjx.cli.foreign import meaning, nearest
 from fjx.errors import UserError
 
 
@@ -50,10 +50,7 @@ def _read_table(
     converted = {}
     for key, value in values.items():
         if key not in specs:
-            raise UserError(
-                f"{path}: unknown key {key!r} in [{table}]; "
-                f"the nearest known one is {nearest(key, specs)!r}"
-            )
+            raise UserError(f"{path}: unknown key {key!r} in [{table}]{_hint(key, specs)}")
         try:
             converted[key] = specs[key].from_toml(value)
         except ValueError as error:
@@ -65,6 +62,9 @@ def _tables(tables: Iterable[str]) -> str:
     return ", ".join(f"[{table}]" for table in tables)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that is most like ``word``."""
-    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]
+def _hint(key: str, known: Iterable[str]) -> str:
+    meant = meaning(f"--{key}")
+    if meant is not None:
+        return f": {meant} (as a key, without -- and with _ for -)"
+    near = nearest(key, known)
+    return "" if near is None else f"; the nearest known one is {near!r}"

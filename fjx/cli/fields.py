@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 import types
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_FACTORS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+_DECIMAL = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 
 KIND_WORDS = {
     bool: "true or false",
@@ -65,9 +70,13 @@ class FieldSpec:
         if self.accepts_none and value == "none":
             return None
         if self.shape == "list":
-            if not isinstance(value, list):
-                raise ValueError(f"expected a list, got {value!r}")
-            return tuple(self._choice(_convert(item, self.kind)) for item in value)
+            items = value if isinstance(value, list) else [value]
+            try:
+                return tuple(self._choice(_convert(item, self.kind)) for item in items)
+            except ValueError:
+                if items is value:
+                    raise
+                raise ValueError(f"expected a list, got {value!r}") from None
         if self.shape == "mapping":
             if not isinstance(value, dict):
                 raise ValueError(f"expected a table, got {value!r}")
@@ -142,9 +151,24 @@ def _spec(field: Field[Any], hint: Any, doc: str) -> FieldSpec:
 
 def _parse(text: str, kind: type) -> Any:
     try:
-        return kind(text)
+        return _whole_number(text) if kind is int else kind(text)
     except ValueError:
         raise ValueError(f"expected {KIND_WORDS[kind]}, got {text!r}") from None
+
+
+def _whole_number(text: str) -> int:
+    """A whole number; as in vLLM, ``8k`` is 8,000 and ``8K`` is 8,192.
+
+    Raises:
+        ValueError: it is none.
+    """
+    factor = _FACTORS.get(text[-1:])
+    if factor is None:
+        return int(text)
+    number = Decimal(text[:-1]) * factor if _DECIMAL.fullmatch(text[:-1]) else Decimal("0.5")
+    if number != int(number):
+        raise ValueError(text)
+    return int(number)
 
 
 def _convert(value: object, kind: type) -> Any:

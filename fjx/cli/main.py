@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 
 from fjx.cli import bench, convert, distill, generate, place, plan, profile, serve
-from fjx.cli.config_file import nearest
+from fjx.cli.foreign import command_hint, meaning
 from fjx.cli.options import CommandParser
 from fjx.errors import UserError
 
@@ -97,12 +98,12 @@ BENCHMARKS = (
 def build_parser() -> CommandParser:
     """The parser of the whole command line; ``run`` and ``parser`` of its result are the choice."""
     parser = CommandParser(prog="fjx", description="Serve large language models with JAX.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_commands("commands", "COMMAND")
     for command in COMMANDS:
         _add_command(commands, command)
     summary = "Measure throughput and latency."
     benchmarks = commands.add_parser("bench", help=summary, description=summary)
-    kinds = benchmarks.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    kinds = benchmarks.add_commands("benchmarks", "BENCHMARK")
     for command in BENCHMARKS:
         _add_command(kinds, command)
     benchmarks.add_general_options()
@@ -121,20 +122,58 @@ def _add_command(commands: argparse._SubParsersAction[CommandParser], command: C
     parser.usage = "%(prog)s [options]"
     command.add_options(parser)
     parser.add_general_options(command.config_file)
-    parser.set_defaults(run=command.run, parser=parser)
+    parser.set_defaults(run=command.run)
 
 
 def _run(argv: Sequence[str]) -> int:
-    arguments, unknown = build_parser().parse_known_args(argv)
+    whole = build_parser()
+    parser, words = _command_of(whole, argv)
+    if parser.commands and not words:
+        parser.print_help()
+        return 0
+    if not parser.commands:
+        _refuse_foreign(words, parser)
+    arguments, unknown = whole.parse_known_args(argv)
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        hint = ""
-        if flag.startswith("--"):
-            hint = f"; the nearest known one is {nearest(flag, arguments.parser.flags)}"
-        raise UserError(f"unknown argument {flag}{hint}")
+        parser.take_rest(arguments, unknown)
     arguments.command_line = list(argv)
     code: int = arguments.run(arguments)
     return code
+
+
+def _command_of(parser: CommandParser, argv: Sequence[str]) -> tuple[CommandParser, Sequence[str]]:
+    """The parser of the command that the first words name, and the other words.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    for index, word in enumerate(argv):
+        if word in parser.commands:
+            parser = parser.commands[word]
+        elif parser.commands and not word.startswith("-"):
+            hint = command_hint(word, list(parser.commands))
+            known = ", ".join(parser.commands)
+            raise UserError(f"unknown command {word!r}: {hint or f'expected one of {known}'}")
+        else:
+            return parser, argv[index:]
+    return parser, ()
+
+
+def _refuse_foreign(words: Sequence[str], parser: CommandParser) -> None:
+    """Say what to use instead of another server's option, before anything else is complained of.
+
+    Raises:
+        UserError: there is such an option.
+    """
+    for word, following in pairwise((*words, None)):
+        if word is None or word == "--":
+            return
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("-") or flag in parser.option_strings:
+            continue
+        hint = meaning(flag, value if equals else following)
+        if hint is not None:
+            raise UserError(f"unknown argument {flag}: {hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from fjx.cli.config_file import read_config_file
 from fjx.cli.fields import FieldSpec, field_specs
+from fjx.cli.foreign import nearest
 from fjx.errors import UserError
 
 Config = TypeVar("Config")
@@ -51,7 +52,41 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**(defaults | arguments))
         self.flags: list[str] = []
         """All long options, for suggestions."""
+        self.commands: Mapping[str, CommandParser] = {}
+        """Its subcommands."""
+        self.positional: str | None = None
+        """The field of a config that a word without an option sets: ``section.field``."""
         self._headings: dict[str, argparse._ArgumentGroup] = {}
+
+    @property
+    def option_strings(self) -> Collection[str]:
+        """All ways to write an option."""
+        return self._option_string_actions
+
+    def add_commands(self, title: str, metavar: str) -> argparse._SubParsersAction[CommandParser]:
+        """Begin to add subcommands."""
+        commands = self.add_subparsers(title=title, metavar=metavar, required=True)
+        self.commands = commands.choices
+        return commands
+
+    def take_rest(self, arguments: argparse.Namespace, words: Sequence[str]) -> None:
+        """Take what no option has taken: a value of `positional`, or a mistake.
+
+        argparse's own optional positional does not stand behind options before Python 3.12.
+
+        Raises:
+            UserError: it is a mistake.
+        """
+        options = [word for word in words if word.startswith("-")]
+        if self.positional is None or len(words) != 1 or options:
+            flag = (options or words)[0].partition("=")[0]
+            near = nearest(flag.replace("_", "-"), self.flags) if options else None
+            raise UserError(f"unknown argument {flag}{f'; did you mean {near}?' if near else ''}")
+        if self.positional in arguments:
+            option = "--" + self.positional.partition(".")[2]
+            given = getattr(arguments, self.positional)
+            raise UserError(f"{words[0]!r} and {option} {given!r} name the same thing; give one")
+        setattr(arguments, self.positional, words[0])
 
     def error(self, message: str) -> NoReturn:
         """Report a bad argument.

@@ -8,13 +8,16 @@ from fjx.cli.options import CommandParser, read_config, resolve
 from fjx.cli.sections import ENGINE, FILE_SECTIONS, SERVER
 
 EXAMPLES = """examples:
-  fjx serve --model smollm2-135m --port 8000
+  fjx serve smollm2-135m --port 8000
+  fjx serve Qwen/Qwen3-8B --mesh tensor-2 --served-model-name qwen3 default
   fjx serve --config fjx.toml --max-num-seqs 16
 """
 
 
 def add_options(parser: CommandParser) -> None:
     """Add the options of this command."""
+    parser.usage = "%(prog)s [MODEL] [options]"
+    parser.positional = "engine.model"
     parser.epilog = EXAMPLES
     parser.add_section(SERVER)
     parser.add_section(ENGINE)

@@ -59,7 +59,7 @@ def test_options_and_the_table(
         (["--window", "100"], "window (100) must hold an output of max_tokens (224)"),
         (["--hidden-weight", "-1"], "hidden_weight must be at least 0"),
         (["--vocabulary", "many"], "expected a whole number, got 'many'"),
-        (["--tokns", "1"], "unknown argument --tokns; the nearest known one is --tokens"),
+        (["--tokns", "1"], "unknown argument --tokns; did you mean --tokens?"),
     ],
 )
 def test_bad_options_are_one_line(

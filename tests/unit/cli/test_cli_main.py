@@ -20,8 +20,19 @@ def fjx(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "the following arguments are required: COMMAND"),
-        (["genrate"], "invalid choice: 'genrate'"),
+        (["genrate"], "unknown command 'genrate': did you mean fjx generate"),
+        (["launch_server"], "unknown command 'launch_server': use fjx serve"),
+        (["xyz"], "unknown command 'xyz': expected one of generate, serve, "),
+        (["bench", "serv"], "unknown command 'serv': did you mean fjx serve"),
+        (["serve", "a", "b"], "unknown argument a"),
+        (["serve", "a", "--model", "b"], "'a' and --model 'b' name the same thing; give one"),
+        (["serve", "--qqq"], "unknown argument --qqq$"),
+        (
+            ["serve", "--max-model-len", "8kb"],
+            "--max-model-len: expected a whole number, got '8kb'",
+        ),
+        (["serve", "--max-model-len", "1.0005k"], "expected a whole number, got '1.0005k'"),
+        (["serve", "--served-model-name", ""], "served_model_name must not be empty"),
         (["generate"], "one of the arguments --prompt --prompts is required"),
         (["generate", "--prompt", "a", "--modle", "x"], "unknown argument --modle; .* --model"),
         (["generate", "--prompt", "a", "b"], "unknown argument b"),
@@ -39,7 +50,6 @@ def fjx(*words: str) -> subprocess.CompletedProcess[str]:
             ["generate", "--prompt", "a", "--max-draft-tokens", "-1"],
             "max_draft_tokens must be at least 0, got -1",
         ),
-        (["bench"], "the following arguments are required: BENCHMARK"),
         (["bench", "latency", "--num-iters", "0"], "num_iters must be at least 1"),
         (["bench", "serve", "--goodput", "itl:5"], "goodput: expected METRIC:MILLISECONDS"),
         (["bench", "serve", "--output", "/nowhere/r.json"], "output: cannot write"),
@@ -146,6 +156,17 @@ def test_options_of_speculation_stand_together(
     assert ("--max-draft-tokens" in group) == (command == "generate")
 
 
+@pytest.mark.parametrize("words", [[], ["bench"]])
+def test_a_command_alone_shows_what_there_is(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(" ".join(["usage: fjx", *words]))
+    assert "serve" in out
+    assert err == ""
+
+
 def test_help_does_not_wait_for_heavy_imports() -> None:
     script = (
         "import sys\nfrom fjx.cli.main import main\n"
@@ -166,6 +187,43 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     name, version = capsys.readouterr().out.split()
     assert name == "fjx"
     assert version[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["org/model", "--port", "99"], ["--port", "99", "org/model"], ["--port=99", "-m=x", "y"]],
+)
+def test_serve_takes_its_model_like_vllm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    from fjx.serving import run
+
+    served: list[Any] = []
+    monkeypatch.setattr(run, "serve", lambda *configs: served.append(configs))
+    if "-m=x" in words:
+        assert main(["serve", *words]) == 2
+        assert "unknown argument -m: use --model x: a folder" in capsys.readouterr().err
+        return
+    names = ["--served-model-name", "a", "b"]
+    assert main(["serve", *words, *names, "--max-model-len", "4K", "--max-num-seqs", "8"]) == 0
+    ((engine, server),) = served
+    assert (engine.model, engine.max_model_len, engine.max_num_seqs) == ("org/model", 4096, 8)
+    assert (server.port, server.served_model_name) == (99, ("a", "b"))
+
+
+def test_one_name_of_the_model_needs_no_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fjx.serving import run
+
+    served: list[Any] = []
+    monkeypatch.setattr(run, "serve", lambda *configs: served.append(configs))
+    file = tmp_path / "fjx.toml"
+    file.write_text('[server]\nserved_model_name = "one"\n')
+    assert main(["serve", "--config", str(file)]) == 0
+    ((_, server),) = served
+    assert server.served_model_name == ("one",)
+    assert ServerConfig(served_model_name="one").served_model_name == ("one",)  # type: ignore[arg-type]
 
 
 def test_serve_hands_both_configs_to_the_server(

@@ -17,12 +17,27 @@ def test_models(call):
 
 
 def test_served_name_replaces_the_models_own(call):
-    config = ServerConfig(served_model_name="org/chat")
+    config = ServerConfig(served_model_name=("org/chat",))
     card = call("GET", "/v1/models/org/chat", config).json()
     assert (card["id"], card["root"]) == ("org/chat", "tiny")
     answer = call("POST", "/v1/completions", config, json={"model": "org/chat", "prompt": "Hi"})
     assert answer.json()["model"] == "org/chat"
     assert call("GET", "/v1/models/tiny", config).status_code == 404
+
+
+def test_a_model_may_have_several_names_of_which_answers_carry_the_first(call):
+    config = ServerConfig(served_model_name=("org/chat", "default"))
+    assert [card["id"] for card in call("GET", "/v1/models", config).json()["data"]] == [
+        "org/chat",
+        "default",
+    ]
+    assert call("GET", "/v1/models/default", config).json()["id"] == "default"
+    for name in ("org/chat", "default"):
+        answer = call("POST", "/v1/completions", config, json={"model": name, "prompt": "Hi"})
+        assert answer.json()["model"] == "org/chat"
+    refused = call("POST", "/v1/completions", config, json={"model": "tiny", "prompt": "Hi"})
+    assert refused.status_code == 404
+    assert "serves 'org/chat', 'default'" in refused.json()["error"]["message"]
 
 
 def test_health_and_readiness(call, llm):
