@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fjx.errors import UserError
+from fjx.output_files import check_output_file, check_output_folder
 
 LONGEST_DRAFT = 64
 UNKNOWN_KV_GIB = 2.0
@@ -195,6 +196,14 @@ class EngineConfig:
             self.idle_timeout is None or self.cluster is not None,
             "idle_timeout is for a cluster; name one with cluster",
         )
+        check(
+            self.decision_log is None or bool(self.plan_ladder),
+            "decision_log is for decisions between plans; name them with plan_ladder",
+        )
+        for name in ("decision_log", "trace_dir"):
+            if getattr(self, name) is not None:
+                of_kind = check_output_folder if name == "trace_dir" else check_output_file
+                of_kind(name, getattr(self, name))
         check(
             self.kv_cache_memory is None or self.kv_cache_memory > 0,
             f"kv_cache_memory must be positive, got {self.kv_cache_memory}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import pathlib
 from typing import Any
 
@@ -73,7 +74,7 @@ def read_text(path: pathlib.Path, noun: str) -> str:
     Raises:
         MeshError: it cannot be read.
     """
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise MeshError(f"cannot read {noun} {path}: it is not a file")
     try:
         return path.read_text(encoding="utf-8-sig")

@@ -1,7 +1,7 @@
 """A plan as a picture: its stages, when they work, and what going there from another plan moves.
 
 SVG is written here, as text. PNG is rendered from it by resvg, an optional dependency
-(``pip install 'fjx[png]'``): one wheel without system libraries, where CairoSVG needs cairo, and
+(``pip install resvg-py``): one wheel without system libraries, where CairoSVG needs cairo, and
 Matplotlib would need the picture drawn a second time.
 """
 
@@ -76,7 +76,8 @@ def svg_to_png(svg: str, zoom: float = 2.0) -> bytes:
         import resvg_py
     except ImportError:
         raise MeshError(
-            "PNG needs the package resvg-py; pip install 'fjx[png]', or write SVG"
+            "PNG needs the package resvg-py, which is not installed: pip install resvg-py, or "
+            "write SVG"
         ) from None
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=zoom))
 

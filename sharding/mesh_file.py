@@ -7,6 +7,7 @@ together.
 from __future__ import annotations
 
 import difflib
+import os
 import pathlib
 from dataclasses import dataclass, field
 from importlib import resources
@@ -89,7 +90,7 @@ def load_mesh(name_or_path: str) -> MeshFile:
         packaged = resources.files("fjx.sharding") / "configs" / f"{name_or_path}.toml"
         return parse_mesh(packaged.read_text(encoding="utf-8"), f"mesh {name_or_path}")
     path = pathlib.Path(name_or_path)
-    if not path.suffix and len(path.parts) == 1 and not path.exists():
+    if not path.suffix and len(path.parts) == 1 and not os.path.exists(path):
         near = difflib.get_close_matches(name_or_path, READY_MADE, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise MeshError(

@@ -69,6 +69,8 @@ def read_profile(path: pathlib.Path) -> GranuleGraph:
         raise MeshError(f"cannot read {label}: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MeshError(f"{label} is not JSON: {error}") from None
+    except ValueError as error:  # a name that no file can have
+        raise MeshError(f"cannot read profile {str(path)!r}: {error}") from None
     return graph_from_json(values, label)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fjx.errors import UserError
+from fjx.output_files import check_output_file
 
 
 def _check(ok: bool, message: str) -> None:
@@ -20,7 +21,7 @@ class ReportConfig:
     """Where results go.
 
     Raises:
-        UserError: the folder of ``output`` does not exist.
+        UserError: ``output`` cannot be written.
     """
 
     output: Path | None = None
@@ -30,10 +31,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         if self.output is not None:
-            _check(
-                self.output.absolute().parent.is_dir() and not self.output.is_dir(),
-                f"output: cannot write {self.output}: it is a folder, or its folder is missing",
-            )
+            check_output_file("output", self.output)
 
 
 @dataclass(frozen=True, kw_only=True)

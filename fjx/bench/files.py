@@ -32,6 +32,8 @@ def read_lines(path: Path) -> Iterator[str]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}") from error
+    except ValueError as error:  # a name that no file can have
+        raise UserError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def _open(path: Path) -> io.TextIOWrapper:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fjx.bench.config import LatencyConfig, ThroughputConfig
-from fjx.bench.datasets import random_tokens, read_prompts, sample
+from fjx.bench.datasets import Messages, random_tokens, read_prompts, sample
 from fjx.bench.llm import open_llm
 from fjx.bench.metrics import distribution
 from fjx.bench.report import distribution_table, table
@@ -33,8 +33,9 @@ def run_throughput(config: ThroughputConfig, engine: EngineConfig) -> dict[str, 
     Raises:
         UserError: the prompts file or the model cannot be used.
     """
+    texts = _read_prompts(config)
     with open_llm(engine) as llm:
-        prompts = _throughput_prompts(config, llm.tokenizer)
+        prompts = _encoded(config, texts, llm.tokenizer)
         params = [_params(config, seed) for seed in range(config.seed, config.seed + len(prompts))]
         begin = time.perf_counter()
         outputs = llm.generate(prompts, params)
@@ -58,20 +59,29 @@ def run_throughput(config: ThroughputConfig, engine: EngineConfig) -> dict[str, 
     }
 
 
-def _throughput_prompts(config: ThroughputConfig, tokenizer: Tokenizer) -> list[list[int]]:
+def _read_prompts(config: ThroughputConfig) -> list[str | Messages] | None:
+    """Those of a file; None: they are random."""
     if config.dataset == "random":
+        return None
+    prompts = read_prompts(Path(config.dataset))
+    return sample(prompts, config.num_prompts, config.seed, config.dataset)
+
+
+def _encoded(
+    config: ThroughputConfig, prompts: list[str | Messages] | None, tokenizer: Tokenizer
+) -> list[list[int]]:
+    if prompts is None:
         source = random.Random(config.seed)
         vocabulary = range(tokenizer.vocab_size)
         return [
             list(random_tokens(config.input_len, source, vocabulary))
             for _ in range(config.num_prompts or DEFAULT_RANDOM_PROMPTS)
         ]
-    prompts = read_prompts(Path(config.dataset))
     return [
         tokenizer.encode(prompt)
         if isinstance(prompt, str)
         else tokenizer.encode(tokenizer.apply_chat_template(prompt), add_special_tokens=False)
-        for prompt in sample(prompts, config.num_prompts, config.seed, config.dataset)
+        for prompt in prompts
     ]
 
 

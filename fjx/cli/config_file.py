@@ -34,6 +34,8 @@ def read_config_file(
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
+    except ValueError as error:  # a name that no file can have
+        raise UserError(f"cannot read {str(path)!r}: {error}") from error
     return {table: _read_table(path, table, values, tables) for table, values in content.items()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fjx.cli.options import CommandParser
 from fjx.cli.shared_options import add_hub_options
+from fjx.output_files import check_output_folder
 
 EXAMPLES = """examples:
   fjx convert smollm2-135m checkpoints/smollm2
@@ -48,11 +49,14 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from fjx.models.loading.convert import convert
+    from fjx.models.loading.orbax import check_new
     from fjx.models.loading.source import resolve
 
+    destination: Path = arguments.destination
+    check_output_folder("DST", destination)
+    check_new(destination)
     types = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
     source = resolve(arguments.source, arguments.revision, arguments.cache_dir)
-    destination: Path = arguments.destination
     convert(source, destination, types.get(arguments.dtype))
     print(f"wrote {destination}; use it with --model {destination}", file=sys.stderr)
     return 0

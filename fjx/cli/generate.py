@@ -98,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     picture: Path | None = arguments.draw_rounds
     if picture is not None:
         check_picture("draw-rounds", picture)
+        if not config.drafts or params.max_draft_tokens == 0:
+            raise UserError("draw-rounds: nothing is drafted with these options")
     streams = not arguments.json and picture is None and sys.stdout.isatty()
     if streams and len(prompts) == params.n == 1:
         return asyncio.run(_stream(prompts[0], params, config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from fjx.cli.options import CommandParser
 from fjx.errors import UserError
 
 EXIT_USER_ERROR = 2
+_LONG_WORD = re.compile(r"(\S{100})\S{200,}(\S{40})")
+"""A name that fills the screen says no more than its ends."""
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
@@ -189,7 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here a closed pipe can still be caught; at exit it cannot
     except UserError as error:
-        print("fjx: error:", " ".join(str(error).split()), file=sys.stderr)
+        line = " ".join(str(error).split())
+        line = _LONG_WORD.sub(r"\1...\2", line)
+        print("fjx: error:", line, file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
 from fjx.errors import UserError
+from fjx.output_files import check_output_file
 
 SUFFIXES = (".svg", ".png")
 
 
 def check_picture(option: str, path: Path) -> None:
-    """Check a picture's name before any work is done for it.
+    """Check, before any work is done for a picture, that it can be drawn and written.
 
     Raises:
-        UserError: it is for no format that can be written.
+        UserError: its name is for no format that can be written, its format needs a package that is
+            not installed, or the file cannot be written.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{option} must end in {' or '.join(SUFFIXES)}, got {path}")
+    if path.suffix == ".png" and importlib.util.find_spec("resvg_py") is None:
+        raise UserError(
+            f"{option}: {path} needs the package resvg-py, which is not installed: pip install "
+            "resvg-py, or name an .svg file"
+        )
+    check_output_file(option, path)
 
 
 def write_picture(option: str, path: Path, svg: str) -> None:

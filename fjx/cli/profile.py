@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from fjx.cli.options import CommandParser, Section, resolve
 from fjx.config import EngineConfig
 from fjx.errors import UserError
+from fjx.output_files import check_output_file
 
 if TYPE_CHECKING:
     from fjx.sharding.graph import GranuleGraph
@@ -67,11 +68,8 @@ class ProfileConfig:
             raise UserError(f"tensor degrees must be at least 1, got {min(self.tensor)}")
         if self.granule_layers is not None and self.granule_layers < 1:
             raise UserError(f"granule_layers must be at least 1, got {self.granule_layers}")
-        output = self.output
-        if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-            raise UserError(
-                f"output: cannot write {output}: it is a folder, or its folder is missing"
-            )
+        if self.output is not None:
+            check_output_file("output", self.output)
 
 
 PROFILE = Section(
@@ -123,7 +121,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
     from fjx.engine.loading import make_programs
     from fjx.models.costs import model_graph
     from fjx.models.loading.load import load_model_config
-    from fjx.models.loading.source import cache_root, resolve_config
+    from fjx.models.loading.source import program_cache, resolve_config
     from fjx.pipeline.compiler import Compiler
     from fjx.pipeline.plan_target import make_cpu_devices
     from fjx.pipeline.profile import machine_of, measure
@@ -136,6 +134,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
     )
+    programs_folder = program_cache(config.cache_dir)
     make_cpu_devices(engine.mesh)  # as the engine does
     source = resolve_config(config.model, config.revision, config.cache_dir)
     model_config = load_model_config(source)
@@ -146,7 +145,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
     )
     measured = measure(
         programs,
-        Compiler(cache_root(config.cache_dir) / "programs"),
+        Compiler(programs_folder),
         graph,
         degrees=sorted({1, *config.tensor}),
         context=config.context,

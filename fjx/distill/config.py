@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fjx.config import EngineConfig
 from fjx.errors import UserError
+from fjx.output_files import check_output_file, check_output_folder
 
 _FREE = ("output", "work_dir", "cache_dir", "resume", "minutes", "epochs", "max_num_seqs")
 """What may change when a run is resumed."""
@@ -91,13 +92,10 @@ class DistillConfig:
                 f"window ({self.window}) must hold an output of max_tokens ({self.max_tokens}) and "
                 f"{self.draft_positions + 2} more"
             )
-        output = self.output
-        if output.suffix != ".safetensors":
-            raise UserError(f"output: expected a .safetensors file, got {output}")
-        if output.is_dir() or not output.absolute().parent.is_dir():
-            raise UserError(
-                f"output: cannot write {output}: it is a folder, or its folder is missing"
-            )
+        if self.output.suffix != ".safetensors":
+            raise UserError(f"output: expected a .safetensors file, got {self.output}")
+        check_output_file("output", self.output)
+        check_output_folder("work_dir", self.work_folder)
 
     @property
     def work_folder(self) -> Path:

@@ -21,7 +21,13 @@ from fjx.models.costs import model_graph
 from fjx.models.cuts import check_cuts
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_model_config, load_params
-from fjx.models.loading.source import ModelSource, cache_root, resolve, resolve_tokenizer
+from fjx.models.loading.source import (
+    ModelSource,
+    cache_root,
+    program_cache,
+    resolve,
+    resolve_tokenizer,
+)
 from fjx.models.logit_lens import LogitLens
 from fjx.models.tensors import random_tensors
 from fjx.models.tokenizer import Tokenizer, load_tokenizer
@@ -80,9 +86,8 @@ def load_executors(
         UserError: the weights cannot be had.
     """
     devices, model_config = live_devices(), programs.model.config
-    cache = cache_root(config.cache_dir)
-    tuning.use(cache)
-    compiler = Compiler(cache / "programs", on_demand=not config.warmup)
+    tuning.use(cache_root(config.cache_dir))
+    compiler = Compiler(program_cache(config.cache_dir), on_demand=not config.warmup)
     compiler.register(step_programs(programs, deployment, devices))
     compiler.register(more_programs)
     loaders = [Loader(programs, plan, devices) for plan in deployment.replicas]

@@ -10,7 +10,13 @@ from fjx.engine.autopilot import start_autopilot
 from fjx.engine.engine import Engine
 from fjx.engine.loading import find_model, load_executors, make_planner, make_programs
 from fjx.engine.start_cluster import start_on_cluster
-from fjx.engine.start_speculator import find_head, find_lens, start_speculator
+from fjx.engine.start_speculator import (
+    check_draft_model,
+    find_head,
+    find_lens,
+    start_speculator,
+)
+from fjx.models.loading.source import program_cache
 from fjx.pipeline.background import give_back_memory, keep_heap
 from fjx.pipeline.pieces import move_programs, step_programs
 from fjx.pipeline.placement import live_devices
@@ -26,6 +32,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     """
     if config.cluster is not None:
         return start_on_cluster(config, config.cluster, progress)
+    program_cache(config.cache_dir)
     make_cpu_devices(config.mesh, *config.plan_ladder)
     source, model_config, tokenizer = find_model(config)
     head = find_head(config, model_config)
@@ -35,6 +42,9 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     )
     planner = make_planner(config, programs)
     deployment, devices = planner.plan(config.mesh), live_devices()
+    for mesh in config.plan_ladder:
+        planner.plan(mesh)  # or a mesh that does not suit would be refused after all of the loading
+    check_draft_model(config, tokenizer)
     needed = () if head is None else head.programs(programs, deployment, devices).specs()
     looking = [each.take for each in (head, lens) if each is not None]
     executors = load_executors(config, source, programs, deployment, progress, needed, looking)

@@ -44,7 +44,7 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
         from fjx.cluster.start import start_cluster
     except ImportError as error:
         raise UserError(
-            f"--cluster needs Ray, which is not installed ({error}); pip install 'fjx[cluster]'"
+            f"--cluster needs Ray, which is not installed ({error}): pip install ray"
         ) from error
     _check(config)
     known = None if config.cluster_file is None else read_cluster(Path(config.cluster_file))

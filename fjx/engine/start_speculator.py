@@ -30,7 +30,7 @@ from fjx.models.loading.draft_head import (
     load_draft_head,
 )
 from fjx.models.loading.load import load_model_config
-from fjx.models.loading.source import resolve
+from fjx.models.loading.source import ModelSource, resolve
 from fjx.models.logit_lens import LogitLens, map_name
 from fjx.models.tokenizer import Tokenizer, load_tokenizer
 from fjx.pipeline.draft_programs import HeadPrograms
@@ -44,6 +44,8 @@ from fjx.speculation.policies import policy_by_name
 logger = logging.getLogger(__name__)
 
 HEAD_SUFFIX = ".safetensors"
+_NO_MODEL = ("auto", "head", "ngram", "off")
+"""Drafters that are no draft model."""
 _LENS_TOKENS = 4096
 _RANDOM_HEAD_TOKENS = 8192
 
@@ -275,14 +277,35 @@ def start_draft_model(
         profile=None,
         drafter="off",
     )
-    source = resolve(config.drafter, None, config.cache_dir)
-    check_same_vocabulary(config.drafter, load_tokenizer(source), config.model, tokenizer)
+    source = find_draft_model(config, tokenizer)
     programs = make_programs(of_draft, load_model_config(source), confidences=True)
     deployment = make_planner(of_draft, programs).plan(of_draft.mesh)
     (executor, *_) = load_executors(of_draft, source, programs, deployment, progress)
     # Its pages hold tokens that are not committed yet, which must not be found by others.
     replica = Replica(executor, share_prefixes=False, end_tokens=tokenizer.eos_token_ids)
     return DraftModel(config.drafter, replica, config.max_draft_length)
+
+
+def find_draft_model(config: EngineConfig, tokenizer: Tokenizer) -> ModelSource:
+    """Where the model is that the configuration names as drafter.
+
+    Raises:
+        UserError: it cannot be had, or has another vocabulary than the target.
+    """
+    source = resolve(config.drafter, None, config.cache_dir)
+    check_same_vocabulary(config.drafter, load_tokenizer(source), config.model, tokenizer)
+    return source
+
+
+def check_draft_model(config: EngineConfig, tokenizer: Tokenizer) -> None:
+    """Find out, before the target is loaded, whether a draft model can be had.
+
+    Raises:
+        UserError: it cannot, or has another vocabulary.
+    """
+    named = config.drafter not in _NO_MODEL and not config.drafter.endswith(HEAD_SUFFIX)
+    if config.drafts and named:
+        find_draft_model(config, tokenizer)
 
 
 def check_same_vocabulary(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -173,7 +174,7 @@ def load_draft_head(path: Path) -> LoadedDraftHead:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"{path}: there is no such draft head; train one with 'fjx distill'")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -250,4 +251,4 @@ def _differing(one: ModelConfig, other: ModelConfig) -> str:
 def built_in_draft_head(target: str) -> Path | None:
     """The draft head that comes with fjx for a target of this name, where there is one."""
     path = Path(str(resources.files("fjx"))) / "heads" / f"{target}.safetensors"
-    return path if "/" not in target and path.is_file() else None
+    return path if "/" not in target and os.path.isfile(path) else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,8 +59,7 @@ def save_checkpoint(
         ModelError: the folder is in use or cannot be written.
     """
     path = path.absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ModelError(f"{path}: exists already; name a new or empty folder")
+    check_new(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fjx-") as scratch:
@@ -73,6 +73,16 @@ def save_checkpoint(
             partial.replace(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_new(path: Path) -> None:
+    """Check that a folder is not there yet, or empty.
+
+    Raises:
+        ModelError: there is something.
+    """
+    if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise ModelError(f"{path}: exists already; name a new or empty folder")
 
 
 def _save_parts(

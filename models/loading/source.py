@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fjx.errors import ModelError
+from fjx.errors import ModelError, UserError
 from fjx.models.loading.embedded import EMBEDDED_MODELS, fetch_embedded
+from fjx.output_files import reason_of
 
 ORBAX_MARKER = "fjx_model.json"
 """The file that tells a folder written by ``fjx convert`` from others."""
@@ -35,7 +37,39 @@ class ModelSource:
 def cache_root(cache_dir: Path | None) -> Path:
     """The folder for downloads and compiled programs: given, else $FJX_CACHE, else ~/.cache/fjx."""
     chosen = cache_dir or os.environ.get("FJX_CACHE") or "~/.cache/fjx"
-    return Path(chosen).expanduser().absolute()
+    return _expanded(str(chosen)).absolute()
+
+
+def program_cache(cache_dir: Path | None) -> Path:
+    """The folder for compiled programs, below `cache_root`, made if it is not there yet.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
+    folder = cache_root(cache_dir) / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"compiled programs cannot be kept in {folder}: {reason_of(error)}; name another "
+            "folder with --cache-dir or FJX_CACHE"
+        ) from error
+    return folder
+
+
+def _expanded(name: str) -> Path:
+    """A path with the home folder for ``~``.
+
+    Raises:
+        UserError: nobody knows the home folder.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{name}: {error}; set HOME, or name another folder with --cache-dir or FJX_CACHE"
+        ) from None
 
 
 def resolve(model: str, revision: str | None = None, cache_dir: Path | None = None) -> ModelSource:
@@ -51,8 +85,8 @@ def resolve(model: str, revision: str | None = None, cache_dir: Path | None = No
     Raises:
         ModelError: there is no such model, or it cannot be downloaded.
     """
-    path = Path(model).expanduser()
-    if path.exists():
+    path = _expanded(model)
+    if os.path.exists(path):
         return _local(path, model)
     if model in EMBEDDED_MODELS:
         file = fetch_embedded(EMBEDDED_MODELS[model], cache_root(cache_dir))
@@ -72,7 +106,7 @@ def resolve_config(name: str, revision: str | None, cache_dir: Path | None) -> M
     Raises:
         ModelError: the model cannot be had.
     """
-    find = resolve if Path(name).expanduser().exists() else resolve_tokenizer
+    find = resolve if os.path.exists(_expanded(name)) else resolve_tokenizer
     return find(name, revision, cache_dir)
 
 
@@ -83,10 +117,10 @@ def resolve_tokenizer(
 
     A local folder needs no more than a tokenizer.json, and no weights are downloaded from the hub.
     """
-    path = Path(name).expanduser()
-    if (path / "tokenizer.json").is_file():
+    path = _expanded(name)
+    if os.path.isfile(path / "tokenizer.json"):
         return ModelSource("hf", path, name)
-    if path.exists() or name in EMBEDDED_MODELS or not _HUB_ID.fullmatch(name):
+    if os.path.exists(path) or name in EMBEDDED_MODELS or not _HUB_ID.fullmatch(name):
         return resolve(name, revision, cache_dir)
     folder = _download_from_hub(name, revision, cache_dir, _TOKENIZER_FILES, "tokenizer.json")
     return ModelSource("hf", folder, name)

@@ -40,6 +40,12 @@ def test_plan_that_serves(call):
     assert deployment_from_json({"replicas": answer["replicas"]}) == even(1)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "./" + "x" * 5000, "abc\0b", "./a\0b.toml"])
+def test_a_mesh_with_a_name_that_no_file_can_have_is_the_clients_mistake(call, name):
+    message = error_of(call("POST", PATH, json={"mesh": name}), 400)["message"]
+    assert "mesh" in message
+
+
 def test_change_under_way_is_shown_with_its_numbers(call, llm):
     record = SwitchRecord(
         number=3,
