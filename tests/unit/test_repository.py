@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -145,3 +146,13 @@ def test_setup_knows_its_extras(clone: Path) -> None:
     setup = run_setup(clone, "tests")
     assert setup.returncode == 2
     assert "expected test, dev or cuda" in setup.stderr
+
+
+def test_a_row_of_pruning_that_pruned_nothing_says_so() -> None:
+    results = ROOT / "benchmarks" / "results"
+    pruned = 0.0
+    for path in results.glob("speculation_ablations*_2026-11-28.json"):
+        loads = json.loads(path.read_text())["loads"].values()
+        pruned += sum(load["policies"]["with pruning"]["pruned_tokens"] for load in loads)
+    (row,) = re.findall(r"^\| with .*pruning.*$", (ROOT / "docs/benchmarks.md").read_text(), re.M)
+    assert ("which pruned no token" in row) == (pruned == 0)
