@@ -32,7 +32,7 @@ class Server:
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def wait_until_ready(self) -> None:
-        self._read_until(r"(ready): serving")
+        self._read_until(r"(ready) in ")
 
     def stop(self) -> None:
         self.process.kill()

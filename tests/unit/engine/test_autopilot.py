@@ -115,11 +115,16 @@ def test_a_ladder_and_its_log_must_be_usable(tmp_path: Path) -> None:
     planner = tiny_engine(layers=8, granule_layers=1).plans.planner
     with pytest.raises(MeshError, match="there is no mesh 'pipelin-2'"):
         start_autopilot(EngineConfig(plan_ladder=("pipelin-2",)), planner, 0.0)
-    config = EngineConfig(
-        plan_ladder=("pipeline-2",), decision_log=tmp_path / "no folder" / "log.jsonl"
-    )
+    log = tmp_path / "no folder" / "log.jsonl"
+    with pytest.raises(UserError, match=r"decision_log: cannot write .* is missing"):
+        EngineConfig(plan_ladder=("pipeline-2",), decision_log=log)
+    log.parent.mkdir()
+    config = EngineConfig(plan_ladder=("pipeline-2",), decision_log=log)
+    log.parent.rmdir()
     with pytest.raises(UserError, match="cannot write the decision log"):
         start_autopilot(config, planner, 0.0)
+    with pytest.raises(UserError, match="name them with plan_ladder"):
+        EngineConfig(decision_log=tmp_path / "log.jsonl")
 
 
 def test_the_current_mesh_is_part_of_the_ladder() -> None:
