@@ -54,4 +54,11 @@ class _Lines(tqdm):  # type: ignore[type-arg]
     def _write(self) -> None:
         self._next, self._shown = time.monotonic() + _SECONDS_BETWEEN_LINES, True
         figures = self.format_dict | {"bar_format": _LINE, "ncols": None}
+        figures["unit"] = _plural(figures["unit"])
         print(self.format_meter(**figures), file=self.fp, flush=True)
+
+
+def _plural(unit: str) -> str:
+    if unit == "B":
+        return unit
+    return f"{unit}es" if unit.endswith(("ch", "ss")) else f"{unit}s"

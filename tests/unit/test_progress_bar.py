@@ -43,7 +43,7 @@ def test_a_log_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.endswith("\n")
     lines = text.splitlines()
     assert all(line.startswith(("Loading: ", "Compiling: ")) for line in lines)
-    assert "Compiling: 50% (1/2 program) after 00:00" in text
+    assert "Compiling: 50% (1/2 programs) after 00:00" in text
     assert lines[-1].startswith("Loading: 100% (4.00/4.00 B)")
 
 
