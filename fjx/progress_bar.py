@@ -28,8 +28,10 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
     return kind(iterable, **options)
 
 
-class _Lines(tqdm):  # type: ignore[type-arg]
+class _Lines(tqdm):  # type: ignore[misc]
     """Shows itself in whole lines, seldom; not at all if it has ended before the first one."""
+
+    disable: bool
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
