@@ -82,7 +82,9 @@ install() {
   if [ "$extra" != base ]; then requirement=".[$extra]" installed+=("$extra"); fi
   if [ "$extra" = dev ]; then installed+=(test); fi
   say "installing fjx and its dependencies into $venv (pip install -e '$requirement')"
-  "$python" -m pip install --disable-pip-version-check --no-input --progress-bar on \
+  local bar=off
+  if [ -t 2 ]; then bar=on; fi
+  "$python" -m pip install --disable-pip-version-check --no-input --progress-bar "$bar" \
     -c constraints.txt -e "$requirement" >&2 ||
     fail "pip could not install '$requirement'; its messages are above"
   local name

@@ -14,6 +14,7 @@ from fjx.engine.replica import Built, Replica
 from fjx.engine.request import Request
 from fjx.engine.turns import Microbatch
 from fjx.pipeline.chain import Chain
+from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import StepOutput
 from fjx.pipeline.placement import Placement
 from fjx.speculation.agreement import agreeing
@@ -41,6 +42,11 @@ class DraftModel:
         self._under_way: list[tuple[Built, StepOutput]] = []
         self._ahead: tuple[list[Built], Chain]
         self.rounds = NO_ROUNDS
+
+    @property
+    def compiler(self) -> Compiler:
+        """Of its programs."""
+        return self._replica.executor.compiler
 
     def propose(
         self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn

@@ -33,6 +33,7 @@ from fjx.models.loading.load import load_model_config
 from fjx.models.loading.source import ModelSource, resolve
 from fjx.models.logit_lens import LogitLens, map_name
 from fjx.models.tokenizer import Tokenizer, load_tokenizer
+from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.draft_programs import HeadPrograms
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
@@ -239,7 +240,7 @@ def start_speculator(
         None if lens is None else lens.open(target.programs.dtype),
         config.pruning == "always",
         config.draft_ahead,
-        compiled=lambda: target.compiler.compiled_in_steps,
+        compiled=_waits_for(target.compiler, drafter),
     )
 
 
@@ -253,7 +254,17 @@ def remote_speculator(
         policy_by_name(config.draft_policy),
         limits.row_buckets,
         FrontierDepth(config.max_frontiers, stages),
+        compiled=_waits_for(None, drafter),
     )
+
+
+def _waits_for(target: Compiler | None, drafter: Drafter) -> Callable[[], int]:
+    """Counts how often steps or drafts have waited for a compiler of this process; ``target``:
+    that of the target, where it is one."""
+    compilers = [] if target is None else [target]
+    if isinstance(drafter, DraftModel):
+        compilers.append(drafter.compiler)
+    return lambda: sum(each.compiled_in_steps for each in compilers)
 
 
 def start_draft_model(

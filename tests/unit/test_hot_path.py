@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fjx.engine.draft_model import DraftModel
 from fjx.engine.drafter import LookupOrHead, PromptLookup
+from fjx.engine.replica import Replica
 from fjx.engine.speculator import Speculator
+from fjx.engine.start_speculator import _waits_for
 from fjx.pipeline.compiler import Compiler
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.policies import Fixed
@@ -116,3 +119,27 @@ def test_steps_that_waited_for_the_compiler_teach_the_cost_model_nothing() -> No
             assert offered_then == offered
     assert waited > 1
     assert offers, "nothing was learned from the other steps"
+
+
+def test_drafts_that_waited_for_the_draft_models_programs_teach_nothing_either() -> None:
+    target, of_draft = (
+        tiny_engine(
+            layers=layers,
+            max_draft_rows=16 if layers == 4 else 0,
+            confidences=layers == 2,
+            compiler=Compiler(None, on_demand=True),
+        )
+        for layers in (4, 2)
+    )
+    drafter = DraftModel("small", Replica(of_draft.executor, False, frozenset()), 4)
+    compiled = _waits_for(target.executor.compiler, drafter)
+    buckets = target.executor.limits.row_buckets
+    speculator = target.speculator = Speculator(drafter, Fixed(3), buckets, compiled=compiled)
+    learned: list[int] = []
+    speculator._first_cost.offer = lambda *_: learned.append(compiled())  # type: ignore[method-assign]
+    tokens_alone(target, [5, 3, 9], SamplingParams(max_tokens=12, temperature=0.0))
+    counts = [e.executor.compiler.compiled_in_steps for e in (target, of_draft)]
+    assert compiled() == sum(counts)
+    assert min(counts) > 0
+    proposals = speculator.stats().num_drafts
+    assert len(learned) < proposals, "the first draft waited for the compiler"
