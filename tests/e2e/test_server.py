@@ -72,6 +72,20 @@ def test_ready_server_describes_itself(server):
     assert (model.id, model.max_model_len) == ("smollm2-135m", 512)
 
 
+def test_the_log_says_what_is_served_in_whole_lines(server):
+    log = "".join(server.log)
+    assert "\r" not in log
+    for said in (
+        "model: smollm2-135m (llama, 30 layers) in ",
+        "context of 512 tokens",
+        "KV memory: ",
+        "drafter: ngram+head, up to 8 tokens",
+        "plan: 1 stage (cpu:0)",
+        "ready in ",
+    ):
+        assert said in log
+
+
 def test_streamed_answer_equals_the_whole_one(server):
     stream = server.openai.chat.completions.create(
         model="smollm2-135m",
