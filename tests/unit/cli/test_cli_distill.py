@@ -53,7 +53,7 @@ def test_options_and_the_table(
     ("words", "message"),
     [
         (["--output", "head.bin"], "output: expected a .safetensors file, got head.bin"),
-        (["--output", "/no/such/folder/head.safetensors"], "its folder is missing"),
+        (["--output", "/no/such/folder/head.safetensors"], "the folder /no/such/folder is missing"),
         (["--tokens", "0"], "tokens must be at least 1, got 0"),
         (["--minutes", "0"], "minutes must be positive, got 0"),
         (["--window", "100"], "window (100) must hold an output of max_tokens (224)"),
