@@ -64,6 +64,7 @@ class Comparison:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--prompts", type=Path, default=ROOT / ".." / "shared/data/prompts")
     parser.add_argument("--num-prompts", type=int, default=60)
     parser.add_argument("--max-tokens", type=int, default=48)
@@ -76,12 +77,12 @@ def main() -> None:
     comparisons = [
         comparison
         for setting in arguments.only
-        for comparison in compare(setting, texts, arguments.max_tokens)
+        for comparison in compare(arguments.model, setting, texts, arguments.max_tokens)
     ]
     command = shlex.join(["python", "benchmarks/flip_rate.py", *sys.argv[1:]])
     result = {
         "about": environment([]) | {"command": command},
-        "model": "smollm2-135m",
+        "model": arguments.model,
         "running_at_once": RUNNING,
         "comparisons": [asdict(comparison) for comparison in comparisons],
     }
@@ -90,9 +91,9 @@ def main() -> None:
     print(f"wrote {arguments.output}")
 
 
-def compare(setting: str, texts: Sequence[str], max_tokens: int) -> list[Comparison]:
-    batched = generate(setting, texts, max_tokens, at_once=True)
-    alone = generate(setting, texts, max_tokens, at_once=False)
+def compare(model: str, setting: str, texts: Sequence[str], max_tokens: int) -> list[Comparison]:
+    batched = generate(model, setting, texts, max_tokens, at_once=True)
+    alone = generate(model, setting, texts, max_tokens, at_once=False)
     comparisons = [
         count_flips(setting, temperature, alone[temperature], batched[temperature])
         for temperature in TEMPERATURES
@@ -103,10 +104,11 @@ def compare(setting: str, texts: Sequence[str], max_tokens: int) -> list[Compari
 
 
 def generate(
-    setting: str, texts: Sequence[str], max_tokens: int, *, at_once: bool
+    model: str, setting: str, texts: Sequence[str], max_tokens: int, *, at_once: bool
 ) -> dict[float, list[RequestOutput]]:
     """Outputs by temperature. At once, the second one's prompts are in the prefix cache."""
     llm = LLM(
+        model,
         drafter="off",
         max_model_len=1024,
         max_num_seqs=RUNNING,

@@ -28,12 +28,14 @@ def peak() -> int:
 def main() -> None:
     """Serve the requests, all at once, and print what was resident."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--context", type=int, default=1024, help="KV memory of each [1024]")
     parser.add_argument("--prompt-tokens", type=int, default=944)
     parser.add_argument("--output-tokens", type=int, default=80)
     options = parser.parse_args()
     llm = LLM(
+        options.model,
         dtype="float32",
         max_model_len=options.context,
         max_num_seqs=options.requests,
@@ -42,8 +44,11 @@ def main() -> None:
     )
     ready = peak()
     params = SamplingParams(temperature=0, max_tokens=options.output_tokens, ignore_eos=True)
+    vocabulary = llm.tokenizer.vocab_size
+    first = min(300, vocabulary // 2)
+    spread = min(40000, vocabulary - first)
     prompts = [
-        [(i * 7919 + j * 104729) % 40000 + 300 for j in range(options.prompt_tokens)]
+        [(i * 7919 + j * 104729) % spread + first for j in range(options.prompt_tokens)]
         for i in range(options.requests)
     ]
     outputs = llm.generate(prompts, params, use_tqdm=False)
