@@ -29,6 +29,7 @@ from fjx.engine.turns import Gaps, InFlight, Microbatch
 from fjx.errors import MeshError, QueueFullError, RegranularizationError, StageLostError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, FinishReason, HeldMemory, SwitchRecord
+from fjx.pipeline.background import give_back_memory_soon
 from fjx.pipeline.executor import Pipeline, StepOutput
 from fjx.pipeline.home import Home
 from fjx.pipeline.plan_target import Planner, PlanTarget
@@ -340,6 +341,7 @@ class Engine:
         if executors is None:
             return
         self.replicas.adopt(executors)
+        give_back_memory_soon()
         self._gaps.clear()
         with self._speculation():
             if self.speculator is not None:

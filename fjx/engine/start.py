@@ -17,7 +17,7 @@ from fjx.engine.start_speculator import (
     start_speculator,
 )
 from fjx.models.loading.source import program_cache
-from fjx.pipeline.background import give_back_memory, keep_heap
+from fjx.pipeline.background import give_back_memory, keep_heap, share_heaps
 from fjx.pipeline.pieces import move_programs, step_programs
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import make_cpu_devices
@@ -30,6 +30,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
         UserError: the model cannot be had, or the configuration or the profile does not fit it.
         StageLostError: a worker of the cluster was lost at the start.
     """
+    share_heaps()
     if config.cluster is not None:
         return start_on_cluster(config, config.cluster, progress)
     program_cache(config.cache_dir)

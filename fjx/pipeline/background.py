@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from fjx.kernels import host_memory
 
 _NICENESS = 5
 _SWITCH_SECONDS = 0.0005
+_SOON_SECONDS = 1.0
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 @contextlib.contextmanager
@@ -77,9 +80,36 @@ def keep_heap() -> None:
 
 def give_back_memory() -> None:
     """Return freed memory to the system: compiling leaves much of it with the allocator."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # glibc has it
+    trim = _of_allocator("malloc_trim")
+    if trim is not None:
         trim(0)
+
+
+def give_back_memory_soon() -> None:
+    """The same, beside the steps, once what was just let go is no longer in use."""
+
+    def run() -> None:
+        time.sleep(_SOON_SECONDS)
+        with background_work():
+            give_back_memory()
+
+    threading.Thread(target=run, name="fjx-give-back", daemon=True).start()
+
+
+def share_heaps() -> None:
+    """Let threads share few heaps, from before they begin to use them.
+
+    By default glibc has eight for each processor, and keeps in each what was freed there: steps and
+    changes of plan, whose arrays come from many threads, would leave them all full.
+    """
+    limit = _of_allocator("mallopt")
+    if limit is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        limit(_M_ARENA_MAX, max(2, (os.cpu_count() or 1) // 4))
+
+
+def _of_allocator(name: str) -> Any | None:
+    """A function of glibc's; None: the allocator is another one."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def copy_to_device(array: Any, device: jax.Device) -> Any:
