@@ -30,7 +30,8 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     else:
         memory = np.zeros(size + _ALIGNMENT, np.uint8)
         memory = memory[-memory.ctypes.data % _ALIGNMENT :][:size]
-    return memory.view(dtype).reshape(shape)
+    array: np.ndarray = memory.view(dtype).reshape(shape)
+    return array
 
 
 def copied(array: np.ndarray) -> np.ndarray:

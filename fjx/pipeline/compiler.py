@@ -346,7 +346,7 @@ def _lower(spec: ProgramSpec) -> Any:
     def once(*arguments: Any) -> Any:
         return spec.function(*arguments)
 
-    del once.__wrapped__  # type: ignore[attr-defined]
+    del once.__wrapped__
     return jax.jit(once, donate_argnums=spec.donate, **more).lower(*spec.arguments)
 
 

@@ -132,6 +132,10 @@ class SimDrafter:
     def check_idle(self) -> None:
         """It holds nothing."""
 
+    def held_bytes(self) -> tuple[int, int]:
+        """It has no arrays."""
+        return 0, 0
+
 
 class SimSpeculation:
     """Asks the engine's speculator before each step of a replica, and tells it what came of it."""
