@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from fjx.sharding.errors import MeshError, counted, listed
+from fjx.sharding.errors import MeshError, counted, listed, shortened
 from fjx.sharding.fields import Fields, is_integer, parse_size
 from fjx.sharding.plan import Device
 from fjx.sharding.toml_source import TomlSource
@@ -74,16 +74,17 @@ def read_text(path: pathlib.Path, noun: str) -> str:
     Raises:
         MeshError: it cannot be read.
     """
+    shown = shortened(str(path), 200)
     if os.path.exists(path) and not os.path.isfile(path):
-        raise MeshError(f"cannot read {noun} {path}: it is not a file")
+        raise MeshError(f"cannot read {noun} {shown}: it is not a file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise MeshError(f"cannot read {noun} {path}: {error.strerror}") from None
+        raise MeshError(f"cannot read {noun} {shown}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise MeshError(f"{noun} {path} is not UTF-8 text: {error}") from None
+        raise MeshError(f"{noun} {shown} is not UTF-8 text: {error}") from None
     except ValueError as error:  # a name that no file can have
-        raise MeshError(f"cannot read {noun} {str(path)!r}: {error}") from None
+        raise MeshError(f"cannot read {noun} {shown!r}: {error}") from None
 
 
 def optional_link(fields: Fields, key: str) -> Link | None:

@@ -37,3 +37,8 @@ def listed(names: Iterable[object], *, last: str = "and") -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun: ``1 device``, ``2 devices``."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A user's own words as a message repeats them: whole, or their beginning."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

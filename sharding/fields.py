@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fjx.sharding.errors import MeshError, listed
+from fjx.sharding.errors import MeshError, listed, shortened
 from fjx.sharding.toml_source import Path
 
 MakeError = Callable[[Path, str], MeshError]
@@ -59,9 +59,9 @@ class Fields:
         known = list(known)
         for key in self.values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
+                near = difflib.get_close_matches(key[:64], known, n=1)
                 mend = f"did you mean {near[0]!r}?" if near else f"known are {listed(known)}"
-                raise self.error(key, f"unknown key {key!r} in {self.name}; {mend}")
+                raise self.error(key, f"unknown key {shortened(key)!r} in {self.name}; {mend}")
 
     def get(self, key: str, default: Any = _NO_DEFAULT) -> Any:
         """The value as it is.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from fjx.sharding.cluster_file import optional_link, read_text
-from fjx.sharding.errors import MeshError, counted, listed
+from fjx.sharding.errors import MeshError, counted, listed, shortened
 from fjx.sharding.fields import Fields, is_integer
 from fjx.sharding.toml_source import TomlSource
 from fjx.sharding.topology import Link
@@ -91,11 +91,11 @@ def load_mesh(name_or_path: str) -> MeshFile:
         return parse_mesh(packaged.read_text(encoding="utf-8"), f"mesh {name_or_path}")
     path = pathlib.Path(name_or_path)
     if not path.suffix and len(path.parts) == 1 and not os.path.exists(path):
-        near = difflib.get_close_matches(name_or_path, READY_MADE, n=1)
+        near = difflib.get_close_matches(name_or_path[:64], READY_MADE, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise MeshError(
-            f"there is no mesh {name_or_path!r}; expected {listed(READY_MADE, last='or')}, "
-            f"or a path to a .toml file{hint}"
+            f"there is no mesh {shortened(name_or_path)!r}; expected "
+            f"{listed(READY_MADE, last='or')}, or a path to a .toml file{hint}"
         )
     return parse_mesh(read_text(path, "mesh file"), f"mesh file {path}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fjx.sharding.cluster_file import parse_cluster
+from fjx.sharding.cluster_file import parse_cluster, read_cluster
 from fjx.sharding.errors import MeshError
 from fjx.sharding.mesh_file import READY_MADE, MeshFile, StageSpec, load_mesh, parse_mesh
 from fjx.sharding.topology import Link
@@ -158,3 +158,20 @@ def test_the_number_of_devices_that_a_mesh_needs(text: str, cpus: int, gpus: int
     mesh = parse_mesh(text)
     assert mesh.devices_needed("cpu") == cpus
     assert mesh.devices_needed("gpu", default=False) == gpus
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a" * 5000, "a" * 5000 + ".toml", "a/" * 2500 + "b", "a/" * 200 + "b", "a\0.toml", "a\0b"],
+)
+@pytest.mark.parametrize("load", [load_mesh, lambda name: read_cluster(Path(name))])
+def test_name_that_no_file_can_have_is_refused_in_few_words(load, name):
+    with pytest.raises(MeshError) as refused:
+        load(name)
+    assert len(str(refused.value)) < 500
+
+
+def test_long_key_is_refused_in_few_words():
+    with pytest.raises(MeshError, match="unknown key 'aaa") as refused:
+        parse_mesh(f"{'a' * 100_000} = 1")
+    assert len(str(refused.value)) < 500
