@@ -467,6 +467,7 @@ def _output_of(
         drafted_tokens=request.drafted_tokens,
         accepted_tokens=request.accepted_tokens,
         pruned_tokens=request.pruned_tokens,
+        preemptions=request.preemptions,
     )
     return RequestOutput(
         request_id=request.id,

@@ -214,6 +214,7 @@ def extend(output: RequestOutput, progress: Progress) -> None:
     completion.drafted_tokens = request.drafted_tokens
     completion.accepted_tokens = request.accepted_tokens
     completion.pruned_tokens = request.pruned_tokens
+    completion.preemptions = request.preemptions
     output.error = request.error or output.error
     if request.prompt_logprobs is not None:
         output.prompt_logprobs = request.prompt_logprobs

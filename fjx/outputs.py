@@ -53,6 +53,8 @@ class CompletionOutput:
     """Those among them that were its own tokens, and saved it a step each."""
     pruned_tokens: int = 0
     """Drafted tokens that were given up inside the verification."""
+    preemptions: int = 0
+    """How often it was put back to waiting, because pages ran out."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,10 @@ class EngineStats:
     generation_tokens: int = 0
     num_preemptions: int = 0
     num_steps: int = 0
+    step_tokens: dict[int, int] = field(default_factory=dict)
+    """How often a step computed how many tokens."""
+    kv_pages: int = 0
+    """Pages of KV memory, of all replicas."""
     step_seconds: float = 0.0
     """Time spent in steps, seconds."""
     host_seconds: float = 0.0

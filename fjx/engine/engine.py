@@ -372,6 +372,7 @@ class Engine:
                     self._tally.count(prompt_tokens=request.prompt_len)
         if sent:
             self._in_flight.add(sent)
+            self._tally.step_of(sum(count for each in sent for _, _, count, *_ in each.scheduled))
         self._tally.count(steps=len(sent))
         return sent, failed
 

@@ -79,6 +79,11 @@ class Replicas:
         return sum(replica.scheduler.pool.usage for replica in self._all) / len(self._all)
 
     @property
+    def kv_pages(self) -> int:
+        """Pages that requests can hold."""
+        return sum(replica.scheduler.pool.num_pages - 1 for replica in self._all)
+
+    @property
     def counts(self) -> Counter[str]:
         """Preemptions, prompt tokens looked up in the prefix cache, and those found there, since
         the start."""

@@ -60,6 +60,8 @@ class Request:
     """Those among them that were the request's own tokens."""
     pruned_tokens: int = 0
     """Drafted tokens that were taken out of their step."""
+    preemptions: int = 0
+    """How often it was put back to waiting."""
     steps: int = 0
     """Steps that brought it a token."""
     computed: int = 0

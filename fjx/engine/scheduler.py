@@ -329,6 +329,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.num_preemptions += 1
+        request.preemptions += 1
         self.running.remove(request)
         self._release(request)
         self.add(request)

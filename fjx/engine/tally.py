@@ -17,11 +17,16 @@ class Tally:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
+        self._step_tokens: Counter[int] = Counter()
         self._step_seconds = self._wait_seconds = 0.0
 
     def count(self, **numbers: int) -> None:
         """Add to ``steps``, ``prompt_tokens`` or ``generation_tokens``."""
         self._counts.update(numbers)
+
+    def step_of(self, tokens: int) -> None:
+        """A step was sent, of so many tokens."""
+        self._step_tokens[tokens] += 1
 
     def finished(self, reason: FinishReason) -> None:
         """A request has ended."""
@@ -60,6 +65,8 @@ class Tally:
             generation_tokens=self._counts["generation_tokens"],
             num_preemptions=of_replicas["preemptions"],
             num_steps=self._counts["steps"],
+            step_tokens=dict(self._step_tokens),
+            kv_pages=replicas.kv_pages,
             step_seconds=self._step_seconds,
             host_seconds=self._step_seconds - self._wait_seconds,
             compiles=dict(compiles),

@@ -365,3 +365,13 @@ def test_what_others_asked_is_only_found_with_the_same_salt() -> None:
         tokens.append(request.tokens)
     assert found == [0, 0, 48, 0, 48, 0]
     assert all(each == tokens[0] for each in tokens)
+
+
+def test_steps_are_counted_by_their_tokens() -> None:
+    engine = tiny_engine(num_pages=24, max_num_batched_tokens=16)
+    engine.add("r", [7] * 40, greedy(max_tokens=4, ignore_eos=True))
+    run(engine)
+    stats = engine.stats()
+    assert stats.step_tokens == {16: 2, 8: 1, 1: 3}
+    assert stats.num_steps == 6
+    assert stats.kv_pages == 24 - 1, "the first one holds nothing"

@@ -11,7 +11,8 @@ def test_the_youngest_is_preempted_and_computes_everything_again() -> None:
     add(scheduler, old, young)
     assert step(scheduler) == {"old": 8, "young": 8}
     assert step(scheduler) == {"old": 1}, "old takes the last page, young gives up its own"
-    assert scheduler.num_preemptions == 1
+    assert scheduler.num_preemptions == young.preemptions == 1
+    assert old.preemptions == 0
     assert scheduler.running == [old]
     assert (young.slot, young.computed, young.pages) == (-1, 0, [])
     assert young.num_output == 1
