@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from fjx import CompletionOutput
+from fjx.serving.conversation import conversation_of, message_text
 from fjx.serving.generation import Job, Tally, collect, says_nothing, stream_outputs
-from fjx.serving.logprobs import chat_logprobs
-from fjx.serving.params import refuse_unsupported, sampling_params
-from fjx.serving.prompts import check_length, encode_chat
-from fjx.serving.protocol import (
+from fjx.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from fjx.serving.openapi import GENERATION
+from fjx.serving.params import check_generation, sampling_params
+from fjx.serving.prompts import check_length, check_scores, encode_chat, truncated
+from fjx.serving.protocol import ChatRequest
+from fjx.serving.request_id import engine_id, request_id
+from fjx.serving.responses import (
     AnswerMessage,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
-    ChatRequest,
     ChatResponse,
     Delta,
-    Usage,
+    PromptLogprobs,
 )
 from fjx.serving.sse import Events, EventStream
 from fjx.serving.state import ServerState
+from fjx.serving.workers import off_loop
 
 
 def chat_routes(state: ServerState) -> APIRouter:
     """The route, bound to an engine."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=ChatResponse)
-    async def create_chat_completion(body: ChatRequest) -> Response:
+    @router.post("/v1/chat/completions", response_model=ChatResponse, responses=GENERATION)
+    async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer the last message of a conversation."""
         arrival = time.monotonic()
         state.check_serving()
         state.check_model(body.model)
-        refuse_unsupported(body)
-        job = await _job(state, body, arrival)
-        answer = _Answer(state, body, job)
+        check_generation(body)
+        answer_id = f"chatcmpl-{request_id(request, body.request_id)}"
+        job = await _job(state, body, answer_id, arrival)
+        answer = _Answer(state, body, job, answer_id)
         if body.stream:
             return EventStream(answer.stream)
         return Response(await answer.whole(), media_type="application/json")
@@ -51,13 +55,14 @@ def chat_routes(state: ServerState) -> APIRouter:
 class _Answer:
     """One answer in the making."""
 
-    def __init__(self, state: ServerState, body: ChatRequest, job: Job) -> None:
+    def __init__(self, state: ServerState, body: ChatRequest, job: Job, answer_id: str) -> None:
         self._state = state
         self._body = body
         self._job = job
+        self._names = TokenNames(state.llm.tokenizer, bool(body.return_tokens_as_token_ids))
         self._tally = Tally()
         self._common: dict[str, Any] = {
-            "id": job.request_id,
+            "id": answer_id,
             "created": int(time.time()),
             "model": state.model_name,
         }
@@ -68,15 +73,20 @@ class _Answer:
         choices = [
             ChatChoice(
                 index=each.index,
-                message=AnswerMessage(content=each.text),
-                logprobs=chat_logprobs(self._state.llm.tokenizer, each),
+                message=AnswerMessage(content=self._job.echo + each.text),
+                logprobs=chat_logprobs(self._names, each),
                 finish_reason=each.finish_reason,
                 stop_reason=each.stop_reason,
+                token_ids=self._token_ids(each),
             )
             for each in completions
         ]
         return ChatResponse(
-            **self._common, choices=choices, usage=self._tally.usage()
+            **self._common,
+            choices=choices,
+            usage=self._tally.usage(),
+            prompt_logprobs=await self._prompt_logprobs(),
+            prompt_token_ids=self._job.prompt_ids if self._body.return_token_ids else None,
         ).model_dump_json()
 
     async def stream(self, events: Events) -> None:
@@ -84,26 +94,34 @@ class _Answer:
         silent = set(range(self._job.params.n))
         async with aclosing(stream_outputs(self._state, self._job, self._tally)) as parts:
             async for part in parts:
-                if says_nothing(part):
+                if says_nothing(part, self._body.return_token_ids):
                     continue
                 if part.index in silent:
+                    shows_prompt = self._body.return_token_ids and len(silent) == self._job.params.n
+                    ids = {"prompt_token_ids": self._job.prompt_ids} if shows_prompt else {}
                     silent.remove(part.index)
-                    await events.emit(self._chunk(_role_choice(part.index)))
+                    await events.emit(self._chunk(self._first_choice(part.index), **ids))
                 await events.emit(self._chunk(self._choice(part)))
         if self._body.include_usage:
             await events.emit(self._chunk(None, usage=self._tally.usage()))
+
+    def _first_choice(self, index: int) -> ChatChunkChoice:
+        delta = Delta(role="assistant", content=self._job.echo)
+        return ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)
 
     def _choice(self, part: CompletionOutput) -> ChatChunkChoice:
         return ChatChunkChoice(
             index=part.index,
             delta=Delta(content=part.text) if part.text else Delta(),
-            logprobs=chat_logprobs(self._state.llm.tokenizer, part),
+            logprobs=chat_logprobs(self._names, part),
             finish_reason=part.finish_reason,
             stop_reason=part.stop_reason,
+            token_ids=self._token_ids(part),
         )
 
-    def _chunk(self, choice: ChatChunkChoice | None, usage: Usage | None = None) -> str:
-        fields: dict[str, Any] = {"usage": usage} if self._body.include_usage else {}
+    def _chunk(self, choice: ChatChunkChoice | None, **fields: Any) -> str:
+        if self._body.include_usage:
+            fields.setdefault("usage", self._tally.usage() if self._body.continuous_usage else None)
         chunk = ChatChunk(
             **self._common,
             object="chat.completion.chunk",
@@ -112,8 +130,20 @@ class _Answer:
         )
         return chunk.model_dump_json(exclude_unset=True)
 
+    def _token_ids(self, part: CompletionOutput) -> list[int] | None:
+        return part.token_ids if self._body.return_token_ids else None
 
-async def _job(state: ServerState, body: ChatRequest, arrival: float) -> Job:
+    async def _prompt_logprobs(self) -> PromptLogprobs | None:
+        count, job = self._body.prompt_logprobs, self._job
+        if count is None:
+            return None
+        return await off_loop(
+            len(job.prompt_ids) * (1 + count),
+            lambda: prompt_logprobs(self._names.tokenizer, job.prompt_logprobs, count),
+        )
+
+
+async def _job(state: ServerState, body: ChatRequest, answer_id: str, arrival: float) -> Job:
     llm = state.llm
     max_tokens = body.max_tokens
     if body.max_completion_tokens is not None:
@@ -122,20 +152,22 @@ async def _job(state: ServerState, body: ChatRequest, arrival: float) -> Job:
         body,
         max_tokens=max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
         vocab_size=llm.vocab_size,
     )
-    ids = await encode_chat(state, body.messages, body.chat_template_kwargs)
+    conversation = conversation_of(body, body.messages, llm.tokenizer.chat_template)
+    ids = await encode_chat(state, conversation, bool(body.add_special_tokens))
+    ids = truncated(llm, ids, body.truncate_prompt_tokens, max_tokens)
     check_length(llm, ids, max_tokens, "messages")
+    check_scores(len(ids), body.prompt_logprobs, 1)
+    last = body.messages[-1]
     return Job(
-        request_id=f"chatcmpl-{uuid.uuid4().hex}",
+        request_id=engine_id(answer_id),
         first_choice=0,
         prompt_ids=ids,
         params=params,
         priority=body.priority or 0,
         arrival=arrival,
+        echo=message_text(last) if body.echo and last.role == "assistant" else "",
+        cache_salt=body.cache_salt,
     )
-
-
-def _role_choice(index: int) -> ChatChunkChoice:
-    delta = Delta(role="assistant", content="")
-    return ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, cast
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from fjx import CompletionOutput
 from fjx.serving.errors import invalid
 from fjx.serving.generation import Job, Tally, collect, for_each, says_nothing, stream_outputs
-from fjx.serving.logprobs import TextOffsets, completion_logprobs
-from fjx.serving.params import refuse_unsupported, sampling_params
-from fjx.serving.prompts import check_count, check_echo, check_length, check_token_ids, encode_text
-from fjx.serving.protocol import CompletionChoice, CompletionRequest, CompletionResponse
+from fjx.serving.logprobs import (
+    TextOffsets,
+    TokenNames,
+    completion_logprobs,
+    echo_logprobs,
+    prompt_logprobs,
+)
+from fjx.serving.openapi import GENERATION
+from fjx.serving.params import check_generation, sampling_params
+from fjx.serving.prompts import (
+    check_count,
+    check_echo,
+    check_length,
+    check_scores,
+    check_token_ids,
+    encode_text,
+    truncated,
+)
+from fjx.serving.protocol import CompletionRequest
+from fjx.serving.request_id import engine_id, request_id
+from fjx.serving.responses import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionResponse,
+    PromptLogprobs,
+)
 from fjx.serving.sse import Events, EventStream
 from fjx.serving.state import ServerState
 from fjx.serving.workers import off_loop
@@ -25,14 +47,14 @@ def completion_routes(state: ServerState) -> APIRouter:
     """The route, bound to an engine."""
     router = APIRouter()
 
-    @router.post("/v1/completions", response_model=CompletionResponse)
-    async def create_completion(body: CompletionRequest) -> Response:
+    @router.post("/v1/completions", response_model=CompletionResponse, responses=GENERATION)
+    async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue one prompt or several."""
         arrival = time.monotonic()
         state.check_serving()
         state.check_model(body.model)
-        refuse_unsupported(body)
-        answer = _Answer(state, body, f"cmpl-{uuid.uuid4().hex}")
+        check_generation(body)
+        answer = _Answer(state, body, f"cmpl-{request_id(request, body.request_id)}")
         jobs = await _jobs(state, body, answer.id, arrival)
         if body.stream:
             return EventStream(lambda events: answer.stream(jobs, events))
@@ -48,6 +70,7 @@ class _Answer:
         self.id = answer_id
         self._state = state
         self._body = body
+        self._names = TokenNames(state.llm.tokenizer, bool(body.return_tokens_as_token_ids))
         self._tally = Tally()
         self._common: dict[str, Any] = {
             "id": answer_id,
@@ -61,9 +84,8 @@ class _Answer:
 
         async def choices(job: Job) -> list[CompletionChoice]:
             completions = await collect(self._state, job, self._tally)
-            return [
-                self._choice(job, each, self._offsets(job), job.prompt_text) for each in completions
-            ]
+            choices = _Choices(self._body, job, self._names)
+            return [await choices.add(each) for each in completions]
 
         results = await for_each(jobs, choices)
         return CompletionResponse(
@@ -74,47 +96,107 @@ class _Answer:
 
     async def stream(self, jobs: list[Job], events: Events) -> None:
         """Send the answer of a streaming request."""
-        usage: dict[str, Any] = {"usage": None} if self._body.include_usage else {}
 
         async def send(job: Job) -> None:
-            offsets = [self._offsets(job) for _ in range(job.params.n)]
-            echo = dict.fromkeys(range(job.params.n), job.prompt_text)
+            choices = _Choices(self._body, job, self._names)
             async with aclosing(stream_outputs(self._state, job, self._tally)) as parts:
                 async for part in parts:
-                    if says_nothing(part):
-                        continue
-                    choice = self._choice(job, part, offsets[part.index], echo.pop(part.index, ""))
-                    chunk = CompletionResponse(**self._common, choices=[choice], **usage)
-                    await events.emit(chunk.model_dump_json(exclude_unset=True))
+                    if not says_nothing(part, self._body.return_token_ids):
+                        await events.emit(self._chunk(await choices.add(part)))
 
         await for_each(jobs, send)
         if self._body.include_usage:
             last = CompletionResponse(**self._common, choices=[], usage=self._tally.usage())
             await events.emit(last.model_dump_json(exclude_unset=True))
 
-    def _offsets(self, job: Job) -> TextOffsets:
-        return TextOffsets(self._state.llm.tokenizer, job.params.skip_special_tokens)
+    def _chunk(self, choice: CompletionChoice) -> str:
+        usage: dict[str, Any] = {}
+        if self._body.include_usage:
+            usage["usage"] = self._tally.usage() if self._body.continuous_usage else None
+        chunk = CompletionResponse(**self._common, choices=[choice], **usage)
+        return chunk.model_dump_json(exclude_unset=True)
 
-    def _choice(
-        self, job: Job, output: CompletionOutput, offsets: TextOffsets, echo: str
-    ) -> CompletionChoice:
-        return CompletionChoice(
-            index=job.first_choice + output.index,
-            text=echo + output.text,
-            logprobs=completion_logprobs(self._state.llm.tokenizer, output, offsets),
-            finish_reason=output.finish_reason,
-            stop_reason=output.stop_reason,
+
+class _Choices:
+    """The completions of one prompt; the first part of each brings what was asked of the prompt."""
+
+    def __init__(self, body: CompletionRequest, job: Job, names: TokenNames) -> None:
+        self._body = body
+        self._job = job
+        self._names = names
+        skip = job.params.skip_special_tokens
+        self._offsets = [TextOffsets(names.tokenizer, skip) for _ in range(job.params.n)]
+        self._begun: set[int] = set()
+        self._of_prompt: _OfPrompt | None = None
+
+    async def add(self, part: CompletionOutput) -> CompletionChoice:
+        """A completion, or what is new of it."""
+        body, job = self._body, self._job
+        choice = CompletionChoice(
+            index=job.first_choice + part.index,
+            text=part.text,
+            logprobs=completion_logprobs(
+                self._names,
+                part,
+                self._offsets[part.index],
+                count=body.logprobs or 0,
+                start=len(job.echo),
+            ),
+            finish_reason=part.finish_reason,
+            stop_reason=part.stop_reason,
         )
+        if body.return_token_ids:
+            choice.token_ids = part.token_ids
+        if part.index not in self._begun:
+            self._begun.add(part.index)
+            await self._begin(choice)
+        return choice
+
+    async def _begin(self, choice: CompletionChoice) -> None:
+        if self._of_prompt is None:
+            size = len(self._job.prompt_ids) * (1 + (self._job.params.prompt_logprobs or 0))
+            self._of_prompt = await off_loop(size, self._describe_prompt)
+        of_prompt = self._of_prompt
+        choice.text = self._job.echo + choice.text
+        if of_prompt.echo is not None:
+            choice.logprobs = of_prompt.echo.then(choice.logprobs)
+        if of_prompt.logprobs is not None:
+            choice.prompt_logprobs = of_prompt.logprobs
+        if self._body.return_token_ids:
+            choice.prompt_token_ids = self._job.prompt_ids
+
+    def _describe_prompt(self) -> _OfPrompt:
+        body, job, names = self._body, self._job, self._names
+        positions = job.prompt_logprobs
+        return _OfPrompt(
+            echo=echo_logprobs(names, job.prompt_ids, positions, job.echo, body.logprobs)
+            if body.echo and body.logprobs is not None
+            else None,
+            logprobs=prompt_logprobs(names.tokenizer, positions, body.prompt_logprobs)
+            if body.prompt_logprobs is not None
+            else None,
+        )
+
+
+@dataclass(frozen=True)
+class _OfPrompt:
+    """Log-probabilities of a prompt, where asked for."""
+
+    echo: CompletionLogprobs | None
+    """Those that go before the completion's own."""
+    logprobs: PromptLogprobs | None
 
 
 async def _jobs(
     state: ServerState, body: CompletionRequest, answer_id: str, arrival: float
 ) -> list[Job]:
     llm = state.llm
+    asked = (body.prompt_logprobs, body.logprobs if body.echo else None)
     params = sampling_params(
         body,
         max_tokens=16 if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
+        prompt_logprobs=max((count for count in asked if count is not None), default=None),
         vocab_size=llm.vocab_size,
     )
     prompts = _prompts(body)
@@ -124,17 +206,19 @@ async def _jobs(
         lambda: [_encode(state, prompt, body) for prompt in prompts],
     )
     check_echo(sum(len(text) for _, text in encoded), params.n, state.config.max_body_bytes)
+    check_scores(sum(len(ids) for ids, _ in encoded), params.prompt_logprobs, params.n)
     return [
         Job(
-            request_id=f"{answer_id}-{position}",
+            request_id=engine_id(f"{answer_id}-{position}"),
             first_choice=position * params.n,
             prompt_ids=ids,
             params=params,
             priority=body.priority or 0,
             arrival=arrival,
-            prompt_text=text,
+            echo=echo,
+            cache_salt=body.cache_salt,
         )
-        for position, (ids, text) in enumerate(encoded)
+        for position, (ids, echo) in enumerate(encoded)
     ]
 
 
@@ -142,13 +226,19 @@ def _encode(
     state: ServerState, prompt: str | list[int], body: CompletionRequest
 ) -> tuple[list[int], str]:
     """A prompt's token ids, and the text to put before each completion."""
+    llm = state.llm
     if isinstance(prompt, str):
-        ids, text = encode_text(state, prompt, "prompt"), prompt if body.echo else ""
-        check_length(state.llm, ids, body.max_tokens, "prompt")
-        return ids, text
-    check_token_ids(prompt, state.llm.vocab_size, "prompt")
-    check_length(state.llm, prompt, body.max_tokens, "prompt")
-    return prompt, state.llm.tokenizer.decode(prompt, False) if body.echo else ""
+        whole = encode_text(state, prompt, "prompt", body.add_special_tokens is not False)
+    else:
+        check_token_ids(prompt, llm.vocab_size, "prompt")
+        whole = prompt
+    ids = truncated(llm, whole, body.truncate_prompt_tokens, body.max_tokens)
+    check_length(llm, ids, body.max_tokens, "prompt")
+    if not body.echo:
+        return ids, ""
+    if isinstance(prompt, str) and len(ids) == len(whole):
+        return ids, prompt
+    return ids, llm.tokenizer.decode(ids, False)
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:

@@ -24,7 +24,8 @@ class ServerConfig:
     port: int = 8000
     """TCP port; 0 picks a free one, which the log names."""
     api_key: str | None = None
-    """Requests must carry it as "Authorization: Bearer KEY"; by default none is asked for."""
+    """Requests must carry it as "Authorization: Bearer KEY" or "X-Api-Key: KEY"; by default none is
+    asked for."""
     admin_key: str | None = None
     """Changes of the plan must carry it, as they would the API key, which it replaces everywhere;
     by default they need what other requests need."""

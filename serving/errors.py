@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from fjx import EngineDeadError, QueueFullError, RequestError
+from fjx.sharding.errors import shortened
+
+_LONGEST_NAME = 64
 
 _LONGEST_MESSAGE = 1000
 _LONGEST_PARAM = 200
@@ -33,9 +37,9 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(_shortened(message, _LONGEST_MESSAGE))
+        super().__init__(shortened(message, _LONGEST_MESSAGE))
         self.status = status
-        self.param = None if param is None else _shortened(param, _LONGEST_PARAM)
+        self.param = None if param is None else shortened(param, _LONGEST_PARAM)
         self.code = code
         self.headers = dict(headers or {})
 
@@ -89,6 +93,9 @@ def as_api_error(error: Exception) -> ApiError:
             )
         case EngineDeadError():
             return unavailable(str(error), "engine_dead")
+        case RecursionError():
+            # Nothing here is nested but what a client sends.
+            return invalid("the request body is nested too deeply")
         case HTTPException():
             return ApiError(error.status_code, str(error.detail), headers=error.headers)
         case _:
@@ -97,6 +104,8 @@ def as_api_error(error: Exception) -> ApiError:
 
 def _error_type(status: int) -> str:
     match status:
+        case HTTPStatus.UNAUTHORIZED:
+            return "authentication_error"
         case HTTPStatus.TOO_MANY_REQUESTS:
             return "rate_limit_error"
         case HTTPStatus.SERVICE_UNAVAILABLE:
@@ -118,9 +127,20 @@ def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         )
     field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)[1:]
     if first["type"] == "missing":
-        return invalid(f"{field} is required", field)
+        given = first["input"] if isinstance(first["input"], dict) else {}
+        near = nearest(str(path[-1]), given)
+        hint = f"; is it what {near!r} was meant to be?" if near else ""
+        return invalid(f"{field} is required{hint}", field)
     message = first["msg"].removeprefix("Input should be ").removeprefix("must be ")
     return invalid(f"{field} must be {message}, got {_shown(first['input'])}", field)
+
+
+def nearest(name: str, known: Iterable[str], least: float = 0.6) -> str | None:
+    """The known name that a misspelt one is most like; None where it is like none."""
+    # Comparing takes time with the product of the lengths.
+    shorts = {each[:_LONGEST_NAME]: each for each in known}
+    found = difflib.get_close_matches(name[:_LONGEST_NAME], shorts, n=1, cutoff=least)
+    return shorts[found[0]] if found else None
 
 
 def _shown(value: object) -> str:
@@ -132,8 +152,4 @@ def _shown(value: object) -> str:
         text += piece
         if len(text) > _LONGEST_VALUE:
             break
-    return _shortened(text, _LONGEST_VALUE)
-
-
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return shortened(text, _LONGEST_VALUE)

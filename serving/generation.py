@@ -10,10 +10,17 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TypeVar
 
-from fjx import CompletionOutput, EngineDeadError, QueueFullError, RequestOutput, SamplingParams
+from fjx import (
+    CompletionOutput,
+    EngineDeadError,
+    PositionLogprobs,
+    QueueFullError,
+    RequestOutput,
+    SamplingParams,
+)
 from fjx.serving.errors import ApiError, unavailable
 from fjx.serving.metrics import RequestMeter
-from fjx.serving.protocol import CompletionTokensDetails, PromptTokensDetails, Usage
+from fjx.serving.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from fjx.serving.state import ServerState
 
 logger = logging.getLogger("fjx.server")
@@ -36,8 +43,11 @@ class Job:
     priority: int
     arrival: float
     """Seconds of time.monotonic."""
-    prompt_text: str = ""
-    """Text that comes before each completion (echo)."""
+    echo: str = ""
+    """Text that comes before each completion."""
+    cache_salt: str | None = None
+    prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=list)
+    """Filled before the first part of a completion, where asked for."""
 
 
 @dataclass
@@ -93,13 +103,15 @@ async def stream_outputs(
         ApiError: the engine gave the request up.
         RequestError, QueueFullError, EngineDeadError: it never took it, or died.
     """
-    meter = RequestMeter(state.metrics, job.arrival)
+    meter = RequestMeter(state.metrics, job.arrival, job.params)
     outcome = "aborted"
     try:
         async with aclosing(_admitted(state, job, tally)) as outputs:
             async for output in outputs:
                 meter.observe(output)
                 tally.add(output)
+                if output.prompt_logprobs is not None and not job.prompt_logprobs:
+                    job.prompt_logprobs.extend(output.prompt_logprobs)
                 for completion in output.outputs:
                     _check_not_given_up(output, completion)
                     if output.finished:
@@ -124,7 +136,9 @@ async def _admitted(
     """What the engine brings to a job. A job that is refused, or displaced by a more urgent one,
     waits where other prompts of its HTTP request have begun: their work is not thrown away."""
     while True:
-        outputs = state.llm.generate(job.prompt_ids, job.params, job.request_id, job.priority)
+        outputs = state.llm.generate(
+            job.prompt_ids, job.params, job.request_id, job.priority, job.cache_salt
+        )
         try:
             async with aclosing(outputs):
                 async for output in outputs:
@@ -156,12 +170,18 @@ async def collect(state: ServerState, job: Job, tally: Tally) -> list[Completion
             completion.drafted_tokens = part.drafted_tokens
             completion.accepted_tokens = part.accepted_tokens
             completion.pruned_tokens = part.pruned_tokens
+            completion.preemptions = part.preemptions
     return whole
 
 
-def says_nothing(part: CompletionOutput) -> bool:
-    """Whether a part need not be sent: its text waits for more of a character or stop string."""
-    return not (part.text or part.logprobs or part.finish_reason)
+def says_nothing(part: CompletionOutput, shows_ids: bool | None) -> bool:
+    """Whether a part need not be sent: its text waits for more of a character or stop string.
+
+    Args:
+        part: what is new of a completion.
+        shows_ids: whether the client wants to see token ids, too.
+    """
+    return not (part.text or part.logprobs or part.finish_reason or (shows_ids and part.token_ids))
 
 
 async def for_each(jobs: Sequence[Job], work: Callable[[Job], Awaitable[_Result]]) -> list[_Result]:

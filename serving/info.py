@@ -1,4 +1,4 @@
-"""What is served, and how the server is: models, health, readiness, version, metrics."""
+"""What is served, and how the server is: models, health, readiness, load, version, metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fjx import __version__
-from fjx.serving.protocol import ModelCard, ModelList
+from fjx.serving.openapi import NO_BODY, errors, text_response
+from fjx.serving.responses import Load, ModelCard, ModelList, Version
 from fjx.serving.state import ServerState
 
 
@@ -30,7 +31,7 @@ def model_routes(state: ServerState) -> APIRouter:
         """List the one model that is served, under each of its names."""
         return ModelList(data=[card(name) for name in state.model_names])
 
-    @router.get("/v1/models/{model:path}")
+    @router.get("/v1/models/{model:path}", responses=errors(404))
     async def get_model(model: str) -> ModelCard:
         """Describe the model."""
         found = card(model)
@@ -41,27 +42,37 @@ def model_routes(state: ServerState) -> APIRouter:
 
 
 def status_routes(state: ServerState) -> APIRouter:
-    """GET /health, /ready, /version and /metrics."""
+    """GET /health, /ping, /ready, /load, /version and /metrics."""
     router = APIRouter()
 
-    @router.get("/health")
+    # Amazon SageMaker asks for /ping; it may do so with POST.
+    @router.post("/ping", response_class=Response, responses=NO_BODY)
+    @router.get("/ping", response_class=Response, responses=NO_BODY)
+    @router.get("/health", response_class=Response, responses=NO_BODY)
     async def health() -> Response:
         """200 while the server lives, also while it loads; 503 if the engine has died, or hangs."""
         state.check_healthy()
         return Response(status_code=HTTPStatus.OK)
 
-    @router.get("/ready")
+    @router.get("/ready", response_class=Response, responses=NO_BODY)
     async def ready() -> Response:
         """200 while new requests are served; 503 before the model is loaded, and while draining."""
         state.check_serving()
         return Response(status_code=HTTPStatus.OK)
 
-    @router.get("/version")
-    async def version() -> dict[str, str]:
-        """The server's version."""
-        return {"version": __version__}
+    @router.get("/load")
+    async def load() -> Load:
+        """How many HTTP requests are being answered, besides this one."""
+        return Load(server_load=state.in_flight.count - 1)
 
-    @router.get("/metrics")
+    @router.get("/version")
+    async def version() -> Version:
+        """The server's version."""
+        return Version(version=__version__)
+
+    @router.get(
+        "/metrics", response_class=Response, responses=text_response("text/plain; version=1.0.0")
+    )
     async def metrics() -> Response:
         """Metrics in Prometheus' text format."""
         return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

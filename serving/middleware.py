@@ -14,9 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fjx.serving.errors import ApiError
 from fjx.serving.json_size import json_weight
 from fjx.serving.state import InFlight
+from fjx.serving.unicode import check_unicode
 from fjx.serving.workers import off_loop
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/ready", "/load", "/version", "/metrics"})
 """What orchestrators and monitoring read without the API key."""
 
 PLAN_PATH = "/v1/plan"
@@ -40,7 +41,8 @@ class RequireKey:
 
     def __init__(self, app: ASGIApp, api_key: str | None, admin_key: str | None) -> None:
         self._app = app
-        self._api_key, self._admin_key = _header(api_key), _header(admin_key)
+        self._api_key = None if api_key is None else api_key.encode()
+        self._admin_key = None if admin_key is None else admin_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the key, then go on."""
@@ -62,19 +64,29 @@ class RequireKey:
             keys.append(self._api_key)
         else:
             return None
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if any(hmac.compare_digest(given, key) for key in keys if key is not None):
+        given = _given_keys(scope)
+        if any(hmac.compare_digest(a, b) for a in given for b in keys if b is not None):
             return None
         return ApiError(
             HTTPStatus.UNAUTHORIZED,
-            f"incorrect or missing {name} key; send it as 'Authorization: Bearer KEY'",
+            f"incorrect or missing {name} key; send it as 'Authorization: Bearer KEY' or "
+            "'X-Api-Key: KEY'",
             code=code,
             headers={"WWW-Authenticate": "Bearer"},
         )
 
 
-def _header(key: str | None) -> bytes | None:
-    return None if key is None else f"Bearer {key}".encode()
+def _given_keys(scope: Scope) -> list[bytes]:
+    """The keys that a request carries, in either header."""
+    keys = []
+    for name, value in scope["headers"]:
+        if name == b"x-api-key":
+            keys.append(value)
+        elif name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                keys.append(key.strip())
+    return keys
 
 
 class RequestLifetime:
@@ -107,6 +119,7 @@ class RequestLifetime:
             return
         try:
             body = await self._body_in_time(scope, receive)
+            check_unicode(body or b"")
         except ApiError as error:
             await error.response()(scope, receive, send)
             return

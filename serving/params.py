@@ -1,45 +1,15 @@
-"""From a request's fields to ``SamplingParams``, and the fields that this server must refuse."""
+"""From a request's fields to ``SamplingParams``, and the combinations that make no sense."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from fjx import SamplingParams
-from fjx.serving.errors import ApiError, invalid
-from fjx.serving.protocol import ChatMessage, ChatRequest, CompletionRequest, GenerationRequest
-
-_OFF: tuple[Any, ...] = (None, False, [], {}, "")
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    # OpenAI
-    "audio": _OFF,
-    "function_call": (*_OFF, "none", "auto"),
-    "functions": _OFF,
-    "modalities": (*_OFF, ["text"]),
-    "response_format": (*_OFF, {"type": "text"}),
-    "suffix": _OFF,
-    "tool_choice": (*_OFF, "none", "auto"),
-    "tools": _OFF,
-    "web_search_options": (None,),
-    # vLLM
-    "add_generation_prompt": (None, True),
-    "allowed_token_ids": (None,),
-    "bad_words": _OFF,
-    "chat_template": (None,),
-    "continue_final_message": _OFF,
-    "documents": _OFF,
-    "guided_choice": _OFF,
-    "guided_grammar": _OFF,
-    "guided_json": _OFF,
-    "guided_regex": _OFF,
-    "prompt_embeds": (None,),
-    "prompt_logprobs": (None,),
-    "structured_outputs": _OFF,
-    "truncate_prompt_tokens": (None,),
-    "use_beam_search": _OFF,
-}
-"""Fields that would change the answer, with the values that do not."""
+from fjx.serving.errors import invalid
+from fjx.serving.fields import check_fields, unsupported
+from fjx.serving.prompts import check_token_ids
+from fjx.serving.protocol import ChatRequest, GenerationRequest, StreamOptions
+from fjx.sharding.errors import shortened
 
 _SAME_NAME = (
     "n",
@@ -60,71 +30,66 @@ _SAME_NAME = (
 )
 
 
-def refuse_unsupported(request: GenerationRequest) -> None:
-    """Raise a 400 where ignoring a field would give another answer than was asked for."""
-    _refuse_fields(request.model_extra or {}, "")
-    if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options is only allowed with stream: true", "stream_options")
-    if isinstance(request, CompletionRequest):
-        if request.best_of not in (None, request.n or 1):
-            raise _unsupported("best_of other than n", "best_of")
-        if request.echo and request.logprobs is not None:
-            raise _unsupported("echo together with logprobs", "echo")
+def check_generation(request: GenerationRequest) -> None:
+    """Raise a 400 where a field is not served, or makes no sense beside another one."""
+    check_fields(request.model_extra, type(request).model_fields)
+    options = request.stream_options
+    if options is not None:
+        check_fields(options.model_extra, StreamOptions.model_fields, "stream_options.")
+        if not request.stream:
+            raise invalid("stream_options is only allowed with stream: true", "stream_options")
+    if request.best_of not in (None, request.n or 1):
+        raise unsupported(
+            "best_of other than n", "best_of", "every completion that is made is returned; see n"
+        )
+    if request.prompt_logprobs is not None and request.stream:
+        raise invalid("prompt_logprobs is only allowed without stream", "prompt_logprobs")
     if isinstance(request, ChatRequest):
         if request.top_logprobs is not None and not request.logprobs:
             raise invalid("top_logprobs is only allowed with logprobs: true", "top_logprobs")
-        for position, message in enumerate(request.messages):
-            refuse_unsupported_message(message, f"messages[{position}]")
-
-
-def refuse_unsupported_message(message: ChatMessage, path: str) -> None:
-    """Raise a 400 where a message holds more than text; ``path`` names it."""
-    if message.role in ("tool", "function"):
-        raise _unsupported(f"messages of role {message.role!r}", f"{path}.role")
-    for name in ("tool_calls", "function_call", "audio"):
-        if (message.model_extra or {}).get(name):
-            raise _unsupported(name, f"{path}.{name}")
-    if message.content is None and message.role != "assistant":
-        raise invalid(f"{path}.content is required", f"{path}.content")
-    for part in message.content if isinstance(message.content, list) else ():
-        if part.type != "text":
-            raise _unsupported(f"content of type {part.type!r}", f"{path}.content")
-        if part.text is None:
-            raise invalid(f"{path}.content: a part of type 'text' needs text", f"{path}.content")
+        if request.tool_choice not in (None, False, "none", "auto", ""):
+            raise unsupported("tool_choice", "tool_choice", "tools are not called")
+        if request.tools and request.tool_choice != "none":
+            raise unsupported(
+                "tools", "tools", 'tools are not called; send tool_choice: "none" to go without'
+            )
 
 
 def sampling_params(
-    request: GenerationRequest, *, max_tokens: int | None, logprobs: int | None, vocab_size: int
+    request: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    vocab_size: int,
 ) -> SamplingParams:
     """The request's sampling parameters; a field that is absent or null keeps its default.
 
     Raises:
         RequestError: a value is outside its range.
-        ApiError: a token id of ``logit_bias`` is none.
+        ApiError: a token id is none.
     """
-    if max_tokens == 0:
-        raise invalid("max_tokens must be at least 1, got 0", "max_tokens")
     given = {name: getattr(request, name) for name in _SAME_NAME}
-    fields = {name: value for name, value in given.items() if value is not None}
-    bias = {_token_id(key, vocab_size): value for key, value in (request.logit_bias or {}).items()}
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if prompt_logprobs is not None:
+        fields["prompt_logprobs"] = prompt_logprobs
+    if request.allowed_token_ids is not None:
+        check_token_ids(request.allowed_token_ids, vocab_size, "allowed_token_ids")
+        fields["allowed_token_ids"] = tuple(request.allowed_token_ids)
+    if request.bad_words is not None:
+        fields["bad_words"] = tuple(request.bad_words)
     if request.speculative is not None:
         fields["max_draft_tokens"] = request.speculative.max_draft_tokens
+    bias = {_token_id(key, vocab_size): value for key, value in (request.logit_bias or {}).items()}
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, logit_bias=bias, **fields)
 
 
-def _refuse_fields(extra: Mapping[str, Any], path: str) -> None:
-    for name, value in extra.items():
-        if name in _NEUTRAL and value not in _NEUTRAL[name]:
-            raise _unsupported(name, f"{path}{name}")
-
-
-def _unsupported(what: str, param: str) -> ApiError:
-    return invalid(f"{what} is not supported by this server", param, code="unsupported_parameter")
-
-
 def _token_id(key: str, vocab_size: int) -> int:
-    if not key.isdecimal() or int(key) >= vocab_size:
-        raise invalid(
-            f"logit_bias: keys must be token ids below {vocab_size}, got {key!r}", "logit_bias"
-        )
-    return int(key)
+    # Python reads digits of other scripts, too, and refuses to read thousands of them.
+    digits = key.lstrip("0") or "0"
+    if key.isascii() and key.isdecimal() and len(digits) <= 18 and int(digits) < vocab_size:
+        return int(digits)
+    raise invalid(
+        f"logit_bias: keys must be token ids below {vocab_size}, got {shortened(key)!r}",
+        "logit_bias",
+    )

@@ -10,10 +10,11 @@ import asyncio
 import ipaddress
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
+from pydantic import WithJsonSchema
 
 from fjx import (
     MeshError,
@@ -25,8 +26,10 @@ from fjx import (
 )
 from fjx.serving.config import ServerConfig
 from fjx.serving.errors import ApiError, invalid, unavailable
+from fjx.serving.openapi import errors
+from fjx.serving.responses import PlanResponse
 from fjx.serving.state import PlanTarget, ServerState
-from fjx.sharding.errors import MemoryFitError, listed
+from fjx.sharding.errors import MemoryFitError, listed, shortened
 from fjx.sharding.fields import Fields, is_integer
 from fjx.sharding.mesh_file import READY_MADE
 from fjx.sharding.plan_json import deployment_to_json
@@ -36,6 +39,30 @@ logger = logging.getLogger("fjx.server")
 
 MESH_NAMES = (*READY_MADE, "auto")
 """Meshes that any client may name; every other text is the path of a file."""
+
+_PlanBody = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "stages": {
+                    "anyOf": [
+                        {"type": "integer", "minimum": 1},
+                        {"type": "array", "items": {"type": "object"}},
+                    ]
+                },
+                "mesh": {"type": "string", "minLength": 1},
+                "replicas": {"type": "array", "items": {"type": "object"}},
+                "microbatches": {"type": "integer", "minimum": 1},
+                "shared_devices": {"type": "boolean"},
+                "wait": {"type": "boolean", "default": True},
+            },
+            "additionalProperties": False,
+        }
+    ),
+]
+"""What `_target` reads; it has better words for what is wrong."""
 
 _PLAN_KEYS = ("stages", "replicas", "microbatches", "shared_devices")
 
@@ -47,14 +74,22 @@ def plan_routes(state: ServerState) -> APIRouter:
     router = APIRouter(strict_content_type=True)
     changes = _Changes(state)
 
-    @router.get("/v1/plan")
+    @router.get("/v1/plan", response_model=PlanResponse)
     async def get_plan() -> dict[str, Any]:
         """Say which plan serves, and what becomes of it."""
         state.check_serving()
         return plan_status_to_json(state.llm.plan_status())
 
-    @router.post("/v1/plan")
-    async def change_plan(body: dict[str, Any]) -> JSONResponse:
+    accepted: dict[int | str, dict[str, Any]] = {
+        202: {"model": PlanResponse, "description": "The change has begun."}
+    }
+
+    @router.post(
+        "/v1/plan",
+        response_model=PlanResponse,
+        responses={**errors(400, 403, 408, 409, 413), **accepted},
+    )
+    async def change_plan(body: _PlanBody) -> JSONResponse:
         """Change to another plan: stages (a number), mesh (a name or file), or a whole plan."""
         state.check_serving()
         try:
@@ -67,7 +102,7 @@ def plan_routes(state: ServerState) -> APIRouter:
         status = HTTPStatus.OK if wait else HTTPStatus.ACCEPTED
         return JSONResponse(plan_status_to_json(state.llm.plan_status()), status)
 
-    @router.delete("/v1/plan")
+    @router.delete("/v1/plan", response_model=PlanResponse, responses=errors(409))
     async def abort_change() -> dict[str, Any]:
         """Abort the change that is under way; the plan before it serves on."""
         state.check_serving()
@@ -175,14 +210,15 @@ def _target(fields: Fields, state: ServerState) -> PlanTarget:
         most = state.llm.plan_status().deployment.replicas[0].num_granules
         if not 1 <= stages <= most:
             raise fields.error(
-                "stages", f"stages must be 1 to {most}, the model's granules, got {stages}"
+                "stages",
+                f"stages must be 1 to {most}, the model's granules, got {shortened(str(stages))}",
             )
         return int(stages)
     if "stages" in plan and not isinstance(stages, list):
         raise fields.error(
             "stages",
             "stages must be a number of stages, or a list with the granules and devices of each, "
-            f"got {stages!r}",
+            f"got {shortened(repr(stages))}",
         )
     if "stages" not in plan and "replicas" not in plan:
         raise fields.error(
@@ -199,9 +235,9 @@ def _check_mesh_is_open(mesh: str, config: ServerConfig) -> None:
         return
     raise ApiError(
         HTTPStatus.FORBIDDEN,
-        f"there is no ready-made mesh {mesh!r}, and this server reads no mesh files for its "
-        f"clients; use {listed(MESH_NAMES, last='or')}, send the whole plan, or start the server "
-        "with --admin-key",
+        f"there is no ready-made mesh {shortened(mesh)!r}, and this server reads no mesh files for "
+        f"its clients; use {listed(MESH_NAMES, last='or')}, send the whole plan, or start the "
+        "server with --admin-key",
         param="mesh",
         code="mesh_file_refused",
     )

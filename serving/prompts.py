@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from fjx.serving.conversation import Conversation
 from fjx.serving.errors import invalid
-from fjx.serving.protocol import ChatMessage
 from fjx.serving.state import AsyncEngine, ServerState
 from fjx.serving.workers import off_loop
 
+_MOST_SCORES = 4_000_000
 _MESSAGE_SIZE = 100
 """A message takes a template about as long as so many characters take to encode."""
 
@@ -43,34 +43,27 @@ def encode_text(
 
 
 async def encode_chat(
-    state: ServerState,
-    messages: Sequence[ChatMessage],
-    variables: dict[str, Any] | None,
-    add_special_tokens: bool = False,
+    state: ServerState, conversation: Conversation, add_special_tokens: bool = False
 ) -> list[int]:
     """Token ids of a conversation; the template itself writes the special tokens.
 
     Raises:
         RequestError: the model has no chat template, or its template refuses the conversation.
-        ApiError: a variable would replace the conversation, or its text is too long.
+        ApiError: the template drops a message, or its text is too long.
     """
-    if variables and "messages" in variables:
-        raise invalid("chat_template_kwargs must not hold 'messages'", "chat_template_kwargs")
-    plain = [{"role": _role(message), "content": message_text(message)} for message in messages]
 
     def render_and_encode() -> list[int]:
-        text = state.llm.tokenizer.apply_chat_template(plain, **(variables or {}))
+        text = state.llm.tokenizer.apply_chat_template(
+            conversation.messages,
+            add_generation_prompt=conversation.add_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+            **conversation.variables,
+        )
+        conversation.check_nothing_dropped(text)
         return encode_text(state, text, "messages", add_special_tokens)
 
-    size = sum(_MESSAGE_SIZE + len(message["content"]) for message in plain)
+    size = conversation.size + _MESSAGE_SIZE * len(conversation.messages)
     return await off_loop(size, render_and_encode)
-
-
-def message_text(message: ChatMessage) -> str:
-    """A message's content as one string; parts are joined by line breaks."""
-    if isinstance(message.content, list):
-        return "\n".join(part.text or "" for part in message.content)
-    return message.content or ""
 
 
 def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
@@ -103,6 +96,22 @@ def check_echo(length: int, n: int, most: int) -> None:
         )
 
 
+def check_scores(tokens: int, count: int | None, n: int) -> None:
+    """Raise a 400 where the log-probabilities of prompts make an answer beyond all bounds.
+
+    Args:
+        tokens: of all prompts.
+        count: likeliest tokens to name for each; None: none were asked for.
+        n: completions per prompt, each of which has them.
+    """
+    if count is not None and tokens * (1 + count) * n > _MOST_SCORES:
+        raise invalid(
+            f"log-probabilities of {1 + count} tokens at {tokens} places of the prompt, for each "
+            f"of {n} completions, are more than {_MOST_SCORES} at a time; lower one of them",
+            "prompt_logprobs",
+        )
+
+
 def check_length(llm: AsyncEngine, ids: Sequence[int], max_tokens: int | None, param: str) -> None:
     """Raise a 400 unless the prompt, and the output that was asked for, fit into the context.
 
@@ -131,6 +140,21 @@ def check_length(llm: AsyncEngine, ids: Sequence[int], max_tokens: int | None, p
         )
 
 
-def _role(message: ChatMessage) -> str:
-    # OpenAI's newer name for the same role; templates know only the older one.
-    return "system" if message.role == "developer" else message.role
+def truncated(
+    llm: AsyncEngine, ids: list[int], keep: int | None, max_tokens: int | None
+) -> list[int]:
+    """The last ``keep`` tokens of a prompt; None: all, -1: as many as leave room for the output.
+
+    Raises:
+        ApiError: ``keep`` is 0.
+    """
+    if keep is None:
+        return ids
+    if keep == 0:
+        raise invalid(
+            "truncate_prompt_tokens must be at least 1, or -1 for as many as fit, got 0",
+            "truncate_prompt_tokens",
+        )
+    if keep < 0:
+        keep = max(1, llm.max_model_len - max(1, max_tokens or 1))
+    return ids[-keep:]

@@ -1,19 +1,21 @@
-"""Requests and responses of the OpenAI API, with vLLM's extra fields.
+"""Requests of the OpenAI API, with vLLM's extra fields.
 
-Fields that are not listed are ignored, unless they would change the answer: see
-``refuse_unsupported``.
+What is listed here is served. Other fields are kept in ``model_extra``; `fjx.serving.fields` says
+which of them are harmless, and refuses the others.
 """
 
 from __future__ import annotations
 
-import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
+from fjx.serving.fields import IGNORED
+
 MAX_CHOICES = 128
 """Most completions per prompt, as in the OpenAI API."""
+MAX_LOGPROBS = 20
 MAX_BIASES = 300
 """Most entries of logit_bias, as in the OpenAI API."""
 
@@ -32,6 +34,11 @@ def _expects(expected: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
+_Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""Python has no largest number; a sum of two must still be one that a message can show."""
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 def _few_entries(most: int) -> BeforeValidator:
     """Refuses a large object before it collects one error for each of its entries."""
 
@@ -44,17 +51,28 @@ def _few_entries(most: int) -> BeforeValidator:
 
 
 _Strings = Annotated[list[str], Field(fail_fast=True)]
-_TokenIds = Annotated[list[int], Field(fail_fast=True)]
+_TokenIds = Annotated[list[_Int], Field(fail_fast=True)]
 _Prompt = Annotated[
     str | _Strings | _TokenIds | Annotated[list[_TokenIds], Field(fail_fast=True)],
     _expects("a string, a list of strings, a list of token ids, or a list of lists of token ids"),
 ]
+
+
+_Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 _Stop = Annotated[str | _Strings | None, _expects("a string or a list of strings")]
 
 
+def _closed(schema: dict[str, Any]) -> None:
+    """What the description of the interface says of fields that are not listed."""
+    ignored = {name: {"description": f"Ignored: {why}."} for name, why in IGNORED.items()}
+    schema["properties"] = {**ignored, **schema["properties"]}
+    schema["additionalProperties"] = False
+
+
 class _Request(BaseModel):
-    # Fields that are not ours are kept in model_extra, for refuse_unsupported.
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra=_closed
+    )
 
     model: str | None = None
 
@@ -62,9 +80,11 @@ class _Request(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream carries besides the text."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_closed)
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """Counts so far in every chunk."""
 
 
 class Speculative(BaseModel):
@@ -72,7 +92,7 @@ class Speculative(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    max_draft_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_draft_tokens: _Count | None = None
 
 
 _Speculative = Annotated[
@@ -85,26 +105,41 @@ class GenerationRequest(_Request):
     """The fields that completions and chat completions share."""
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: int | None = None
+    best_of: _Int | None = None
+    max_tokens: _Int | None = None
     temperature: float | None = None
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Annotated[dict[str, float] | None, _few_entries(MAX_BIASES)] = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: _Int | None = None
     stop: _Stop = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    echo: bool | None = None
 
-    top_k: int | None = None
+    top_k: _Int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    min_tokens: _Int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: _TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    priority: int | None = None
+    allowed_token_ids: _TokenIds | None = None
+    bad_words: _Strings | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
+    """Keep the last so many tokens of a prompt; -1: as many as fit."""
+    add_special_tokens: bool | None = None
+    """By default, for text and not for what a chat template has made."""
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    cache_salt: Annotated[str, Field(min_length=1)] | None = None
+    """Cached pages are shared with requests of the same salt only."""
+    request_id: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] | None = None
+    """Part of the answer's id; the header X-Request-Id goes before it."""
+    priority: _Int | None = None
     speculative: _Speculative = None
 
     @property
@@ -112,23 +147,29 @@ class GenerationRequest(_Request):
         """Whether a stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream has the usage so far."""
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
 
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
     prompt: _Prompt
-    echo: bool | None = None
-    logprobs: int | None = None
-    best_of: int | None = None
+    logprobs: _Int | None = None
 
 
 class ContentPart(BaseModel):
     """A piece of a message's content; only text is served."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 _Parts = Annotated[list[ContentPart], Field(fail_fast=True)]
@@ -138,203 +179,79 @@ _Content = Annotated[
 ]
 
 
-class ChatMessage(BaseModel):
-    """One message of a conversation."""
+class FunctionCall(BaseModel):
+    """Which function was called, and with what."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[str | _Parts | None, _expects("a string or a list of parts")] = None
+    name: str
+    arguments: Annotated[
+        str | dict[str, Any] | None, _expects("a JSON object, or a string that holds one")
+    ] = None
 
 
-class ChatRequest(GenerationRequest):
+class ToolCall(BaseModel):
+    """A call that the assistant made earlier in the conversation."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    id: str | None = None
+    type: str = "function"
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation; the chat template sees all of it."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: _Content = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    """The older name of ``reasoning``; the template gets both."""
+
+
+_Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+
+
+class _Conversation(_Request):
+    """The fields that make a prompt out of messages."""
+
+    add_generation_prompt: bool | None = None
+    """End the prompt with the beginning of an answer; by default, unless one is continued."""
+    continue_final_message: bool | None = None
+    """Leave the last message open, to be continued."""
+    documents: _Objects | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: _Objects | None = None
+
+
+class ChatRequest(GenerationRequest, _Conversation):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
-    max_completion_tokens: int | None = None
+    messages: _Messages
+    max_completion_tokens: _Int | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    reasoning_effort: str | None = None
+    tool_choice: Any = None
 
 
-class TokenizeRequest(_Request):
+class TokenizeRequest(_Conversation):
     """Body of POST /tokenize: either a prompt or messages."""
 
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
+    messages: _Messages | None = None
     add_special_tokens: bool | None = None
     """By default as a completion or a chat completion would be encoded."""
     return_token_strs: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
-class TokenizeResponse(BaseModel):
-    """Answer of POST /tokenize."""
-
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None = None
 
 
 class DetokenizeRequest(_Request):
     """Body of POST /detokenize."""
 
     tokens: _TokenIds
-
-
-class DetokenizeResponse(BaseModel):
-    """Answer of POST /detokenize."""
-
-    prompt: str
-
-
-class PromptTokensDetails(BaseModel):
-    """Where the prompt's keys and values came from."""
-
-    cached_tokens: int
-
-
-class CompletionTokensDetails(BaseModel):
-    """What speculation brought."""
-
-    accepted_prediction_tokens: int
-    rejected_prediction_tokens: int
-    """Unlike OpenAI's, not among the ``completion_tokens``."""
-    drafted_tokens: int
-    """The sum of both: drafted tokens that were verified."""
-
-
-class Usage(BaseModel):
-    """Tokens of one HTTP request, over all its prompts and choices."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: Annotated[
-        CompletionTokensDetails | None, Field(exclude_if=lambda details: details is None)
-    ] = None
-    """Absent where nothing was drafted."""
-
-
-class CompletionLogprobs(BaseModel):
-    """Log-probabilities of a completion, one entry a token in each list."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-    """Character of the choice's text where the token begins."""
-
-
-class CompletionChoice(BaseModel):
-    """One completion, or what is new of it."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-
-
-class _Response(BaseModel):
-    id: str
-    created: int = Field(default_factory=lambda: int(time.time()))
-    model: str
-    usage: Usage | None = None
-
-
-class CompletionResponse(_Response):
-    """Answer, or chunk of the answer, of POST /v1/completions."""
-
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[CompletionChoice]
-
-
-class TopLogprob(BaseModel):
-    """A token that was likely at some position."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    """The token that was chosen, and the likeliest ones."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Log-probabilities of a message, one entry a token."""
-
-    content: list[TokenLogprob]
-
-
-class AnswerMessage(BaseModel):
-    """What the model said."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: str | None
-    stop_reason: int | str | None = None
-
-
-class ChatResponse(_Response):
-    """Answer of POST /v1/chat/completions."""
-
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-
-class Delta(BaseModel):
-    """What is new of a message."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    """What is new of an answer."""
-
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-
-
-class ChatChunk(_Response):
-    """One event of a streamed chat completion."""
-
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChatChunkChoice]
-
-
-class ModelCard(BaseModel):
-    """The model that is served."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "fjx"
-    root: str
-    """The model as it was given to the engine."""
-    max_model_len: int
-
-
-class ModelList(BaseModel):
-    """Answer of GET /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]

@@ -33,9 +33,24 @@ class TextStream(Protocol):
     def add(self, ids: Sequence[int]) -> str:
         """Return the text that is complete now."""
 
+    def flush(self) -> str:
+        """Return what was held back, at the end."""
+
 
 class Tokenizer(Protocol):
     """What the server needs of ``AsyncLLM.tokenizer``."""
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text."""
+
+    @property
+    def eos_token_ids(self) -> Sequence[int]:
+        """The tokens that end a text, the usual one first."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the model's chat template; None: it has none."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
@@ -49,7 +64,10 @@ class Tokenizer(Protocol):
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         add_generation_prompt: bool = True,
+        *,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """Return the prompt of a conversation."""
@@ -129,6 +147,11 @@ class InFlight:
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
+
+    @property
+    def count(self) -> int:
+        """How many there are now."""
+        return self._count
 
     @contextmanager
     def one(self) -> Iterator[None]:

@@ -1,32 +1,31 @@
-"""POST /tokenize and /detokenize, in vLLM's shapes."""
+"""POST /tokenize and /detokenize and GET /tokenizer_info, in vLLM's shapes."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from fjx.serving.conversation import conversation_of
 from fjx.serving.errors import invalid
+from fjx.serving.fields import check_fields
 from fjx.serving.logprobs import token_name
-from fjx.serving.params import refuse_unsupported_message
+from fjx.serving.openapi import errors
 from fjx.serving.prompts import check_token_ids, encode_chat, encode_text
-from fjx.serving.protocol import (
-    DetokenizeRequest,
-    DetokenizeResponse,
-    TokenizeRequest,
-    TokenizeResponse,
-)
+from fjx.serving.protocol import DetokenizeRequest, TokenizeRequest
+from fjx.serving.responses import DetokenizeResponse, TokenizeResponse, TokenizerInfo
 from fjx.serving.state import ServerState
 from fjx.serving.workers import off_loop
 
 
-def token_routes(state: ServerState) -> APIRouter:
-    """The routes, bound to an engine."""
-    router = APIRouter()
+def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
+    """The routes, bound to an engine; clients look for them with and without /v1 before them."""
+    router = APIRouter(prefix=prefix)
 
-    @router.post("/tokenize", response_model=TokenizeResponse)
+    @router.post("/tokenize", response_model=TokenizeResponse, responses=errors(400, 404, 408, 413))
     async def tokenize(body: TokenizeRequest) -> Response:
         """Encode a prompt or a conversation as a completion request would."""
         state.check_serving()
         state.check_model(body.model)
+        check_fields(body.model_extra, TokenizeRequest.model_fields)
         tokenizer = state.llm.tokenizer
         ids = await _encode(state, body)
 
@@ -41,26 +40,44 @@ def token_routes(state: ServerState) -> APIRouter:
 
         return Response(await off_loop(len(ids), answer), media_type="application/json")
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", responses=errors(400, 404, 408, 413))
     async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
         """Decode token ids, special tokens included."""
         state.check_serving()
         state.check_model(body.model)
+        check_fields(body.model_extra, DetokenizeRequest.model_fields)
         check_token_ids(body.tokens, state.llm.vocab_size, "tokens")
         tokenizer = state.llm.tokenizer
         text = await off_loop(len(body.tokens), lambda: tokenizer.decode(body.tokens, False))
         return DetokenizeResponse(prompt=text)
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> TokenizerInfo:
+        """Say what a client needs to make prompts by itself."""
+        state.check_serving()
+        tokenizer = state.llm.tokenizer
+
+        def text(token: int | None) -> str | None:
+            return None if token is None else tokenizer.token_bytes(token).decode(errors="replace")
+
+        return TokenizerInfo(
+            tokenizer_class=type(tokenizer).__name__,
+            bos_token=text(tokenizer.bos_token_id),
+            eos_token=text(next(iter(tokenizer.eos_token_ids), None)),
+            chat_template=tokenizer.chat_template,
+            model_max_length=state.llm.max_model_len,
+        )
 
     return router
 
 
 async def _encode(state: ServerState, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
-        for position, message in enumerate(body.messages):
-            refuse_unsupported_message(message, f"messages[{position}]")
-        return await encode_chat(
-            state, body.messages, body.chat_template_kwargs, bool(body.add_special_tokens)
-        )
+        if body.prompt is not None:
+            raise invalid("prompt and messages: give one of them", "prompt")
+        template = state.llm.tokenizer.chat_template
+        conversation = conversation_of(body, body.messages, template, body.tools)
+        return await encode_chat(state, conversation, bool(body.add_special_tokens))
     prompt = body.prompt
     if prompt is None:
         raise invalid("either prompt or messages is required", "prompt")

@@ -22,8 +22,8 @@ QUESTION = [{"role": "user", "content": "Name three colours of the rainbow."}]
 class Server:
     """A running ``fjx serve`` process."""
 
-    def __init__(self) -> None:
-        options = ["--port", "0", "--max-model-len", "512", "--max-num-seqs", "4"]
+    def __init__(self, *further: str) -> None:
+        options = ["--port", "0", "--max-model-len", "512", "--max-num-seqs", "4", *further]
         command = [sys.executable, "-m", "fjx", "serve", "--model", "smollm2-135m", *options]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

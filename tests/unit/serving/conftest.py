@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
 
 from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
@@ -28,13 +29,18 @@ def llm() -> FakeLLM:
 @pytest.fixture
 def call(llm: FakeLLM) -> Call:
     """Sends one request straight into the application: ``call("POST", "/tokenize", json=...)``."""
+    apps: dict[ServerConfig, FastAPI] = {}
 
     def send(
         method: str, path: str, config: ServerConfig | None = None, **request: Any
     ) -> httpx.Response:
+        config = config or ServerConfig()
+        if config not in apps:
+            apps[config] = create_app(llm, config)
+
         async def run() -> httpx.Response:
-            app = create_app(llm, config or ServerConfig())
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            apps[config].state.server.stopping = asyncio.Event()  # each belongs to one loop
+            transport = httpx.ASGITransport(apps[config], raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://fjx") as client:
                 return await client.request(method, path, **request)
 

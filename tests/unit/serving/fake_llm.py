@@ -34,6 +34,10 @@ EOS, BOS = 256, 257
 class ByteTokenizer:
     """A byte is a token, so that characters beyond ASCII are several tokens."""
 
+    bos_token_id, eos_token_ids = BOS, (EOS,)
+    chat_template: str | None = "{# roles: system user assistant tool; fields: name, thoughts #}"
+    """What the template below knows; it leaves out messages of other roles."""
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [BOS, *text.encode()] if add_special_tokens else list(text.encode())
 
@@ -48,13 +52,18 @@ class ByteTokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
-        if messages[-1]["role"] != "user":
-            raise RequestError("the last message must come from the user")
-        lines = [f"{name}={value}\n" for name, value in variables.items()]
-        lines += [f"{message['role']}: {message['content']}\n" for message in messages]
-        return "".join(lines) + ("assistant: " if add_generation_prompt else "")
+        if messages[-1]["role"] == "system":
+            raise RequestError("the last message must not come from the system")
+        text = "".join(f"{name}={value}\n" for name, value in variables.items())
+        for message in messages:
+            if message["role"] in ("system", "user", "assistant", "tool", "critic"):
+                text += f"{message['role']}: {message['content']}\n"
+        if continue_final_message:
+            return text.removesuffix("\n")
+        return text + ("assistant: " if add_generation_prompt else "")
 
     def stream(self, skip_special_tokens: bool = True, continuation: bool = False) -> ByteStream:
         return ByteStream(self, skip_special_tokens)
@@ -82,6 +91,7 @@ class Call:
     params: SamplingParams
     request_id: str
     priority: int
+    cache_salt: str | None = None
 
 
 class FakeLLM:
@@ -100,6 +110,7 @@ class FakeLLM:
         self.reply = reply
         self.token_seconds = token_seconds
         self.cached_tokens = 0
+        self.preemptions = 0
         self.drafted = self.accepted = 0
         """Drafted and accepted tokens of each step: it brings the accepted ones and one more."""
         self.refuse: Exception | None = None
@@ -154,7 +165,7 @@ class FakeLLM:
         cache_salt: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         assert isinstance(prompt, list)
-        self.calls.append(Call(prompt, params, request_id, priority))
+        self.calls.append(Call(prompt, params, request_id, priority, cache_salt))
         if self.refuse is not None:
             raise self.refuse
         try:
@@ -182,6 +193,9 @@ class FakeLLM:
             produced += 1
             now = time.monotonic()
             first = first or now
+            scores = None
+            if params.prompt_logprobs is not None and produced == 1:
+                scores = [None, *(_scores(token, params.prompt_logprobs) for token in prompt[1:])]
             yield RequestOutput(
                 request_id=request_id,
                 prompt=None,
@@ -189,6 +203,7 @@ class FakeLLM:
                 outputs=parts,
                 finished=not running,
                 num_cached_tokens=self.cached_tokens,
+                prompt_logprobs=scores,
                 timing=RequestTiming(arrival, arrival, first, None if running else now),
             )
 
@@ -200,7 +215,7 @@ class FakeLLM:
         tokens = [*text.encode(), EOS]
         length = len(tokens) if params.max_tokens is None else min(len(tokens), params.max_tokens)
         stream = self.tokenizer.stream()
-        parts = []
+        parts = [] if length else [CompletionOutput(index=index)]
         for step, begin in enumerate(range(0, length, 1 + self.accepted), start=1):
             brought = tokens[begin : min(begin + 1 + self.accepted, length)]
             part = CompletionOutput(
@@ -210,6 +225,7 @@ class FakeLLM:
                 steps=step,
                 drafted_tokens=step * self.drafted,
                 accepted_tokens=begin + len(brought) - step,
+                preemptions=self.preemptions,
             )
             if params.logprobs is not None:
                 part.logprobs = [_logprobs(token, params.logprobs) for token in brought]
@@ -217,6 +233,14 @@ class FakeLLM:
         parts[-1].finish_reason = "stop" if length == len(tokens) else "length"
         parts[-1].stop_reason = stop_reason
         return parts
+
+
+def _scores(token: int, count: int) -> PositionLogprobs:
+    """Of a prompt's token: the next ids are likelier."""
+    top = tuple(
+        TokenLogprob((token + rank) % 256, -0.25 - rank, rank) for rank in range(1, count + 1)
+    )
+    return PositionLogprobs(TokenLogprob(token, -9.0, 9), top)
 
 
 def _logprobs(token: int, count: int) -> PositionLogprobs:

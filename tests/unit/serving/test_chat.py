@@ -46,9 +46,9 @@ def test_template_variables_cannot_replace_the_conversation(post):
 
 
 def test_template_refusal_is_a_bad_request(post):
-    response = post("/v1/chat/completions", messages=[{"role": "assistant", "content": "Hi"}])
+    response = post("/v1/chat/completions", messages=[{"role": "system", "content": "Hi"}])
     assert response.status_code == 400
-    assert "must come from the user" in response.json()["error"]["message"]
+    assert "must not come from the system" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])

@@ -236,10 +236,10 @@ def test_prompt_that_is_displaced_waits_where_others_of_its_request_have_begun(p
     llm.token_seconds = 0.01
     whole, refusals = llm.generate, []
 
-    def generate(prompt, params, request_id, priority=0):
+    def generate(prompt, *arguments):
         if prompt[-1] == ord("B") and len(refusals) < 2:
             return refused(len(refusals))
-        return whole(prompt, params, request_id, priority)
+        return whole(prompt, *arguments)
 
     async def refused(count):
         refusals.append(count)

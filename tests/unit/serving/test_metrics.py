@@ -24,7 +24,7 @@ def scrape(llm, *requests):
     for family in text_string_to_metric_families(asyncio.run(run())):
         for sample in family.samples:
             labels = dict(sample.labels)
-            assert labels.pop("model_name") == "tiny"
+            assert not sample.name.startswith("fjx:") or labels.pop("model_name") == "tiny"
             samples[sample.name, *labels.values()] = sample.value
     return samples
 
@@ -41,6 +41,8 @@ def test_engine_gauges_and_counters(llm):
         num_preemptions=1,
         compiles={"warmup": 9},
         requests_finished={"stop": 4, "length": 1},
+        step_tokens={1: 5, 9: 2, 300: 1},
+        kv_pages=640,
     )
     samples = scrape(llm)
     expected = {
@@ -57,6 +59,17 @@ def test_engine_gauges_and_counters(llm):
         ("fjx:request_success_total", "stop"): 4,
         ("fjx:request_success_total", "length"): 1,
         ("fjx:request_success_total", "error"): 0,
+        ("fjx:num_requests_waiting_by_reason", "capacity"): 2,
+        ("fjx:num_requests_waiting_by_reason", "deferred"): 0,
+        ("fjx:prompt_tokens_by_source_total", "local_compute"): 80,
+        ("fjx:prompt_tokens_by_source_total", "local_cache_hit"): 40,
+        ("fjx:prompt_tokens_cached_total",): 40,
+        ("fjx:iteration_tokens_total_count",): 8,
+        ("fjx:iteration_tokens_total_sum",): 5 + 18 + 300,
+        ("fjx:iteration_tokens_total_bucket", "1.0"): 5,
+        ("fjx:iteration_tokens_total_bucket", "16.0"): 7,
+        ("fjx:iteration_tokens_total_bucket", "512.0"): 8,
+        ("fjx:cache_config_info", "16", "auto", "True", "640"): 1,
     }
     assert {name: samples[name] for name in expected} == expected
 
@@ -75,6 +88,64 @@ def test_latency_histograms_count_requests_and_tokens(llm):
     assert samples["fjx:e2e_request_latency_seconds_sum",] >= 0.01 * (6 + 7 + 7)
     spread = 29 * 0.01
     assert samples["fjx:inter_token_latency_seconds_sum",] >= spread * 0.9
+
+
+def test_what_requests_ask_for_and_get(llm):
+    llm.token_seconds, llm.preemptions = 0.01, 2
+    samples = scrape(llm, {"prompt": "Hi", "max_tokens": 7}, {"prompt": ["A"], "n": 2})
+    assert samples["fjx:request_params_n_sum",] == 1 + 2
+    assert samples["fjx:request_params_n_bucket", "1.0"] == 1
+    assert samples["fjx:request_params_max_tokens_sum",] == 7 + 16
+    assert samples["fjx:request_max_num_generation_tokens_sum",] == 6 + 7
+    assert samples["fjx:request_num_preemptions_sum",] == 3 * 2
+    assert samples["fjx:request_num_preemptions_count",] == 3
+    # six tokens come in five intervals, twice seven in six each
+    assert samples["fjx:request_time_per_output_token_seconds_count",] == 3
+    assert samples["fjx:request_time_per_output_token_seconds_sum",] >= 3 * 0.01 * 0.9
+
+
+def test_one_token_has_no_time_per_token(llm):
+    samples = scrape(llm, {"prompt": "Hi", "max_tokens": 1}, {"prompt": "Hi", "max_tokens": 0})
+    assert samples["fjx:request_time_per_output_token_seconds_count",] == 0
+    assert samples["fjx:request_generation_tokens_sum",] == 1
+
+
+def test_http_requests_are_counted_by_path_method_and_status(llm):
+    samples = scrape(llm, {"prompt": "Hi"}, {"prompt": "Hi", "stream": True}, {"prompt": 5})
+    path = "/v1/completions"
+    assert samples["http_requests_total", path, "POST", "2xx"] == 2
+    assert samples["http_requests_total", path, "POST", "4xx"] == 1
+    assert samples["http_request_duration_seconds_count", path, "POST"] == 3
+    assert samples["http_request_duration_highr_seconds_count",] == 3
+    assert samples["http_request_size_bytes_sum", path] >= 3 * len('{"prompt":5}')
+    assert samples["http_response_size_bytes_count", path] == 3
+    assert samples["http_response_size_bytes_sum", path] > 500
+
+
+def test_paths_of_http_requests_are_few(call):
+    for path in ("/v1/models/a", "/v1/models/b", "/nothing", "/nowhere", "/health", "/metrics"):
+        call("GET", path)
+    call("BREW", "/tea")
+    text = call("GET", "/metrics").text
+    assert 'handler="/v1/models/{model:path}",method="GET",status="4xx"} 2.0' in text
+    assert 'handler="none",method="GET",status="4xx"} 2.0' in text
+    assert 'handler="none",method="other",status="4xx"} 1.0' in text
+    assert "BREW" not in text
+    assert 'handler="/health"' not in text
+
+
+def test_error_of_the_servers_own_is_counted(call, llm):
+    llm.refuse = ZeroDivisionError("secret")
+    call("POST", "/v1/completions", json={"prompt": "Hi"})
+    text = call("GET", "/metrics").text
+    assert 'handler="/v1/completions",method="POST",status="5xx"} 1.0' in text
+
+
+def test_process_is_measured(llm):
+    samples = scrape(llm)
+    assert samples["process_resident_memory_bytes",] > 1e6
+    assert samples["process_start_time_seconds",] > 1e9
+    assert any(name == "python_info" for name, *_ in samples)
 
 
 def test_tokens_that_come_together_share_the_time_since_the_ones_before(llm):

@@ -18,7 +18,7 @@ def lines(caplog):
     [
         ("/v1/completions", {"prompt": "Hi", "temperature": -1}, 400, "temperature must be"),
         ("/v1/completions", {"prompt": "Hi", "model": "gpt-9"}, 404, "gpt-9"),
-        ("/v1/nothing", {}, 404, "Not Found"),
+        ("/v1/nothing", {}, 404, "there is no"),
         ("/v1/completions", {"prompt": "x" * 500}, 400, "501"),
     ],
 )
