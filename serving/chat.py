@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from fjx import CompletionOutput
 from fjx.serving.conversation import conversation_of, message_text
-from fjx.serving.generation import Job, Tally, collect, says_nothing, stream_outputs
+from fjx.serving.generation import Job, Tally, collect, says_nothing, size_of, stream_outputs
 from fjx.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from fjx.serving.openapi import GENERATION
 from fjx.serving.params import check_generation, sampling_params
@@ -70,24 +70,29 @@ class _Answer:
     async def whole(self) -> str:
         """The answer of a request that does not stream, as JSON."""
         completions = await collect(self._state, self._job, self._tally)
-        choices = [
-            ChatChoice(
-                index=each.index,
-                message=AnswerMessage(content=self._job.echo + each.text),
-                logprobs=chat_logprobs(self._names, each),
-                finish_reason=each.finish_reason,
-                stop_reason=each.stop_reason,
-                token_ids=self._token_ids(each),
-            )
-            for each in completions
-        ]
-        return ChatResponse(
-            **self._common,
-            choices=choices,
-            usage=self._tally.usage(),
-            prompt_logprobs=await self._prompt_logprobs(),
-            prompt_token_ids=self._job.prompt_ids if self._body.return_token_ids else None,
-        ).model_dump_json()
+        of_prompt = await self._prompt_logprobs()
+
+        def answer() -> str:
+            choices = [
+                ChatChoice(
+                    index=each.index,
+                    message=AnswerMessage(content=self._job.echo + each.text),
+                    logprobs=chat_logprobs(self._names, each),
+                    finish_reason=each.finish_reason,
+                    stop_reason=each.stop_reason,
+                    token_ids=self._token_ids(each),
+                )
+                for each in completions
+            ]
+            return ChatResponse(
+                **self._common,
+                choices=choices,
+                usage=self._tally.usage(),
+                prompt_logprobs=of_prompt,
+                prompt_token_ids=self._job.prompt_ids if self._body.return_token_ids else None,
+            ).model_dump_json()
+
+        return await off_loop(size_of(completions) + 20 * len(of_prompt or ()), answer)
 
     async def stream(self, events: Events) -> None:
         """Send the answer of a streaming request; each choice begins with its role."""

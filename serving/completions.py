@@ -11,7 +11,15 @@ from fastapi import APIRouter, Request, Response
 
 from fjx import CompletionOutput
 from fjx.serving.errors import invalid
-from fjx.serving.generation import Job, Tally, collect, for_each, says_nothing, stream_outputs
+from fjx.serving.generation import (
+    Job,
+    Tally,
+    collect,
+    for_each,
+    says_nothing,
+    size_of,
+    stream_outputs,
+)
 from fjx.serving.logprobs import (
     TextOffsets,
     TokenNames,
@@ -88,11 +96,14 @@ class _Answer:
             return [await choices.add(each) for each in completions]
 
         results = await for_each(jobs, choices)
-        return CompletionResponse(
-            **self._common,
-            choices=[choice for result in results for choice in result],
-            usage=self._tally.usage(),
-        ).model_dump_json()
+        made = [choice for result in results for choice in result]
+
+        def answer() -> str:
+            return CompletionResponse(
+                **self._common, choices=made, usage=self._tally.usage()
+            ).model_dump_json()
+
+        return await off_loop(sum(_size(choice) for choice in made), answer)
 
     async def stream(self, jobs: list[Job], events: Events) -> None:
         """Send the answer of a streaming request."""
@@ -102,19 +113,19 @@ class _Answer:
             async with aclosing(stream_outputs(self._state, job, self._tally)) as parts:
                 async for part in parts:
                     if not says_nothing(part, self._body.return_token_ids):
-                        await events.emit(self._chunk(await choices.add(part)))
+                        await events.emit(await self._chunk(await choices.add(part)))
 
         await for_each(jobs, send)
         if self._body.include_usage:
             last = CompletionResponse(**self._common, choices=[], usage=self._tally.usage())
             await events.emit(last.model_dump_json(exclude_unset=True))
 
-    def _chunk(self, choice: CompletionChoice) -> str:
+    async def _chunk(self, choice: CompletionChoice) -> str:
         usage: dict[str, Any] = {}
         if self._body.include_usage:
             usage["usage"] = self._tally.usage() if self._body.continuous_usage else None
         chunk = CompletionResponse(**self._common, choices=[choice], **usage)
-        return chunk.model_dump_json(exclude_unset=True)
+        return await off_loop(_size(choice), lambda: chunk.model_dump_json(exclude_unset=True))
 
 
 class _Choices:
@@ -132,16 +143,20 @@ class _Choices:
     async def add(self, part: CompletionOutput) -> CompletionChoice:
         """A completion, or what is new of it."""
         body, job = self._body, self._job
-        choice = CompletionChoice(
-            index=job.first_choice + part.index,
-            text=part.text,
-            logprobs=completion_logprobs(
+        logprobs = await off_loop(
+            size_of([part]),
+            lambda: completion_logprobs(
                 self._names,
                 part,
                 self._offsets[part.index],
                 count=body.logprobs or 0,
                 start=len(job.echo),
             ),
+        )
+        choice = CompletionChoice(
+            index=job.first_choice + part.index,
+            text=part.text,
+            logprobs=logprobs,
             finish_reason=part.finish_reason,
             stop_reason=part.stop_reason,
         )
@@ -176,6 +191,13 @@ class _Choices:
             if body.prompt_logprobs is not None
             else None,
         )
+
+
+def _size(choice: CompletionChoice) -> int:
+    """How much there is to write, for ``off_loop``."""
+    of_prompt = len(choice.prompt_logprobs or ()) + len(choice.prompt_token_ids or ())
+    described = 0 if choice.logprobs is None else len(choice.logprobs.tokens)
+    return len(choice.text) + 20 * (of_prompt + described)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,14 @@ def says_nothing(part: CompletionOutput, shows_ids: bool | None) -> bool:
     return not (part.text or part.logprobs or part.finish_reason or (shows_ids and part.token_ids))
 
 
+def size_of(completions: Sequence[CompletionOutput]) -> int:
+    """How much there is to format, for ``off_loop``: a log-probability is worth ten characters."""
+    return sum(
+        len(each.text) + 10 * sum(1 + len(position.top) for position in each.logprobs or ())
+        for each in completions
+    )
+
+
 async def for_each(jobs: Sequence[Job], work: Callable[[Job], Awaitable[_Result]]) -> list[_Result]:
     """Work on all jobs at once; the first failure ends the others and is raised."""
 

@@ -119,7 +119,6 @@ class RequestLifetime:
             return
         try:
             body = await self._body_in_time(scope, receive)
-            check_unicode(body or b"")
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
@@ -141,7 +140,7 @@ class RequestLifetime:
             ) from None
         limit = self._max_body_values
         size = 0 if body is None or len(body) <= _WEIGHED_AT_ONCE else len(body)
-        if body and await off_loop(size, lambda: json_weight(body, limit)) > limit:
+        if body and await off_loop(size, lambda: _weight(body, limit)) > limit:
             raise ApiError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the request body holds more than {limit} JSON values (a list, an object and a "
@@ -204,6 +203,12 @@ class RequestLifetime:
             handler.cancel()
             leaving.cancel()
             await asyncio.gather(handler, leaving, return_exceptions=True)
+
+
+def _weight(body: bytes, limit: int) -> int:
+    """See ``json_weight``; raises a 400 where the text is not valid Unicode."""
+    check_unicode(body)
+    return json_weight(body, limit)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_serializer
 
 _where_asked_for: Any = Field(exclude_if=lambda value: value is None)
 """For fields that are absent, rather than null, where nobody has asked for them."""
@@ -113,6 +113,10 @@ class CompletionChoice(BaseModel):
     prompt_token_ids: Annotated[list[int] | None, _where_asked_for] = None
     token_ids: Annotated[list[int] | None, _where_asked_for] = None
 
+    @field_serializer("text")
+    def _as_it_is(self, text: str) -> str:
+        return text  # lets other threads have their turn, see TokenLogprob
+
 
 class _Response(BaseModel):
     id: str
@@ -140,6 +144,12 @@ class TokenLogprob(TopLogprob):
     """The token that was chosen, and the likeliest ones."""
 
     top_logprobs: list[TopLogprob]
+
+    @field_serializer("token")
+    def _as_it_is(self, token: str) -> str:
+        # An answer may have many thousands of these, and is written in one go: where that calls
+        # Python, other threads get their turn.
+        return token
 
 
 class ChatLogprobs(BaseModel):

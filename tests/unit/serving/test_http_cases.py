@@ -37,7 +37,7 @@ def test_request_that_breaks_servers(call, case):
 @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions", "/tokenize", "/v1/plan"])
 def test_body_that_breaks_parsers(call, path, content):
     headers = {"Content-Type": "application/json"}
-    assert call("POST", path, content=content, headers=headers).status_code == 400
+    assert call("POST", path, content=content, headers=headers).status_code in (400, 413)
 
 
 @pytest.mark.parametrize(

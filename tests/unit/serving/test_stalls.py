@@ -10,6 +10,7 @@ import gc
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from fjx.models.loading.source import resolve
 from fjx.models.tokenizer import load_tokenizer
 from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
+from fjx.serving.responses import ChatLogprobs, TokenLogprob, TopLogprob
 from tests.unit.serving.fake_llm import FakeLLM
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -75,6 +77,19 @@ def smollm2(llm: FakeLLM, tokenizer: Any) -> FakeLLM:
     return llm
 
 
+def test_other_threads_run_while_a_large_answer_is_written():
+    top = [TopLogprob(token="a", logprob=-1.0, bytes=[97])] * 20
+    token = TokenLogprob(token="a", logprob=-1.0, bytes=[97], top_logprobs=top)
+    answer = ChatLogprobs(content=[token] * 20_000)
+    with ThreadPoolExecutor(1) as pool:
+        writing, turns = pool.submit(answer.model_dump_json), 0
+        while not writing.done():
+            time.sleep(0.001)
+            turns += 1
+    assert turns > 3
+    assert json.loads(writing.result())["content"][-1]["token"] == "a"
+
+
 CASES = {
     "text of 16 MB": (COMPLETIONS, {"prompt": "a" * LARGE}, 400),
     "text of 16 MB to tokenize": ("/tokenize", {"prompt": " " * LARGE}, 400),
@@ -99,6 +114,11 @@ CASES = {
         400,
     ),
     "most stop strings": (COMPLETIONS, many('{"prompt":"a","stop":[', '"z"', 390_000, "]}"), 400),
+    "half a surrogate pair": (
+        COMPLETIONS,
+        '{"prompt":"' + "\\ud83d\\ude00" * (LARGE // 13) + '\\ud83d"}',
+        400,
+    ),
     "longest unknown field": (COMPLETIONS, {"prompt": "a", "x" * LARGE: 1}, None),
 }
 
