@@ -5,8 +5,8 @@
 
 The tests come out of the projects' source distributions on the package index, which land in a
 cache folder with a virtual environment to run them in; neither vLLM, PyTorch nor llama.cpp is
-installed. What does not apply is named in ``vllm.toml`` and ``llama.toml`` beside this file, each with
-its reason. Ends with status 0 if every test that applies passed.
+installed. What does not apply is named in ``vllm.toml`` and ``llama.toml`` beside this file, each
+with its reason. Ends with status 0 if every test that applies passed.
 """
 
 from __future__ import annotations
