@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import shlex
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 
 import httpx
 from fuzz_space import COMPLETIONS, Shot, shots
-from server import Server, status
+from server import Server, end_servers_on_sigterm, status
 from tiny_model import write_tiny_model
 
 from fjx.bench.report import environment
@@ -37,6 +38,7 @@ OPTIONS = (
 )  # fmt: skip
 CONCURRENCY = 12
 CHECK_EVERY = 500
+LEAVE_SECONDS = 0.02
 SHOWN = 40
 PLAIN = (
     {"prompt": "The sky", "max_tokens": 24, "temperature": 0, "logprobs": 0, "ignore_eos": True},
@@ -65,6 +67,7 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=120, help="seconds for an answer [120]")
     parser.add_argument("--output", type=Path, help="write the result to this file, as JSON")
     arguments = parser.parse_args()
+    end_servers_on_sigterm()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_model(Path(folder))
@@ -135,10 +138,10 @@ async def worker(client: httpx.AsyncClient, todo: Iterator[Shot], record: Record
         begin = time.monotonic()
         try:
             outcome = await send(client, shot, record)
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, TimeoutError):
             outcome = "no answer"
             record.hangs.append(_shown(shot))
-        except httpx.TransportError as error:
+        except (httpx.TransportError, OSError) as error:
             outcome = f"connection lost ({type(error).__name__})"
             record.faults.append(f"{outcome}: {_shown(shot)}")
         seconds = time.monotonic() - begin
@@ -150,20 +153,12 @@ async def worker(client: httpx.AsyncClient, todo: Iterator[Shot], record: Record
 async def send(client: httpx.AsyncClient, shot: Shot, record: Record) -> str:
     """One request; returns its status."""
     content = shot.body.encode("utf-8", "surrogatepass")
+    if shot.leave is not None:
+        await leave(client, shot, content)
+        return "left by its client"
     headers = {"Content-Type": "application/json"}
-    if shot.leave == "at once":
-        try:
-            answer = client.post(shot.path, content=content, headers=headers)
-            reply = await asyncio.wait_for(answer, 0.02)
-            return str(reply.status_code)
-        except TimeoutError:
-            return "left by its client"
-    async with client.stream("POST", shot.path, content=content, headers=headers) as reply:
-        text = b""
-        async for part in reply.aiter_bytes():
-            text += part
-            if shot.leave is not None and b"data:" in text:
-                return "left by its client"
+    reply = await client.post(shot.path, content=content, headers=headers)
+    text = reply.content
     if reply.status_code >= 500:
         record.faults.append(f"{reply.status_code}: {_shown(shot)}: {text[:300]!r}")
     elif b'data: {"error"' in text:
@@ -174,6 +169,23 @@ async def send(client: httpx.AsyncClient, shot: Shot, record: Record) -> str:
         except ValueError as error:
             record.faults.append(f"{error}: {_shown(shot)}: {text[:300]!r}")
     return str(reply.status_code)
+
+
+async def leave(client: httpx.AsyncClient, shot: Shot, content: bytes) -> None:
+    """Send a request on a connection of its own, and close that before the answer is whole."""
+    url, patience = client.base_url, client.timeout.read
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    head = f"POST {shot.path} HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: application/json\r\n"
+    writer.write(
+        f"{head}Connection: close\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
+    )
+    await writer.drain()
+    if shot.leave == "after the first event":
+        with contextlib.suppress(asyncio.IncompleteReadError):  # an error, in place of events
+            await asyncio.wait_for(reader.readuntil(b"data:"), patience)
+    else:
+        await asyncio.sleep(LEAVE_SECONDS)
+    writer.close()
 
 
 async def plain(client: httpx.AsyncClient, body: dict[str, Any]) -> list[str]:

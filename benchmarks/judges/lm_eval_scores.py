@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_items import write_tasks
-from server import Server
+from server import Server, end_servers_on_sigterm
 from source import virtual_environment
 
 from fjx.bench.report import environment
@@ -53,6 +53,7 @@ Answers = dict[tuple[str, int], list[float]]
 def main() -> int:
     """Ask both and compare."""
     arguments = parse_arguments()
+    end_servers_on_sigterm()
     if not arguments.prompts.is_dir():
         raise SystemExit(f"{arguments.prompts} is missing; --prompts names the folder of problems")
     cache = (arguments.cache or cache_root(None) / "judges").absolute()

@@ -6,7 +6,9 @@ Plain Python: it is imported in an environment that has no fjx.
 from __future__ import annotations
 
 import atexit
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -92,6 +94,11 @@ class SharedServer:
         if self._server is not None:
             self._server.stop()
             self._server = None
+
+
+def end_servers_on_sigterm() -> None:
+    """An exit runs the clean-up that ends servers; the signal's own action does not."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def status(url: str) -> int | None:
