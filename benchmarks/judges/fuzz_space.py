@@ -111,19 +111,18 @@ class Shot:
     """When the client goes away; None: it waits for the whole answer."""
 
 
-def shots(count: int, seed: int = SEED) -> Iterator[Shot]:
-    """At least ``count`` requests: all single values, all pairs of numbers, then mixtures.
+def shots(count: int | None = None, seed: int = SEED) -> list[Shot]:
+    """All single values, all pairs of numbers, and a quarter as many mixtures.
 
-    The order is shuffled, so that every stretch of it holds all kinds. Fewer than the singles and
-    pairs are a sample of them.
+    Args:
+        count: only so many of them, a sample; None: all.
+        seed: of the mixtures, and of the order, in which every stretch holds all kinds.
     """
     rng = random.Random(seed)
-    fixed = [*singles(), *pairs()]
-    rng.shuffle(fixed)
-    mixed = max(count - len(fixed), len(fixed) // 4)
-    made = fixed + [mixture(rng) for _ in range(mixed)]
+    fixed = list(dict.fromkeys([*singles(), *pairs()]))
+    made = fixed + [mixture(rng) for _ in range(len(fixed) // 4)]
     rng.shuffle(made)
-    yield from made[: max(count, 0)] if count < len(fixed) else made
+    return made[:count]
 
 
 def singles() -> Iterator[Shot]:
