@@ -15,8 +15,9 @@ from typing import Any
 
 SEED = 20261201
 CHOICES = 4
-MOST_CHARACTERS = 700
-"""Of a problem; longer ones only take longer."""
+LONGEST_QUESTION = 300
+LONGEST_BEGINNING = 180
+"""Characters; longer ones only take longer."""
 _TASK = """task: {task}
 dataset_path: json
 dataset_kwargs:
@@ -74,7 +75,7 @@ def answer_items(problems: Sequence[dict[str, str]]) -> Iterator[Item]:
         right = int(problem["answer"].rpartition("#### ")[2].replace(",", ""))
         wrong = [right + 1, right * 2, max(right // 2, 0), right + 10, right * 10, abs(right - 3)]
         wrong = sorted(set(wrong) - {right})
-        if len(problem["question"]) > MOST_CHARACTERS or len(wrong) < CHOICES - 1:
+        if len(problem["question"]) > LONGEST_QUESTION or len(wrong) < CHOICES - 1:
             continue
         numbers = rng.sample(wrong, CHOICES - 1)
         yield _item(rng, problem["question"], str(right), map(str, numbers))
@@ -88,7 +89,7 @@ def ending_items(problems: Sequence[dict[str, str]]) -> Iterator[Item]:
     for sentences in split:
         query = " ".join(sentences[:-1])
         others = [other[-1] for other in rng.sample(split, CHOICES - 1)]
-        if len(query) <= MOST_CHARACTERS and len({sentences[-1], *others}) == CHOICES:
+        if len(query) <= LONGEST_BEGINNING and len({sentences[-1], *others}) == CHOICES:
             yield _item(rng, query, sentences[-1], others)
 
 
