@@ -25,9 +25,11 @@ pytest_plugins = ["applicable"]
 MODEL = "smollm2-135m"
 API_KEY = "token-abc123"
 BASE_OPTIONS = ("--kv-cache-memory", "0.4", "--drafter", "off", "--max-num-seqs", "8")
-TAKEN = {"--max-model-len": 1, "--max-num-batched-tokens": 1, "--no-enable-prefix-caching": 0}
+TAKEN = {"--max-num-batched-tokens": 1, "--no-enable-prefix-caching": 0}
 """Options of ``vllm serve`` that fjx has, with the number of their values. The others choose a
 number format, a device's memory, adapters, or what fjx always does."""
+LONG_CONTEXT, SHORT_CONTEXT = 4096, 1024
+"""Tokens. Where no test has a long prompt, answers that nothing else ends are ended earlier."""
 CLIENT_SECONDS = 600.0
 
 
@@ -47,6 +49,8 @@ class RemoteOpenAIServer:
     ) -> None:
         options = [*BASE_OPTIONS, "--model", MODEL, "--served-model-name", model]
         arguments = list(vllm_serve_args)
+        context = LONG_CONTEXT if "--enable-chunked-prefill" in arguments else SHORT_CONTEXT
+        options += ["--max-model-len", str(context)]
         for position, argument in enumerate(arguments):
             if argument in TAKEN:
                 options += arguments[position : position + 1 + TAKEN[argument]]
