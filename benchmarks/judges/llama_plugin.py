@@ -19,6 +19,8 @@ BASE_OPTIONS = ("--kv-cache-memory", "0.4", "--drafter", "off", "--max-num-seqs"
 MODEL = "smollm2-135m"
 PATHS = ("/chat/completions", "/completions", "/models")
 """llama-server answers at these with and without /v1 before them, fjx with it."""
+NAMES = ("gpt-3.5-turbo-instruct", "gpt-3.5-turbo", "davinci-002")
+"""Models that tests ask for: llama-server answers whatever it is called."""
 
 # Their utils imports it; what it downloads is for other models.
 sys.modules["wget"] = ModuleType("wget")
@@ -53,7 +55,7 @@ def _options(server: Any) -> list[str]:
     if server.n_ctx:
         options += ["--max-model-len", str(server.n_ctx // slots)]
     if server.model_alias:
-        options += ["--served-model-name", server.model_alias]
+        options += ["--served-model-name", server.model_alias, *NAMES]
     if server.api_key:
         options += ["--api-key", server.api_key]
     return options
