@@ -40,6 +40,7 @@ IN_SMALL: dict[str, str] = {
     "benchmarks/host_overhead.py": (
         "--layers 2 --requests 2 --prompt-tokens 4 --warm-steps 2 --steps 4 --output OUT.json"
     ),
+    "benchmarks/judges/fuzz.py": "--requests 60 --output OUT.json",
     "benchmarks/lens.py": (
         "--model MODEL --head HEAD --prompts PROMPTS --count 4 --max-tokens 24 --every 2"
     ),
@@ -72,6 +73,9 @@ IN_SMALL: dict[str, str] = {
 HELP_ALONE: dict[str, str] = {
     "benchmarks/attacks.py": "a real server under attack, for minutes",
     "benchmarks/cluster_faults.py": "Ray nodes are killed for minutes; tests/unit/cluster do less",
+    "benchmarks/judges/lm_eval_scores.py": "PyTorch; unit/bench/test_judges.py runs its parts",
+    "benchmarks/judges/run_tests.py": "others' tests; test_judges.py runs its parts",
+    "benchmarks/judges/schema.py": "schemathesis, in an environment of its own",
     "benchmarks/peers.py": "other engines, each in an environment of its own",
     "benchmarks/placement.py": "half an hour, over Alibaba's lists, which are not in the clone",
     "benchmarks/sim_validation.py": "minutes of a real model's load, on a machine of its own",
