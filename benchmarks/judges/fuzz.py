@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 from fuzz_space import COMPLETIONS, Shot, shots
-from server import Server, end_servers_on_sigterm, status
+from server import Server, command_line, end_servers_on_sigterm, status
 from tiny_model import write_tiny_model
 
 from fjx.bench.report import environment
@@ -83,7 +83,7 @@ def main() -> int:
     failed = not alive or health != 200 or record.hangs or record.faults
     result = {
         **environment([]),
-        "command": shlex.join(["python", "benchmarks/judges/fuzz.py", *sys.argv[1:]]),
+        "command": command_line(),
         "server": shlex.join(["fjx", "serve", *OPTIONS]),
         "requests": record.statuses.total(),
         "statuses": dict(sorted(record.statuses.items())),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_items import write_tasks
-from server import Server, end_servers_on_sigterm
+from server import Server, command_line, end_servers_on_sigterm
 from source import virtual_environment
 
 from fjx.bench.report import environment
@@ -93,7 +92,7 @@ def main() -> int:
         server.stop()
     result = {
         **environment([]),
-        "command": shlex.join(["python", "benchmarks/judges/lm_eval_scores.py", *sys.argv[1:]]),
+        "command": command_line(),
         "judges": packages(python),
         "items": arguments.items,
         "tasks": tasks,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server import command_line
 from source import unpack_source, virtual_environment
 
 from fjx.bench.report import environment
@@ -119,9 +119,7 @@ def _environment(import_from: Path) -> dict[str, str]:
 
 
 def _result(judge: Judge, outcomes: dict[str, Any]) -> dict[str, Any]:
-    described = environment([])
-    command = ["python", "benchmarks/judges/run_tests.py", *map(_file_name, sys.argv[1:])]
-    described["command"] = shlex.join(command)
+    described = {**environment([]), "command": command_line()}
     return {**described, "tests_of": judge.requirement, **outcomes}
 
 
@@ -135,10 +133,6 @@ def _show(result: dict[str, Any]) -> None:
             print(f"{test['outcome']}: {name}: {test.get('reason', '')}")
     counts = result["counts"]
     print(f"{counts['passed']} of {counts['applicable']} passed ({result['tests_of']})")
-
-
-def _file_name(argument: str) -> str:
-    return Path(argument).name if os.sep in argument else argument
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from server import Server, end_servers_on_sigterm, status
+from server import Server, command_line, end_servers_on_sigterm, status
 from source import virtual_environment
 from tiny_model import write_tiny_model
 
@@ -59,7 +58,7 @@ def main() -> int:
     print(done.stdout)
     result = {
         **environment([]),
-        "command": shlex.join(["python", "benchmarks/judges/schema.py", *sys.argv[1:]]),
+        "command": command_line(),
         "schemathesis": REQUIREMENTS[0],
         "seed": arguments.seed,
         "exit_code": done.returncode,

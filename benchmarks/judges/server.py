@@ -6,6 +6,8 @@ Plain Python: it is imported in an environment that has no fjx.
 from __future__ import annotations
 
 import atexit
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from socket import socket
 
 HOST = "127.0.0.1"
@@ -94,6 +97,13 @@ class SharedServer:
         if self._server is not None:
             self._server.stop()
             self._server = None
+
+
+def command_line() -> str:
+    """How this script was called, without the folders of this machine."""
+    script, *arguments = sys.argv
+    short = [Path(argument).name if os.sep in argument else argument for argument in arguments]
+    return shlex.join(["python", f"benchmarks/judges/{Path(script).name}", *short])
 
 
 def end_servers_on_sigterm() -> None:
