@@ -103,9 +103,13 @@ class _Answer:
                     continue
                 if part.index in silent:
                     shows_prompt = self._body.return_token_ids and len(silent) == self._job.params.n
-                    ids = {"prompt_token_ids": self._job.prompt_ids} if shows_prompt else {}
+                    more: dict[str, Any] = {}
+                    if shows_prompt:
+                        more["prompt_token_ids"] = self._job.prompt_ids
+                    if self._body.continuous_usage:
+                        more["usage"] = self._tally.usage(without=part)
                     silent.remove(part.index)
-                    await events.emit(self._chunk(self._first_choice(part.index), **ids))
+                    await events.emit(self._chunk(self._first_choice(part.index), **more))
                 await events.emit(self._chunk(self._choice(part)))
         if self._body.include_usage:
             await events.emit(self._chunk(None, usage=self._tally.usage()))
@@ -162,7 +166,7 @@ async def _job(state: ServerState, body: ChatRequest, answer_id: str, arrival: f
     )
     conversation = conversation_of(body, body.messages, llm.tokenizer.chat_template)
     ids = await encode_chat(state, conversation, bool(body.add_special_tokens))
-    ids = truncated(llm, ids, body.truncate_prompt_tokens, max_tokens)
+    ids = truncated(llm, ids, body, max_tokens)
     check_length(llm, ids, max_tokens, "messages")
     check_scores(len(ids), body.prompt_logprobs, 1)
     last = body.messages[-1]

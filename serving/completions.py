@@ -254,7 +254,7 @@ def _encode(
     else:
         check_token_ids(prompt, llm.vocab_size, "prompt")
         whole = prompt
-    ids = truncated(llm, whole, body.truncate_prompt_tokens, body.max_tokens)
+    ids = truncated(llm, whole, body, body.max_tokens)
     check_length(llm, ids, body.max_tokens, "prompt")
     if not body.echo:
         return ids, ""

@@ -11,15 +11,18 @@ from fjx.sharding.errors import shortened
 
 IGNORED = {
     "cache_prompt": "prefixes are always cached; that changes no token",
+    "id_slot": "requests run where there is room",
     "include_obfuscation": "chunks are not padded",
     "metadata": "it labels stored answers, and none are stored",
     "parallel_tool_calls": "no tools are called",
     "prediction": "drafts are made by the server; that changes no token",
     "prompt_cache_key": "there is one cache; cache_salt keeps requests apart",
     "prompt_cache_retention": "what is cached stays until the memory is needed",
+    "return_progress": "chunks begin with the first token; see stream_options",
     "safety_identifier": "it names the end user",
     "service_tier": "there is one tier; see priority",
     "store": "answers are not stored",
+    "timings_per_token": "times are in /metrics and in the client's hands",
     "user": "it names the end user",
 }
 """Fields that change no token of an answer, and why."""
@@ -65,6 +68,7 @@ REFUSED = {
     "kv_transfer_params": Refused("keys and values stay in this server"),
     "length_penalty": Refused(_BEAMS, (None, 1.0)),
     "logits_processors": Refused("requests bring no code"),
+    "logprob_token_ids": Refused("log-probabilities are those of the likeliest tokens"),
     "lora_path": Refused("there are no adapters"),
     "max_repetition_pattern_size": Refused(_REPETITION),
     "media_io_kwargs": Refused(_TEXT),

@@ -70,12 +70,15 @@ class Tally:
             self.completion_tokens += len(part.token_ids)
             self.drafts[output.request_id, part.index] = part.drafted_tokens, part.accepted_tokens
 
-    def usage(self) -> Usage:
-        """The counts as the API reports them."""
+    def usage(self, without: CompletionOutput | None = None) -> Usage:
+        """The counts as the API reports them; ``without``: before this part came."""
+        completion_tokens = self.completion_tokens
+        if without is not None:
+            completion_tokens -= len(without.token_ids)
         return Usage(
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            total_tokens=self.prompt_tokens + self.completion_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=self.prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(
                 cached_tokens=sum(self.cached_tokens.values())
             ),

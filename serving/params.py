@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fjx import SamplingParams
@@ -10,6 +11,9 @@ from fjx.serving.fields import check_fields, unsupported
 from fjx.serving.prompts import check_token_ids
 from fjx.serving.protocol import ChatRequest, GenerationRequest, StreamOptions
 from fjx.sharding.errors import shortened
+
+_SHOWN = 5
+"""Wrong keys that a message names."""
 
 _SAME_NAME = (
     "n",
@@ -80,16 +84,25 @@ def sampling_params(
         fields["bad_words"] = tuple(request.bad_words)
     if request.speculative is not None:
         fields["max_draft_tokens"] = request.speculative.max_draft_tokens
-    bias = {_token_id(key, vocab_size): value for key, value in (request.logit_bias or {}).items()}
+    bias = _biases(request.logit_bias or {}, vocab_size)
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, logit_bias=bias, **fields)
 
 
-def _token_id(key: str, vocab_size: int) -> int:
+def _biases(given: Mapping[str, float], vocab_size: int) -> dict[int, float]:
+    """The biases by token id; raises a 400 that names what is none."""
+    ids = {key: _token_id(key, vocab_size) for key in given}
+    wrong = [repr(shortened(key)) for key, token in ids.items() if token is None]
+    if wrong:
+        raise invalid(
+            f"logit_bias: keys must be token ids below {vocab_size}, got "
+            f"{', '.join(wrong[:_SHOWN])}{' and others' if len(wrong) > _SHOWN else ''}",
+            "logit_bias",
+        )
+    return {token: given[key] for key, token in ids.items() if token is not None}
+
+
+def _token_id(key: str, vocab_size: int) -> int | None:
     # Python reads digits of other scripts, too, and refuses to read thousands of them.
     digits = key.lstrip("0") or "0"
-    if key.isascii() and key.isdecimal() and len(digits) <= 18 and int(digits) < vocab_size:
-        return int(digits)
-    raise invalid(
-        f"logit_bias: keys must be token ids below {vocab_size}, got {shortened(key)!r}",
-        "logit_bias",
-    )
+    is_id = key.isascii() and key.isdecimal() and len(digits) <= 18 and int(digits) < vocab_size
+    return int(digits) if is_id else None

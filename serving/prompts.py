@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fjx.serving.conversation import Conversation
 from fjx.serving.errors import invalid
+from fjx.serving.protocol import GenerationRequest
 from fjx.serving.state import AsyncEngine, ServerState
 from fjx.serving.workers import off_loop
 
@@ -71,7 +72,7 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
     if ids and (min(ids) < 0 or max(ids) >= vocab_size):
         wrong = next(token for token in ids if not 0 <= token < vocab_size)
         raise invalid(
-            f"{param}: token id {wrong} is outside the vocabulary, 0 to {vocab_size - 1}", param
+            f"{param}: token id {wrong} is out of vocabulary, 0 to {vocab_size - 1}", param
         )
 
 
@@ -141,13 +142,14 @@ def check_length(llm: AsyncEngine, ids: Sequence[int], max_tokens: int | None, p
 
 
 def truncated(
-    llm: AsyncEngine, ids: list[int], keep: int | None, max_tokens: int | None
+    llm: AsyncEngine, ids: list[int], request: GenerationRequest, max_tokens: int | None
 ) -> list[int]:
-    """The last ``keep`` tokens of a prompt; None: all, -1: as many as leave room for the output.
+    """Of a prompt what ``truncate_prompt_tokens`` and ``truncation_side`` keep.
 
     Raises:
-        ApiError: ``keep`` is 0.
+        ApiError: that is nothing.
     """
+    keep = request.truncate_prompt_tokens
     if keep is None:
         return ids
     if keep == 0:
@@ -157,4 +159,4 @@ def truncated(
         )
     if keep < 0:
         keep = max(1, llm.max_model_len - max(1, max_tokens or 1))
-    return ids[-keep:]
+    return ids[:keep] if request.truncation_side == "right" else ids[-keep:]

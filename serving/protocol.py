@@ -6,7 +6,7 @@ which of them are harmless, and refuses the others.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
@@ -130,7 +130,9 @@ class GenerationRequest(_Request):
     bad_words: _Strings | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
-    """Keep the last so many tokens of a prompt; -1: as many as fit."""
+    """Keep so many tokens of a prompt; -1: as many as fit."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Where the others are cut off; by default left, so that the last ones stay."""
     add_special_tokens: bool | None = None
     """By default, for text and not for what a chat template has made."""
     return_token_ids: bool | None = None

@@ -109,9 +109,9 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    prompt_logprobs: Annotated[PromptLogprobs | None, _where_asked_for] = None
-    prompt_token_ids: Annotated[list[int] | None, _where_asked_for] = None
-    token_ids: Annotated[list[int] | None, _where_asked_for] = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
     @field_serializer("text")
     def _as_it_is(self, text: str) -> str:
@@ -174,7 +174,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None
     stop_reason: int | str | None = None
-    token_ids: Annotated[list[int] | None, _where_asked_for] = None
+    token_ids: list[int] | None = None
 
 
 class ChatResponse(_Response):
@@ -182,8 +182,8 @@ class ChatResponse(_Response):
 
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
-    prompt_logprobs: Annotated[PromptLogprobs | None, _where_asked_for] = None
-    prompt_token_ids: Annotated[list[int] | None, _where_asked_for] = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class Delta(BaseModel):

@@ -211,10 +211,29 @@ def test_token_ids_stand_beside_the_text(post, llm, path):
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-def test_token_ids_are_absent_unless_asked_for(post, path):
-    answer = post(path, **BODIES[path]).text
-    assert "token_ids" not in answer
-    assert "prompt_logprobs" not in answer
+def test_token_ids_are_null_unless_asked_for_and_absent_in_streams(post, path):
+    """As vLLM has them: its clients read the keys of an answer without looking for them."""
+    answer = post(path, **BODIES[path]).json()
+    (choice,) = answer["choices"]
+    holder = choice if path == COMPLETIONS else answer
+    assert choice["token_ids"] is holder["prompt_token_ids"] is holder["prompt_logprobs"] is None
+    streamed = post(path, **BODIES[path], stream=True).text
+    assert "token_ids" not in streamed
+    assert "prompt_logprobs" not in streamed
+
+
+@pytest.mark.parametrize("side", [None, "left", "right"])
+def test_a_prompt_is_cut_off_on_the_side_that_is_asked_for(post, llm, side):
+    post(COMPLETIONS, prompt=[1, 2, 3, 4, 5], truncate_prompt_tokens=2, truncation_side=side)
+    assert llm.calls[-1].prompt == ([1, 2] if side == "right" else [4, 5])
+
+
+def test_all_wrong_keys_of_a_bias_are_named(post):
+    error = post(COMPLETIONS, prompt="a", logit_bias={"x": 1, "65": 2, "999": 3}).json()["error"]
+    assert "'x', '999'" in error["message"]
+    many = {f"k{i}": 1.0 for i in range(300)}
+    error = post(COMPLETIONS, prompt="a", logit_bias=many).json()["error"]
+    assert error["message"].endswith("'k4' and others")
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
@@ -223,7 +242,8 @@ def test_usage_so_far_is_in_every_chunk_where_asked_for(post, path):
     chunks = events(post(path, **BODIES[path], stream=True, stream_options=options))
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
-    assert counts[0] == 1
+    # A chat's first chunk says who speaks, before any token.
+    assert counts[:2] == ([0, 1] if path == CHAT else [1, 2])
     assert counts[-1] == counts[-2] == 6
     assert all(chunk["usage"]["prompt_tokens"] > 0 for chunk in chunks)
 
