@@ -47,15 +47,14 @@ class TokenNames:
         return f"token_id:{token_id}" if self.as_ids else token_name(self.tokenizer, token_id)
 
     def top(self, position: PositionLogprobs, count: int) -> dict[str, float]:
-        """The likeliest tokens and the chosen one.
+        """The chosen token, then the likeliest ones.
 
         Of tokens whose texts are equal, the chosen one has the text, or else the likeliest, and the
         others are called ``token_id:42``.
         """
-        chosen = position.sampled
-        owners = {self(chosen.token_id): chosen.token_id}
+        owners: dict[str, int] = {}
         top = {}
-        for token in (*position.top[:count], chosen):
+        for token in (position.sampled, *position.top[:count]):
             name = self(token.token_id)
             if owners.setdefault(name, token.token_id) != token.token_id:
                 name = f"token_id:{token.token_id}"
@@ -126,7 +125,7 @@ def prompt_logprobs(
     return [
         None
         if each is None
-        else {token.token_id: described(token) for token in (*each.top[:count], each.sampled)}
+        else {token.token_id: described(token) for token in (each.sampled, *each.top[:count])}
         for each in positions
     ]
 

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from fjx import QueueFullError
-from tests.unit.serving.fake_llm import BOS, EOS
+from fjx import PositionLogprobs, QueueFullError, TokenLogprob
+from fjx.serving.logprobs import TokenNames
+from tests.unit.serving.fake_llm import BOS, EOS, ByteTokenizer
 
 
 def events(response):
@@ -251,3 +252,12 @@ def test_prompt_that_is_displaced_waits_where_others_of_its_request_have_begun(p
     answer = post("/v1/completions", prompt=["A", "B"], max_tokens=5).json()
     assert [choice["text"] for choice in answer["choices"]] == ["Hello", "Hello"]
     assert len(refusals) == 2
+
+
+def test_the_chosen_token_comes_first_even_if_others_are_likelier():
+    """Clients of vLLM take the first key for the token itself."""
+    best = TokenLogprob(ord("a"), -0.1, 1), TokenLogprob(ord("b"), -2.0, 2)
+    names = TokenNames(ByteTokenizer())
+    top = names.top(PositionLogprobs(TokenLogprob(ord("c"), -9.0, 40), best), 2)
+    assert list(top.items()) == [("c", -9.0), ("a", -0.1), ("b", -2.0)]
+    assert list(names.top(PositionLogprobs(best[1], best), 2)) == ["b", "a"]
