@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 _MEANINGS: dict[tuple[str, ...], str] = {
     # The model and its files.
@@ -192,6 +193,25 @@ def meaning(flag: str, value: str | None = None) -> str | None:
     return None if meant is None else _filled(meant, value)
 
 
+def mesh_of_degrees(words: Sequence[str]) -> str | None:
+    """What does the same as a tensor and a pipeline degree together; None: not both are given."""
+    flags = [word.partition("=") for word in words]
+    degrees: dict[str, str] = {}
+    for (flag, equals, value), following in pairwise((*flags, ("", "", ""))):
+        meant = _BY_NAME.get(flag.replace("_", "-"), "")
+        for kind in ("tensor", "pipeline"):
+            if f"{{{kind}}}" in meant:
+                degrees[kind] = value if equals else following[0]
+    if len(degrees) < 2 or "1" in degrees.values():
+        return None
+    if not all(degree.isdecimal() for degree in degrees.values()):
+        return None
+    tensor, pipeline = degrees["tensor"], degrees["pipeline"]
+    lines = f"[[stage]] {pipeline} times and below each tensor = {tensor}"
+    name = _mesh(f"pipeline-{pipeline}-tensor-{tensor}", lines)
+    return f"stages and devices are one option: use --mesh {name}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that looks most like ``word``; None: none looks like it."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -207,15 +227,12 @@ def command_hint(name: str, known: Sequence[str]) -> str | None:
 
 
 def _filled(meant: str, value: str | None) -> str:
-    from fjx.sharding.mesh_file import READY_MADE
-
     number = value if value is not None and value.isdecimal() else None
 
     def mesh(kind: str, lines: str) -> str:
-        name = f"{kind}-{number}"
-        if number is None or name in READY_MADE:
-            return f"{kind}-{number or 2}"
-        return f"with a file that says {lines} (docs/mesh-files.md)"
+        if number == "1":
+            return "single, the default"
+        return _mesh(f"{kind}-{number or 2}", lines)
 
     count = number or "2"
     return meant.format(
@@ -224,3 +241,12 @@ def _filled(meant: str, value: str | None) -> str:
         pipeline=mesh("pipeline", f"[[stage]] {count} times"),
         replicas=mesh("replicas", f"replicas = {count} and below it [[stage]]"),
     )
+
+
+def _mesh(name: str, lines: str) -> str:
+    """A ready-made mesh, or how to write it."""
+    from fjx.sharding.mesh_file import READY_MADE
+
+    if name in READY_MADE:
+        return name
+    return f"with a file that says {lines} (docs/mesh-files.md)"

@@ -12,7 +12,7 @@ from importlib import metadata
 from itertools import pairwise
 
 from fjx.cli import bench, convert, distill, generate, place, plan, profile, serve
-from fjx.cli.foreign import command_hint, meaning
+from fjx.cli.foreign import command_hint, meaning, mesh_of_degrees
 from fjx.cli.options import CommandParser
 from fjx.errors import UserError
 
@@ -175,6 +175,8 @@ def _refuse_foreign(words: Sequence[str], parser: CommandParser) -> None:
         if not flag.startswith("-") or flag in parser.option_strings:
             continue
         hint = meaning(flag, value if equals else following)
+        if hint is not None and "--mesh" in hint:
+            hint = mesh_of_degrees(words) or hint
         if hint is not None:
             raise UserError(f"unknown argument {flag}: {hint}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,6 +80,8 @@ class CommandParser(argparse.ArgumentParser):
         """
         options = [word for word in words if word.startswith("-")]
         if self.positional is None or len(words) != 1 or options:
+            if self.positional is not None and not options:
+                raise UserError(f"one model at a time, got {', '.join(words)}")
             flag = (options or words)[0].partition("=")[0]
             near = nearest(flag.replace("_", "-"), self.flags) if options else None
             raise UserError(f"unknown argument {flag}{f'; did you mean {near}?' if near else ''}")
@@ -193,6 +196,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34)
         self._width = min(self._width, 98)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # Names of options, files and models have hyphens, and are to be found and copied.
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):

@@ -40,6 +40,13 @@ def test_no_foreign_option_is_one_of_ours() -> None:
         (["-tp", "3"], r"use --mesh with a file that says \[\[stage\]\] and below it tensor = 3"),
         (["--pipeline-parallel-size", "4", "org/model"], "use --mesh pipeline-4"),
         (["--tp"], "use --mesh tensor-2"),
+        (["--tp", "1"], "use --mesh single, the default"),
+        (["--tp", "2", "--pipeline-parallel-size=2"], "use --mesh pipeline-2-tensor-2"),
+        (
+            ["-pp", "3", "-tp", "2"],
+            r"use --mesh with a file that says \[\[stage\]\] 3 times and below each tensor = 2",
+        ),
+        (["--pp", "4", "--tp", "1"], "use --mesh pipeline-4"),
         (
             ["--gpu-memory-utilization", "0.9"],
             "use --kv-cache-memory GIB: KV memory is given in GiB",
@@ -64,6 +71,19 @@ def test_another_servers_habit_gets_the_right_hint(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fjx: error: unknown argument -")
     assert re.search(hint, line), line
+
+
+def test_two_models_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "org/one", "org/two"]) == 2
+    error = capsys.readouterr().err
+    assert error == "fjx: error: one model at a time, got org/one, org/two\n"
+
+
+def test_help_breaks_no_name_at_a_hyphen(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = build_parser().commands["serve"]
+    for columns in range(60, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert not re.search(r"\w-\n", parser.format_help())
 
 
 def test_the_hint_comes_before_other_complaints(capsys: pytest.CaptureFixture[str]) -> None:
