@@ -13,6 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fjx.sharding.fields import format_bytes
+
 _SECONDS_BETWEEN_LINES = 5.0
 _LINE = "{desc}: {percentage:.0f}% ({n_fmt}/{total_fmt} {unit}) after {elapsed}, {remaining} left"
 
@@ -36,6 +38,7 @@ class _Lines(tqdm):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
         self._shown = False
+        self._shown_at: float = 0
         super().__init__(*arguments, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -50,17 +53,21 @@ class _Lines(tqdm):  # type: ignore[misc]
             return
         self.disable = True
         self._decr_instances(self)
-        if self._shown:
+        if self._shown and self._shown_at != self.n:
             self._write()
 
     def _write(self) -> None:
         self._next, self._shown = time.monotonic() + _SECONDS_BETWEEN_LINES, True
+        self._shown_at = self.n
         figures = self.format_dict | {"bar_format": _LINE, "ncols": None}
         figures["unit"] = _plural(figures["unit"])
+        if self.unit == "B":
+            figures["bar_format"] = _LINE.replace(
+                "{n_fmt}/{total_fmt} {unit}",
+                f"{format_bytes(self.n)} of {format_bytes(self.total or 0)}",
+            )
         print(self.format_meter(**figures), file=self.fp, flush=True)
 
 
 def _plural(unit: str) -> str:
-    if unit == "B":
-        return unit
     return f"{unit}es" if unit.endswith(("ch", "ss")) else f"{unit}s"

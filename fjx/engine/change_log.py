@@ -13,6 +13,8 @@ from fjx.sharding.table import deployment_line
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 5.0
+_LARGEST_PAUSE_SECONDS = 60.0
+"""A long change doubles the time between its lines up to this: each shall tell something new."""
 
 
 class ChangeLog:
@@ -21,10 +23,12 @@ class ChangeLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._next = 0.0
+        self._pause = _SECONDS_BETWEEN_LINES
 
     def begun(self, record: SwitchRecord) -> None:
         """A change begins."""
-        self._next = self._clock() + _SECONDS_BETWEEN_LINES
+        self._pause = _SECONDS_BETWEEN_LINES
+        self._next = self._clock() + self._pause
         logger.info(
             "change of plan %d begins (%s): from %s to %s",
             record.number,
@@ -40,7 +44,8 @@ class ChangeLog:
 
     def goes_on(self, record: SwitchRecord) -> None:
         """How far a change is."""
-        self._next = self._clock() + _SECONDS_BETWEEN_LINES
+        self._pause = min(2 * self._pause, _LARGEST_PAUSE_SECONDS)
+        self._next = self._clock() + self._pause
         moved = ""
         if record.planned_bytes:
             planned = format_bytes(record.planned_bytes)

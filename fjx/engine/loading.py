@@ -179,7 +179,14 @@ def _limits(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype) -> Limit
             "max_model_len"
         )
     if held < wanted:
-        logger.warning("the context is limited to %d of %d tokens by KV memory", held, wanted)
+        logger.warning(
+            "the context is limited to %s of %s tokens by KV memory; for all of it, raise "
+            "kv_cache_tokens to %d or kv_cache_memory to %.2f",
+            f"{held:,}",
+            f"{wanted:,}",
+            wanted + config.page_size,
+            (wanted + config.page_size) * token_bytes / 2**30 + 0.005,
+        )
     # one shape for all steps: the smallest that gives every running request a row
     rows = config.max_num_seqs if config.batch_invariant else config.max_num_batched_tokens
     return Limits(

@@ -44,7 +44,16 @@ def test_a_log_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = text.splitlines()
     assert all(line.startswith(("Loading: ", "Compiling: ")) for line in lines)
     assert "Compiling: 50% (1/2 programs) after 00:00" in text
-    assert lines[-1].startswith("Loading: 100% (4.00/4.00 B)")
+    assert "Loading: 100% (4 B of 4 B) after 00:00" in text
+
+
+def test_the_end_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Journal()
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress_bar(total=1, desc="Compiling", unit="program") as compiling:
+        compiling.update()
+    assert screen.getvalue().count("Compiling: 100%") == 1
 
 
 def test_a_log_hears_nothing_of_short_work(monkeypatch: pytest.MonkeyPatch) -> None:

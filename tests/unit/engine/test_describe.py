@@ -85,4 +85,11 @@ def test_a_change_that_lasts_says_how_far_it_is(caplog: pytest.LogCaptureFixture
         assert log.is_due
         log.goes_on(record)
         assert not log.is_due
-    assert messages(caplog)[-1] == "change of plan 3: copying, 25%, 1 GiB of 4 GiB moved"
+        now = 15.0
+        assert not log.is_due  # the longer it lasts, the more seldom it is told
+        now = 17.0
+        assert log.is_due
+        log.begun(record)
+        now = 23.0
+        assert log.is_due
+    assert messages(caplog)[1] == "change of plan 3: copying, 25%, 1 GiB of 4 GiB moved"
