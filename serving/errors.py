@@ -17,6 +17,8 @@ from starlette.responses import Response
 from fjx import EngineDeadError, QueueFullError, RequestError
 from fjx.sharding.errors import shortened
 
+_SHOULD = re.compile(r"\w+ should (?P<what>(be|have) .*?)( after validation, not .*)?")
+"""Pydantic's sentence on a value, such as "List should have at least 1 item after validation"."""
 _LONGEST_NAME = 64
 
 _LONGEST_MESSAGE = 1000
@@ -131,8 +133,14 @@ def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         near = nearest(str(path[-1]), given)
         hint = f"; is it what {near!r} was meant to be?" if near else ""
         return invalid(f"{field} is required{hint}", field)
-    message = first["msg"].removeprefix("Input should be ").removeprefix("must be ")
-    return invalid(f"{field} must be {message}, got {_shown(first['input'])}", field)
+    return invalid(f"{field} {_must(first['msg'])}, got {_shown(first['input'])}", field)
+
+
+def _must(message: str) -> str:
+    """What Pydantic says of a value, as something that a field must be or have."""
+    if said := _SHOULD.fullmatch(message):
+        return f"must {said['what']}"
+    return f"must be {message.removeprefix('must be ')}"
 
 
 def nearest(name: str, known: Iterable[str], least: float = 0.6) -> str | None:

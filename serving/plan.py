@@ -145,7 +145,9 @@ class _Changes:
 
     def _ended(self, task: asyncio.Task[SwitchRecord]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        # A target that cannot be is the client's mistake, which the log of refusals tells.
+        if error is not None and not isinstance(error, UserError):
             logger.warning("the plan was not changed: %s", " ".join(str(error).split()))
 
 

@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 logger = logging.getLogger("fjx.server")
 
 _LONGEST_REASON = 300
+_PROBES = frozenset({"/health", "/ping", "/ready"})
+"""Asked again and again by whoever waits for the server: their 503 is an answer, not a refusal."""
 
 
 class LineLimit:
@@ -74,7 +76,7 @@ class LogRefusals:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif status >= 400:
+            elif status >= 400 and not (status == 503 and scope["path"] in _PROBES):
                 path = scope.get("raw_path", b"").decode("ascii", "replace")
                 what = f"{scope['method']} {path} refused with {status}"
                 reason = _reason(message.get("body", b""))

@@ -52,10 +52,10 @@ def not_found(routes: Sequence[BaseRoute], scope: Scope) -> ApiError:
     """A 404 that says what there is."""
     paths = sorted({route.path for route in _described(routes)})
     near = nearest(scope["path"], paths)
-    hint = f"did you mean {near}? " if near else ""
+    hint = f"; did you mean {near}? There are" if near else "; there are"
     return ApiError(
         HTTPStatus.NOT_FOUND,
-        f"there is no {shortened(scope['path'])!r} here; {hint}There are {', '.join(paths)}",
+        f"there is no {shortened(scope['path'])!r} here{hint} {', '.join(paths)}",
         code="path_not_found",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -205,9 +206,13 @@ def _listen(config: ServerConfig) -> socket.socket:
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=1024)
     except OSError as error:
+        # What asyncio and the socket module add to it repeats the address.
+        reason = (error.strerror or str(error)).partition(" (while attempting")[0]
+        option = "--port (0 picks a free one)" if error.errno == errno.EADDRINUSE else "--host"
+        if error.errno == errno.EACCES:
+            option = "--port, from 1024 on"
         raise UserError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; "
-            "choose another with --host or --port"
+            f"cannot listen on {config.host}:{config.port}: {reason}; choose another {option}"
         ) from error
 
 

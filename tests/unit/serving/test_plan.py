@@ -155,6 +155,14 @@ def test_wrong_plan_is_refused_with_the_reason(post, llm, body, expected):
     assert llm.plans.status == PlanStatus(even(1))
 
 
+@pytest.mark.parametrize("body", [{"mesh": "pipeline-3"}, {"stages": 9}])
+def test_wrong_plan_is_logged_once(post, caplog, body):
+    caplog.set_level("INFO", "fjx.server")
+    post(PATH, **body)
+    (record,) = caplog.records
+    assert "refused with 400" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("refusal", "status", "code"),
     [

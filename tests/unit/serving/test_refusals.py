@@ -18,7 +18,10 @@ def lines(caplog):
     [
         ("/v1/completions", {"prompt": "Hi", "temperature": -1}, 400, "temperature must be"),
         ("/v1/completions", {"prompt": "Hi", "model": "gpt-9"}, 404, "gpt-9"),
-        ("/v1/nothing", {}, 404, "there is no"),
+        ("/qqq", {}, 404, "there is no '/qqq' here; there are /"),
+        ("/v1/completion", {}, 404, "here; did you mean /v1/completions? There are /"),
+        ("/v1/chat/completions", {"messages": []}, 400, "messages must have at least 1 item, got"),
+        ("/v1/completions", {"prompt": "Hi", "n": "x"}, 400, "n must be a valid integer"),
         ("/v1/completions", {"prompt": "x" * 500}, 400, "501"),
     ],
 )
@@ -47,6 +50,13 @@ def test_key_is_asked_for_in_the_log_too_and_never_shown(call, lines):
 
 def test_served_requests_are_no_refusals(call, lines):
     call("GET", "/health")
+    assert lines() == []
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/ready"])
+def test_probe_of_a_server_that_does_not_serve_is_no_refusal(call, llm, lines, path):
+    llm.error = "out of memory"
+    assert call("GET", path).status_code == 503
     assert lines() == []
 
 

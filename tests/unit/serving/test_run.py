@@ -214,8 +214,14 @@ def test_model_that_cannot_be_loaded_ends_the_server():
 def test_port_in_use_is_a_user_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"127.0.0.1:{port}.*--port"):
+        expected = f"127.0.0.1:{port}: Address already in use; choose another --port"
+        with pytest.raises(UserError, match=expected):
             serve(EngineConfig(), ServerConfig(port=port))
+
+
+def test_host_that_does_not_exist_is_a_user_error():
+    with pytest.raises(UserError, match="choose another --host$"):
+        serve(EngineConfig(), ServerConfig(host="nohost.invalid", port=0))
 
 
 def test_connections_that_hang_do_not_hold_up_the_end():
