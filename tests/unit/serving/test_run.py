@@ -220,7 +220,7 @@ def test_port_in_use_is_a_user_error():
 
 
 def test_host_that_does_not_exist_is_a_user_error():
-    with pytest.raises(UserError, match="choose another --host$"):
+    with pytest.raises(UserError, match=r"choose another --host$"):
         serve(EngineConfig(), ServerConfig(host="nohost.invalid", port=0))
 
 
