@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from fjx.errors import RequestError
 
@@ -81,19 +83,50 @@ class SamplingParams:
     how fast tokens come, not which."""
 
     def __post_init__(self) -> None:
-        def check(ok: bool, name: str, expected: str) -> None:
-            if not ok:
-                given = reprlib.repr(getattr(self, name))  # the beginning of what may be long
-                raise RequestError(f"{name} must be {expected}, got {given}")
+        self._take_types()
+        self._check_ranges()
 
-        for name in ("stop", "stop_token_ids", "bad_words"):
-            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
-        if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+    def _check(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            given = reprlib.repr(getattr(self, name))  # the beginning of what may be long
+            raise RequestError(f"{name} must be {expected}, got {given}")
+
+    def _take_types(self) -> None:
+        """Check what the values are, and keep numbers, tuples and a dictionary of our own."""
+        check = self._check
+
+        def keep(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
         for name in _WHOLE_NUMBERS:
-            check(_is(Integral, getattr(self, name), name), name, "a whole number")
+            value = getattr(self, name)
+            check(_is(Integral, value) or _is_absent(name, value), name, "a whole number")
+            keep(name, None if value is None else int(value))
         for name in _NUMBERS:
-            check(_is(Real, getattr(self, name), name), name, "a number")
+            check(_is(Real, getattr(self, name)), name, "a number")
+        for name in _FLAGS:
+            check(isinstance(getattr(self, name), bool | np.bool_), name, "true or false")
+        for name in ("stop", "bad_words"):
+            texts = _as_tuple(getattr(self, name))
+            check(texts is not None and all(isinstance(s, str) for s in texts), name, "strings")
+            keep(name, texts)
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            if _is_absent(name, getattr(self, name)):
+                continue
+            ids = _as_tuple(getattr(self, name))
+            check(ids is not None and all(_is(Integral, i) for i in ids), name, "token ids")
+            keep(name, tuple(map(int, ids or ())))
+        biases = {} if self.logit_bias is None else self.logit_bias
+        check(
+            isinstance(biases, Mapping)
+            and all(_is(Integral, token) and _is(Real, bias) for token, bias in biases.items()),
+            "logit_bias",
+            "numbers by token id",
+        )
+        keep("logit_bias", {int(token): bias for token, bias in biases.items()})
+
+    def _check_ranges(self) -> None:
+        check = self._check
         check(self.n >= 1, "n", "at least 1")
         check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0")
         check(self.min_tokens >= 0, "min_tokens", "at least 0")
@@ -130,7 +163,7 @@ class SamplingParams:
             "at least 0",
         )
         check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} strings")
-        check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
+        check(all(self.stop), "stop", "non-empty strings")
         check(
             all(len(s) <= MAX_STOP_LENGTH for s in self.stop),
             "stop",
@@ -138,8 +171,7 @@ class SamplingParams:
         )
         check(self.allowed_token_ids != (), "allowed_token_ids", "at least one token id")
         check(
-            len(self.bad_words) <= MAX_BAD_WORDS
-            and all(isinstance(word, str) and word.strip() for word in self.bad_words),
+            len(self.bad_words) <= MAX_BAD_WORDS and all(word.strip() for word in self.bad_words),
             "bad_words",
             f"at most {MAX_BAD_WORDS} strings of more than white space",
         )
@@ -174,16 +206,31 @@ _NUMBERS = (
     *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
     "frequency_penalty",
 )
-_MAY_BE_NONE = ("max_tokens", "seed", "logprobs", "prompt_logprobs", "max_draft_tokens")
+_FLAGS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")
+_MAY_BE_NONE = (
+    *("max_tokens", "seed", "logprobs", "prompt_logprobs", "max_draft_tokens"),
+    "allowed_token_ids",
+)
 
 
-def _is(kind: type, value: Any, name: str) -> bool:
-    if value is None:
-        return name in _MAY_BE_NONE
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _is(kind: type, value: object) -> bool:
+    # What JSON brings is told fast: there may be as many token ids as there are tokens.
+    return type(value) is int or (isinstance(value, kind) and not isinstance(value, bool))
 
 
-def _as_tuple(values: str | Sequence[str] | Sequence[int] | None) -> tuple[str | int, ...]:
+def _is_absent(name: str, value: object) -> bool:
+    return value is None and name in _MAY_BE_NONE
+
+
+def _as_tuple(values: object) -> tuple[Any, ...] | None:
+    """The entries of a list, or of whatever stands for one; None: it is none."""
     if values is None:
         return ()
-    return (values,) if isinstance(values, str) else tuple(values)
+    if isinstance(values, str):
+        return (values,)
+    if isinstance(values, bytes | bytearray) or not isinstance(values, Iterable):
+        return None
+    try:
+        return tuple(values)
+    except TypeError:  # an array without dimensions calls itself iterable
+        return None

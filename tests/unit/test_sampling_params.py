@@ -54,6 +54,27 @@ NAN, INFINITY = float("nan"), float("inf")
         {"allowed_token_ids": ()},
         {"bad_words": (" ",)},
         {"bad_words": ("a",) * 257},
+        {"stop": 5},
+        {"stop": b"x"},
+        {"stop": [1]},
+        {"stop": np.array(3)},
+        {"bad_words": True},
+        {"bad_words": [None]},
+        {"stop_token_ids": 5},
+        {"stop_token_ids": "x"},
+        {"stop_token_ids": [1.5]},
+        {"stop_token_ids": [True]},
+        {"allowed_token_ids": b"x"},
+        {"allowed_token_ids": ["a"]},
+        {"allowed_token_ids": 1.5},
+        {"logit_bias": [1]},
+        {"logit_bias": {"a": 1}},
+        {"logit_bias": {1.5: 1}},
+        {"logit_bias": {1: "x"}},
+        {"logit_bias": {1: None}},
+        {"ignore_eos": "no"},
+        {"skip_special_tokens": None},
+        {"include_stop_str_in_output": 1},
     ],
     ids=str,
 )
@@ -80,6 +101,7 @@ def test_what_cannot_be_is_refused_by_name(fields: dict[str, Any]) -> None:
         {"seed": -(2**63)},
         {"max_draft_tokens": 10**30},
         {"temperature": np.float32(0.5), "top_k": np.int64(3)},
+        {"ignore_eos": np.bool_(True), "stop": None, "bad_words": None, "logit_bias": None},
     ],
     ids=str,
 )
@@ -100,3 +122,12 @@ def test_a_temperature_that_float32_cannot_divide_by_is_greedy() -> None:
 def test_one_string_stands_for_a_list_of_it() -> None:
     params = SamplingParams(stop="x", bad_words="y", allowed_token_ids=[1])  # type: ignore[arg-type]
     assert (params.stop, params.bad_words, params.allowed_token_ids) == (("x",), ("y",), (1,))
+
+
+def test_what_it_was_made_of_may_change_later() -> None:
+    bias, ids = {np.int64(1): 2.0}, np.array([3, 4])
+    params = SamplingParams(logit_bias=bias, stop_token_ids=ids, seed=np.int64(2**63 - 1))  # type: ignore[arg-type]
+    bias[np.int64(5)], ids[0] = 6.0, 7
+    assert (params.logit_bias, params.stop_token_ids) == ({1: 2.0}, (3, 4))
+    assert params.seed is not None
+    assert params.seed + 1 == 2**63
