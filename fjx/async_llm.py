@@ -15,6 +15,7 @@ from fjx.config import EngineConfig
 from fjx.engine.describe import engine_lines
 from fjx.engine.engine import Engine
 from fjx.engine.progress import Progress
+from fjx.engine.prompt import token_ids
 from fjx.engine.start import start_engine
 from fjx.errors import EngineDeadError, RegranularizationError, UserError
 from fjx.llm import timing_of
@@ -131,9 +132,10 @@ class AsyncLLM:
         arrival = time.monotonic()
         engine = self._ready_engine()
         text = prompt if isinstance(prompt, str) else None
-        ids = prompt
-        if isinstance(ids, str):
-            ids = await asyncio.to_thread(engine.tokenizer.encode, ids)
+        if text is None:
+            ids = token_ids(engine.tokenizer, prompt)
+        else:
+            ids = await asyncio.to_thread(engine.tokenizer.encode, text)
         queue: _Queue = asyncio.Queue()
 
         def add(engine: Engine) -> None:

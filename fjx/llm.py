@@ -10,9 +10,10 @@ from typing import Any
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.progress import Progress
+from fjx.engine.prompt import prompts_of, token_ids
 from fjx.engine.request import Request
 from fjx.engine.start import start_engine
-from fjx.errors import RegranularizationError
+from fjx.errors import RegranularizationError, RequestError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import (
     CompletionOutput,
@@ -76,11 +77,15 @@ class LLM:
         Raises:
             RequestError: a prompt cannot be served; nothing has run then.
         """
-        many: list[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        many = prompts_of(prompts)
         if sampling_params is None:
             sampling_params = SamplingParams()
         if isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params] * len(many)
+        if not isinstance(sampling_params, Sequence):
+            raise RequestError(
+                f"sampling_params must be SamplingParams or a list of them, got {sampling_params!r}"
+            )
         if len(sampling_params) != len(many):
             raise ValueError(f"{len(sampling_params)} sampling params for {len(many)} prompts")
         ids = [str(next(self._ids)) for _ in many]
@@ -163,9 +168,9 @@ class LLM:
         """Feed prompts as the queue has room, and step until all are finished."""
         upcoming: deque[tuple[str, Prompt, list[int], SamplingParams]] = deque()
         for id, prompt, params in prompts:
-            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            self.engine.check_request(token_ids, params)
-            upcoming.append((id, prompt, token_ids, params))
+            ids = token_ids(self.tokenizer, prompt)
+            self.engine.check_request(ids, params)
+            upcoming.append((id, prompt, ids, params))
         outputs: dict[str, RequestOutput] = {}
         total, tokens = sum(params.n for *_, params in upcoming), 0
         with progress_bar(
@@ -173,9 +178,9 @@ class LLM:
         ) as bar:
             while upcoming or self.engine.has_work:
                 while upcoming and upcoming[0][-1].n <= self.engine.queue_room:
-                    id, prompt, token_ids, params = upcoming.popleft()
-                    self.engine.add(id, token_ids, params)
-                    outputs[id] = _empty_output(id, prompt, token_ids, params)
+                    id, prompt, ids, params = upcoming.popleft()
+                    self.engine.add(id, ids, params)
+                    outputs[id] = _empty_output(id, prompt, ids, params)
                 for progress in self.engine.step():
                     tokens += len(progress.token_ids)
                     extend(outputs[progress.request.id], progress)
@@ -185,13 +190,11 @@ class LLM:
         return outputs
 
 
-def _empty_output(
-    id: str, prompt: Prompt, token_ids: list[int], params: SamplingParams
-) -> RequestOutput:
+def _empty_output(id: str, prompt: Prompt, ids: list[int], params: SamplingParams) -> RequestOutput:
     return RequestOutput(
         request_id=id,
         prompt=prompt if isinstance(prompt, str) else None,
-        prompt_token_ids=token_ids,
+        prompt_token_ids=ids,
         outputs=[
             CompletionOutput(index, logprobs=None if params.logprobs is None else [])
             for index in range(params.n)
@@ -226,7 +229,3 @@ def extend(output: RequestOutput, progress: Progress) -> None:
 def timing_of(request: Request) -> RequestTiming:
     """When things happened to a request."""
     return RequestTiming(request.arrival, request.scheduled, request.first_token, request.ended)
-
-
-def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))

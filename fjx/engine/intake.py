@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -55,10 +57,12 @@ class Intake:
         ``bad_words``: those of ``params`` as tokens.
 
         Raises:
-            RequestError: see `check`; or the id is in use.
+            RequestError: see `check`; or the id is in use; or id, priority or salt are of a wrong
+            type.
             QueueFullError: there is no room.
         """
         self.check(prompt, params)
+        _check_types(request_id, priority, cache_salt)
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use")
         if params.n > room:
@@ -120,6 +124,8 @@ class Intake:
             RequestError: the prompt is empty, too long, or not of this vocabulary; a number is too
                 large.
         """
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params must be SamplingParams, got {reprlib.repr(params)}")
         if not prompt:
             raise RequestError("the prompt is empty; give at least one token")
         output = 0 if params.max_tokens == 0 else 1
@@ -141,6 +147,18 @@ class Intake:
             _check_ids(name, ids, self._vocabulary)
         if params.n > self._max_waiting:
             raise RequestError(f"n is {params.n}, more than the {self._max_waiting} that may wait")
+
+
+def _check_types(request_id: object, priority: object, cache_salt: object) -> None:
+    """What the queue compares and the prefix cache hashes must be what it seems to be: nobody could
+    be served beside it otherwise."""
+    for name, value, kind, expected in (
+        ("request_id", request_id, str, "a string"),
+        ("priority", priority, Integral, "a whole number"),
+        ("cache_salt", cache_salt, str, "a string"),
+    ):
+        if not isinstance(value, kind):
+            raise RequestError(f"{name} must be {expected}, got {reprlib.repr(value)}")
 
 
 def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:

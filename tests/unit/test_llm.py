@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fjx.llm
@@ -142,6 +143,49 @@ def test_one_bad_prompt_refuses_all_before_anything_runs(llm: LLM) -> None:
         llm.generate([[1], [2] * 300], GREEDY, use_tqdm=False)
     assert llm.stats().num_steps == steps
     assert not llm.engine.has_work
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        5,
+        None,
+        b"abc",
+        {"prompt_token_ids": [1]},
+        np.array([1.0, 2.0]),
+        [None],
+        [[1.5]],
+        [["a"]],
+        [1, "a"],
+        [1, [2]],
+        [[1], 2],
+        [True],
+    ],
+    ids=str,
+)
+def test_what_is_no_prompt_is_refused(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(RequestError, match=r"^a prompt"):
+        llm.generate(prompts, GREEDY, use_tqdm=False)
+    llm.engine.check_idle()
+
+
+@pytest.mark.parametrize("params", [5, {"temperature": 0}, [None]], ids=str)
+def test_what_are_no_sampling_params_is_refused(llm: LLM, params: Any) -> None:
+    with pytest.raises(RequestError, match="must be SamplingParams"):
+        llm.generate([[1]], params, use_tqdm=False)
+    llm.engine.check_idle()
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [np.array([50, 51]), [np.int64(50), np.int64(51)], np.array([[50, 51]]), [range(50, 52)]],
+    ids=["array", "numbers", "matrix", "range"],
+)
+def test_token_ids_may_come_in_whatever_holds_them(llm: LLM, prompts: Any) -> None:
+    (output,) = llm.generate(prompts, GREEDY, use_tqdm=False)
+    assert output.prompt_token_ids == [50, 51]
+    assert all(type(token) is int for token in output.prompt_token_ids)
+    assert output.outputs[0].token_ids == alone([50, 51])
 
 
 def test_the_number_of_sampling_params_must_fit(llm: LLM) -> None:

@@ -14,6 +14,7 @@ from fjx.engine.progress import Progress
 from fjx.engine.request import Request
 from fjx.engine.speculator import Speculator
 from fjx.engine.text import Transcripts
+from fjx.errors import RequestError
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.policies import Fixed
 from tests.unit.engine.draft_cases import Guesses
@@ -157,3 +158,22 @@ def test_a_policy_that_fails_leaves_the_plan_as_it_is() -> None:
     engine.autopilot = broken
     assert tokens_alone(engine, PROMPTS["a"], GREEDY) == plain
     assert engine.autopilot is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"priority": "x"}, {"priority": None}, {"priority": 0.5}, {"cache_salt": 5}],
+    ids=str,
+)
+def test_what_would_confuse_the_queue_is_refused(odd: dict[str, Any]) -> None:
+    engine = tiny_engine(max_waiting_requests=50)
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    for index in range(9):  # more than may run: some are compared with whoever comes
+        engine.add(f"before {index}", [1] * 20, params)
+    with pytest.raises(RequestError, match=f"^{next(iter(odd))} must be "):
+        engine.add("odd", [1] * 20, params, **odd)
+    with pytest.raises(RequestError, match=r"^request_id must be "):
+        engine.add(7, [1] * 20, params)  # type: ignore[arg-type]
+    while engine.has_work:
+        engine.step()
+    engine.check_idle()
