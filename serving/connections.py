@@ -106,6 +106,8 @@ class GuardedConnection(HttpToolsProtocol):
         self._closing_since: float | None = None
         self._in_headers = False
         self._header_bytes = 0
+        self._refusal: ApiError | None = None
+        """Nothing more is read; the client hears of this behind the answers under way."""
 
     # What asyncio calls.
 
@@ -127,7 +129,7 @@ class GuardedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless it is over."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refusal is not None:
             return
         in_headers = self._in_headers
         super().data_received(data)
@@ -157,7 +159,7 @@ class GuardedConnection(HttpToolsProtocol):
         """A request begins."""
         self._in_headers, self._awaited_since = False, None
         self._guard.idle.pop(self, None)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refusal is not None:
             return
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEADER_BYTES:
@@ -170,19 +172,22 @@ class GuardedConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Some of a request's body."""
-        if not self.transport.is_closing():
+        if not (self.transport.is_closing() or self._refusal is not None):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The last byte of a request."""
-        if not self.transport.is_closing():
+        if not (self.transport.is_closing() or self._refusal is not None):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer has been written."""
         super().on_response_complete()
         if self._answered and not self.transport.is_closing():
-            self._guard.idle[self] = None
+            if self._refusal is not None:
+                self._say_and_close(self._refusal)
+            else:
+                self._guard.idle[self] = None
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
@@ -225,9 +230,20 @@ class GuardedConnection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer what never becomes a request, and close."""
+        """Answer what never becomes a request, and close.
+
+        Where whole requests are under way, their answers come first: the client would take this
+        for the answer to one of them."""
         self._guard.idle.pop(self, None)
         self._guard.refusals.log(self.client, f"refused with {error.status}: {error}")
+        if not self._answered:
+            if not self.cycle.more_body:
+                self._refusal = error
+                return
+            self.cycle.disconnected = True  # nothing is written behind this
+        self._say_and_close(error)
+
+    def _say_and_close(self, error: ApiError) -> None:
         body = json.dumps(error.body).encode()
         headers = {
             "content-type": "application/json",

@@ -162,6 +162,18 @@ def test_too_many_requests_in_one_connection_are_refused(llm):
                 answers += connection.recv(65536)
 
 
+@pytest.mark.parametrize("junk", [b"\x16\x03 junk\r\n\r\n", HEALTH[:-2] + b"A" * 300_000])
+def test_what_follows_whole_requests_does_not_spoil_their_answers(llm, junk):
+    body = b'{"prompt":"Hi","max_tokens":3}'
+    llm.token_seconds = 0.05
+    with serving(llm) as server, connected(server, (post(len(body)) + body) * 3) as connection:
+        connection.sendall(junk)
+        answers = rest_of(connection)
+    assert answers.count(b"HTTP/1.1 200") == 3
+    assert answers.startswith(b"HTTP/1.1 200")
+    assert answers.rpartition(b"HTTP/1.1 ")[2][:3] in (b"400", b"431")
+
+
 def test_half_open_connections_make_room_for_new_ones(llm):
     config = ServerConfig(max_connections=5)
     with serving(llm, config) as server, ExitStack() as stack:
