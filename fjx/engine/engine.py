@@ -9,26 +9,24 @@ from collections.abc import Iterator, Sequence
 
 from fjx.config import EngineConfig
 from fjx.engine.autopilot import Autopilot
-from fjx.engine.bad_words import bad_word_tokens
 from fjx.engine.draft_ahead import DraftAhead
 from fjx.engine.held import held_memory
 from fjx.engine.intake import Intake
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.progress import Progress, commit, score
 from fjx.engine.pruning import Pruning
-from fjx.engine.queue_room import ServiceTimes, who_gives_way
 from fjx.engine.replica import Replica, RequestsFailedError
 from fjx.engine.replicas import Replicas
 from fjx.engine.request import Request
 from fjx.engine.scheduler import ScheduledRows, Scheduler
 from fjx.engine.speculator import Speculator
 from fjx.engine.tally import Tally
-from fjx.engine.text import Transcripts
 from fjx.engine.tracing import StepTrace
 from fjx.engine.turns import Gaps, InFlight, Microbatch
+from fjx.engine.unfinished import UnfinishedRequests
 from fjx.errors import MeshError, QueueFullError, RegranularizationError, StageLostError
 from fjx.models.tokenizer import Tokenizer
-from fjx.outputs import EngineStats, FinishReason, HeldMemory, SwitchRecord
+from fjx.outputs import EngineStats, HeldMemory, SwitchRecord
 from fjx.pipeline.background import give_back_memory_soon
 from fjx.pipeline.executor import Pipeline, StepOutput
 from fjx.pipeline.home import Home
@@ -78,19 +76,23 @@ class Engine:
             executors[0].compiler,
             home,
         )
-        self._intake = Intake(
-            max_model_len=limits.max_model_len,
-            vocabulary=programs.model.config.vocab_size,
-            end_tokens=tokenizer.eos_token_ids,
-            max_waiting=config.max_waiting_requests,
-            seed=config.seed,
-        )
-        self._service_times = ServiceTimes()
-        self.displaced: dict[str, QueueFullError] = {}
-        """Requests that have lost their places to more urgent ones since somebody looked here."""
-        self._transcripts = Transcripts(tokenizer)
-        self._idle_since: float | None = None
         self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), Tally()
+        self._unfinished = UnfinishedRequests(
+            Intake(
+                max_model_len=limits.max_model_len,
+                vocabulary=programs.model.config.vocab_size,
+                end_tokens=tokenizer.eos_token_ids,
+                max_waiting=config.max_waiting_requests,
+                seed=config.seed,
+            ),
+            tokenizer,
+            self.replicas,
+            self._tally,
+            self._ended,
+            max_waiting=config.max_waiting_requests,
+            max_num_seqs=config.max_num_seqs,
+        )
+        self._idle_since: float | None = None
         self._trace: StepTrace | None = None
         if config.trace_dir is not None:
             self._trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
@@ -146,8 +148,8 @@ class Engine:
                 drafting.draft(self.replicas.turns)
         sent, failed = self._dispatch(None if self.speculator is None else drafting)
         progress += failed
-        with self._speculation():
-            if self.speculator is not None:
+        if self.speculator is not None:
+            with self._speculation():
                 self.speculator.sent(sent)
         if sent:
             most = behind + (drafting is not None) if self.config.overlap else 0
@@ -204,42 +206,16 @@ class Engine:
             QueueFullError: too many requests wait, and those that are less urgent do not make room
                 enough; see `displaced`.
         """
-        bad_words = bad_word_tokens(self.tokenizer, params.bad_words)
-
-        def made() -> list[Request]:
-            room = self.queue_room
-            return self._intake.requests(
-                request_id, prompt, params, priority, arrival, room, cache_salt, bad_words
-            )
-
-        try:
-            requests = made()
-        except QueueFullError as error:
-            self._make_room(params.n, priority, error)
-            requests = made()
-        for request in requests:
-            if self.autopilot is not None:
+        requests = self._unfinished.add(request_id, prompt, params, priority, arrival, cache_salt)
+        if self.autopilot is not None:
+            for _ in requests:
                 self.autopilot.arrived(time.monotonic())
-            self._transcripts.begin(request)
-            self.replicas.add(request)
         return requests
 
-    def _make_room(self, wanted: int, priority: int, full: QueueFullError) -> None:
-        """Let less urgent requests that wait give way; raises ``full`` if they do not suffice."""
-        waiting = [each for replica in self.replicas for each in replica.scheduler.waiting]
-        running = [each for replica in self.replicas for each in replica.scheduler.running]
-        full.retry_after = self._service_times.retry_after(
-            len(waiting), running, self.config.max_num_seqs * len(self.replicas), time.monotonic()
-        )
-        ids = who_gives_way(waiting, priority, wanted - self.queue_room)
-        if ids is None:
-            raise full
-        for id in ids:
-            self.abort(id)
-            self.displaced[id] = QueueFullError(
-                "the queue is full, and a more urgent request took this one's place; retry later",
-                full.retry_after,
-            )
+    @property
+    def displaced(self) -> dict[str, QueueFullError]:
+        """See `UnfinishedRequests.displaced`."""
+        return self._unfinished.displaced
 
     def check_request(self, prompt: list[int], params: SamplingParams) -> None:
         """Check that a request can be served at all.
@@ -248,30 +224,24 @@ class Engine:
             RequestError: the prompt is empty, too long, or not of this vocabulary; a number is too
             large.
         """
-        self._intake.check(prompt, params)
+        self._unfinished.check(prompt, params)
 
     @property
     def queue_room(self) -> int:
         """Completions that may still be added now."""
-        return self.config.max_waiting_requests - self.replicas.num_waiting
+        return self._unfinished.room
 
     def abort(self, request_id: str) -> list[Progress]:
         """End a request now; unknown ids are ignored (it may have just finished)."""
-        requests = self._intake.unfinished(request_id)
-        for request in requests:
-            self._finish(request, "abort")
-        return [
-            Progress(request, self._transcripts.end(request), [], None, "abort")
-            for request in requests
-        ]
+        return self._unfinished.abort(request_id)
 
     def abort_all(self) -> list[Progress]:
         """End all requests now."""
-        return [progress for id in self._intake.ids for progress in self.abort(id)]
+        return [progress for id in self._unfinished.ids for progress in self.abort(id)]
 
     def knows(self, request_id: str) -> bool:
         """Whether the request has unfinished completions."""
-        return bool(self._intake.unfinished(request_id))
+        return self._unfinished.knows(request_id)
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics."""
@@ -290,8 +260,7 @@ class Engine:
     def check_idle(self) -> None:
         """Audit what is held while nothing runs."""
         self.replicas.check_idle()
-        self._intake.check_idle()
-        assert not self._transcripts, "a finished request still has text"
+        self._unfinished.check_idle()
         if self.speculator is not None:
             self.speculator.check_idle()
 
@@ -343,8 +312,8 @@ class Engine:
         self.replicas.adopt(executors)
         give_back_memory_soon()
         self._gaps.clear()
-        with self._speculation():
-            if self.speculator is not None:
+        if self.speculator is not None:
+            with self._speculation():
                 self.speculator.plan_changed(executors[0].plan)
 
     def _dispatch(self, drafting: Speculator | None) -> tuple[list[Microbatch], list[Progress]]:
@@ -389,7 +358,7 @@ class Engine:
             try:
                 return replica.dispatch(pruning, ahead)
             except RequestsFailedError as failure:
-                failed += [self._fail(*each) for each in failure.errors.items()]
+                failed += [self._unfinished.fail(*each) for each in failure.errors.items()]
 
     def _collect_until(self, most: int) -> list[Progress]:
         """Read the oldest steps until at most so many of any part are in flight."""
@@ -415,11 +384,10 @@ class Engine:
     def _collect(self, step: list[Microbatch]) -> list[Progress]:
         """Read what a step has brought."""
         progress = [each for microbatch in step for each in self._read(microbatch)]
-        if not self.replicas.lost:
+        if self.speculator is not None and not self.replicas.lost:
             with self._speculation():
-                if self.speculator is not None:
-                    counts = [len(each.token_ids) for each in progress]
-                    self.speculator.observe_step(step, time.perf_counter(), counts)
+                counts = [len(each.token_ids) for each in progress]
+                self.speculator.observe_step(step, time.perf_counter(), counts)
         return progress
 
     def _read(self, microbatch: Microbatch) -> list[Progress]:
@@ -438,7 +406,7 @@ class Engine:
             try:
                 progress += self._take(rows, tokens[begin:end], microbatch.output, begin, now)
             except Exception as error:
-                progress.append(self._fail(rows.request, error))
+                progress.append(self._unfinished.fail(rows.request, error))
         gap = self._gaps.read(microbatch.turn, now)
         if self.autopilot is not None and gap is not None and tokens:
             self.autopilot.step(now, gap)
@@ -458,35 +426,21 @@ class Engine:
             request.first_token = now
             if self.autopilot is not None:
                 self.autopilot.first_token(now, now - request.arrival)
-        progress, verified = commit(request, chosen, output, first, self._transcripts)
-        with self._speculation():
-            if verified.drafted and self.speculator is not None:
-                if progress.finish_reason is not None:
-                    confidences = confidences[: len(progress.token_ids)]  # the rest is undecided
+        progress, verified = commit(request, chosen, output, first, self._unfinished.transcripts)
+        if verified.drafted and self.speculator is not None:
+            if progress.finish_reason is not None:
+                confidences = confidences[: len(progress.token_ids)]  # the rest was not decided
+            with self._speculation():
                 self.speculator.observe(request, confidences, *verified)
         if progress.finish_reason is not None:
-            self._finish(request, progress.finish_reason)
+            self._unfinished.finish(request, progress.finish_reason)
         self._tally.count(generation_tokens=len(progress.token_ids))
         return [progress]
 
-    def _fail(self, request: Request, error: Exception) -> Progress:
-        """End a request for which something went wrong; the others go on."""
-        logger.error("request %s failed", request.id, exc_info=error)
-        request.error = f"{type(error).__name__}: {error}"
-        self._transcripts.forget(request)
-        if not request.finished:
-            self._finish(request, "error")
-        return Progress(request, "", [], None, "error")
-
-    def _finish(self, request: Request, reason: FinishReason) -> None:
-        request.finish_reason = reason
-        request.ended = time.monotonic()
-        self.replicas.finish(request)
-        self._tally.finished(reason)
-        self._service_times.ended(request)
-        with self._speculation():
-            if self.speculator is not None:
+    def _ended(self, request: Request) -> None:
+        """A request has ended, in whatever way."""
+        if self.speculator is not None:
+            with self._speculation():
                 self.speculator.forget(request)
-        if self.autopilot is not None:
+        if self.autopilot is not None and request.ended is not None:
             self.autopilot.ended(request.ended, len(request.tokens))
-        self._intake.ended(request)

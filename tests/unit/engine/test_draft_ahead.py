@@ -132,7 +132,7 @@ def test_requests_that_end_or_are_cancelled_meanwhile(engine: Engine) -> None:
     served = Served(engine, PLAIN_ASKS)
     served.step(6)
     assert engine.stats().speculation.ahead_steps > 0
-    for request_id in engine._intake.ids[::2]:
+    for request_id in engine._unfinished.ids[::2]:
         engine.abort(request_id)
     while engine.has_work:
         engine.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from fjx.errors import RequestError
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.policies import Fixed
 from tests.unit.engine.draft_cases import Guesses
-from tests.unit.engine.tiny import tiny_engine, tokens_alone
+from tests.unit.engine.tiny import run, tiny_engine, tokens_alone
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = {"a": [1, 2, 3], "bad": [4, 5, 6, 7], "c": [8] * 40}
@@ -177,3 +178,26 @@ def test_what_would_confuse_the_queue_is_refused(odd: dict[str, Any]) -> None:
     while engine.has_work:
         engine.step()
     engine.check_idle()
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+def test_a_request_that_cannot_be_begun_leaves_nothing_behind(
+    begun: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny_engine()
+    begin = Transcripts.begin
+
+    def breaks(self: Transcripts, request: Request) -> None:
+        if request.index >= begun:
+            raise ZeroDivisionError("of the second completion")
+        begin(self, request)
+
+    monkeypatch.setattr(Transcripts, "begin", breaks)
+    with pytest.raises(ZeroDivisionError):
+        engine.add("twice", PROMPTS["a"], replace(GREEDY, n=2))
+    assert not engine.has_work
+    assert not engine.knows("twice")
+    engine.check_idle()
+    monkeypatch.undo()
+    engine.add("twice", PROMPTS["a"], replace(GREEDY, n=2))
+    run(engine)
