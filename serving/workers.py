@@ -26,36 +26,33 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._started = 0
-        self._idle = 0
+        self._started = self._unfinished = 0
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
 
     async def run(self, function: Callable[[], _Result]) -> _Result:
         """What ``function`` returns or raises. Cancelling drops it if it has not begun."""
         future: Future[_Result] = Future()
-        self._work.put((function, future))
         with self._lock:
-            if self._idle == 0 and self._started < self._count:
+            self._unfinished += 1
+            if self._started < min(self._unfinished, self._count):
                 self._started += 1
                 name = f"fjx-server-{self._started}"
                 threading.Thread(target=self._serve, name=name, daemon=True).start()
+        self._work.put((function, future))
         return await asyncio.wrap_future(future)
 
     def _serve(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
             function, future = self._work.get()
-            with self._lock:
-                self._idle -= 1
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
             del function, future  # hold no request's text while waiting
+            with self._lock:
+                self._unfinished -= 1
 
 
 _WORKERS = Workers(max(2, min(4, os.cpu_count() or 1)))
