@@ -18,18 +18,10 @@ from fjx.engine.progress import Progress
 from fjx.engine.prompt import token_ids
 from fjx.engine.start import start_engine
 from fjx.errors import EngineDeadError, RegranularizationError, UserError
-from fjx.llm import timing_of
 from fjx.models.tokenizer import Tokenizer
-from fjx.outputs import (
-    CompletionOutput,
-    EngineStats,
-    HeldMemory,
-    PlanStatus,
-    PositionLogprobs,
-    RequestOutput,
-    SwitchRecord,
-)
+from fjx.outputs import EngineStats, HeldMemory, PlanStatus, RequestOutput, SwitchRecord
 from fjx.pipeline.plan_target import PlanTarget
+from fjx.request_outputs import PromptScores, new_output
 from fjx.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -139,29 +131,31 @@ class AsyncLLM:
         queue: _Queue = asyncio.Queue()
 
         def add(engine: Engine) -> None:
-            engine.add(
-                request_id,
-                ids,
-                params,
-                priority=priority,
-                arrival=arrival,
-                cache_salt=cache_salt or "",
-            )
-            self._streams[request_id] = queue
-            self._tell_displaced(engine)
+            try:
+                engine.add(
+                    request_id,
+                    ids,
+                    params,
+                    priority=priority,
+                    arrival=arrival,
+                    cache_salt=cache_salt or "",
+                )
+                self._streams[request_id] = queue
+            finally:
+                self._tell_displaced(engine)  # they are gone even if this one was not let in
 
         added = self._call(add)
         unfinished = params.n
         try:
             await asyncio.wrap_future(added)
-            scores = _PromptScores(params)
+            scores = PromptScores(params)
             while unfinished:
                 item = await queue.get()
                 if isinstance(item, Exception):
                     raise item
                 for progress in scores.with_scores(item):
                     unfinished -= progress.finish_reason is not None
-                    output = _output_of(progress, text, ids, finished=unfinished == 0)
+                    output = new_output(progress, text, ids, finished=unfinished == 0)
                     output.prompt_logprobs = scores.of_first(progress)
                     yield output
         finally:
@@ -297,15 +291,15 @@ class AsyncLLM:
     def _run(self, started: Future[None]) -> None:
         try:
             engine = start_engine(self.config)
+            for line in engine_lines(engine):
+                logger.info("%s", line)
+            self._report(engine)
         except BaseException as error:
             self.error = str(error) if isinstance(error, UserError) else repr(error)
             self._end()
             started.set_exception(error)
             return
         self._engine, self.config = engine, engine.config
-        for line in engine_lines(engine):
-            logger.info("%s", line)
-        self._report(engine)
         started.set_result(None)
         try:
             while self._may_go_on(engine):
@@ -410,36 +404,6 @@ class AsyncLLM:
             self._engine.plans.close("the engine ended")
 
 
-class _PromptScores:
-    """The log-probabilities of a prompt, which its first completion brings, for all of them: what
-    others bring before waits."""
-
-    def __init__(self, params: SamplingParams) -> None:
-        self._known = params.prompt_logprobs is None
-        self._waiting: list[Progress] = []
-        self._scores: list[PositionLogprobs | None] | None = None
-        self._told: set[int] = set()
-
-    def with_scores(self, progress: Progress) -> list[Progress]:
-        """What can be told now."""
-        if not self._known and progress.request.index > 0:
-            self._waiting.append(progress)
-            return []
-        if self._known:
-            return [progress]
-        self._known = True
-        self._scores = progress.request.prompt_logprobs
-        return [progress, *self._waiting]
-
-    def of_first(self, progress: Progress) -> list[PositionLogprobs | None] | None:
-        """The log-probabilities, if this is the first that is told of a completion."""
-        index = progress.request.index
-        if index in self._told:
-            return None
-        self._told.add(index)
-        return self._scores
-
-
 def _settle(ended: asyncio.Future[SwitchRecord], outcome: SwitchRecord | Exception) -> None:
     if ended.done():
         return  # nobody waits any more
@@ -452,32 +416,3 @@ def _settle(ended: asyncio.Future[SwitchRecord], outcome: SwitchRecord | Excepti
 def _put_all(items: list[tuple[_Queue, Progress | Exception]]) -> None:
     for queue, item in items:
         queue.put_nowait(item)
-
-
-def _output_of(
-    progress: Progress, prompt: str | None, prompt_ids: list[int], finished: bool
-) -> RequestOutput:
-    request = progress.request
-    completion = CompletionOutput(
-        index=request.index,
-        text=progress.text,
-        token_ids=progress.token_ids,
-        logprobs=progress.logprobs,
-        finish_reason=progress.finish_reason,
-        stop_reason=None if progress.finish_reason is None else request.stop_reason,
-        steps=request.steps,
-        drafted_tokens=request.drafted_tokens,
-        accepted_tokens=request.accepted_tokens,
-        pruned_tokens=request.pruned_tokens,
-        preemptions=request.preemptions,
-    )
-    return RequestOutput(
-        request_id=request.id,
-        prompt=prompt,
-        prompt_token_ids=prompt_ids,
-        outputs=[completion],
-        finished=finished,
-        num_cached_tokens=request.cached_tokens,
-        timing=timing_of(request),
-        error=request.error,
-    )

@@ -9,23 +9,14 @@ from typing import Any
 
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
-from fjx.engine.progress import Progress
 from fjx.engine.prompt import prompts_of, token_ids
-from fjx.engine.request import Request
 from fjx.engine.start import start_engine
 from fjx.errors import RegranularizationError, RequestError
 from fjx.models.tokenizer import Tokenizer
-from fjx.outputs import (
-    CompletionOutput,
-    EngineStats,
-    HeldMemory,
-    PlanStatus,
-    RequestOutput,
-    RequestTiming,
-    SwitchRecord,
-)
+from fjx.outputs import EngineStats, HeldMemory, PlanStatus, RequestOutput, SwitchRecord
 from fjx.pipeline.plan_target import PlanTarget
 from fjx.progress_bar import progress_bar
+from fjx.request_outputs import empty_output, extend
 from fjx.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int]
@@ -180,7 +171,8 @@ class LLM:
                 while upcoming and upcoming[0][-1].n <= self.engine.queue_room:
                     id, prompt, ids, params = upcoming.popleft()
                     self.engine.add(id, ids, params)
-                    outputs[id] = _empty_output(id, prompt, ids, params)
+                    text = prompt if isinstance(prompt, str) else None
+                    outputs[id] = empty_output(id, text, ids, params)
                 for progress in self.engine.step():
                     tokens += len(progress.token_ids)
                     extend(outputs[progress.request.id], progress)
@@ -188,44 +180,3 @@ class LLM:
                         bar.set_postfix(tokens=tokens, refresh=False)
                         bar.update()
         return outputs
-
-
-def _empty_output(id: str, prompt: Prompt, ids: list[int], params: SamplingParams) -> RequestOutput:
-    return RequestOutput(
-        request_id=id,
-        prompt=prompt if isinstance(prompt, str) else None,
-        prompt_token_ids=ids,
-        outputs=[
-            CompletionOutput(index, logprobs=None if params.logprobs is None else [])
-            for index in range(params.n)
-        ],
-        finished=False,
-    )
-
-
-def extend(output: RequestOutput, progress: Progress) -> None:
-    """Add what a step brought to a request's output."""
-    request = progress.request
-    completion = output.outputs[request.index]
-    completion.text += progress.text
-    completion.token_ids += progress.token_ids
-    if progress.logprobs is not None and completion.logprobs is not None:
-        completion.logprobs += progress.logprobs
-    completion.finish_reason = request.finish_reason
-    completion.stop_reason = request.stop_reason
-    completion.steps = request.steps
-    completion.drafted_tokens = request.drafted_tokens
-    completion.accepted_tokens = request.accepted_tokens
-    completion.pruned_tokens = request.pruned_tokens
-    completion.preemptions = request.preemptions
-    output.error = request.error or output.error
-    if request.prompt_logprobs is not None:
-        output.prompt_logprobs = request.prompt_logprobs
-    output.finished = all(each.finish_reason is not None for each in output.outputs)
-    output.num_cached_tokens = max(output.num_cached_tokens, request.cached_tokens)
-    output.timing = timing_of(request)
-
-
-def timing_of(request: Request) -> RequestTiming:
-    """When things happened to a request."""
-    return RequestTiming(request.arrival, request.scheduled, request.first_token, request.ended)

@@ -175,6 +175,42 @@ async def test_a_displaced_request_learns_so_and_nobody_else_is_disturbed() -> N
 
 
 @with_limit
+async def test_a_displaced_request_learns_so_even_if_the_other_one_fails() -> None:
+    begin = Transcripts.begin
+
+    def breaks(self: Transcripts, request: Request) -> None:
+        if request.id == "urgent":
+            raise ZeroDivisionError("of the urgent one")
+        begin(self, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transcripts, "begin", breaks)
+        async with serving(max_num_seqs=1, max_waiting_requests=2) as llm:
+            first = asyncio.create_task(collect(llm, [1, 2], LONG, "first"))
+            await until(lambda: llm.stats().num_requests_running == 1)
+            waiting = [asyncio.create_task(collect(llm, [i], GREEDY, str(i))) for i in (3, 4)]
+            await until(lambda: llm.stats().num_requests_waiting == 2)
+            with pytest.raises(ZeroDivisionError):
+                await anext(llm.generate([5], GREEDY, "urgent", priority=-1))
+            with pytest.raises(QueueFullError, match="more urgent"):
+                await waiting[1]
+            assert tokens_of(await waiting[0]) == alone([3])
+            assert tokens_of(await first) == alone([1, 2], LONG)
+
+
+@with_limit
+async def test_what_fails_before_the_first_request_fails_the_start() -> None:
+    def breaks(engine: Engine) -> Any:
+        raise ZeroDivisionError("of the description")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fjx.async_llm, "engine_lines", breaks)
+        with pytest.raises(ZeroDivisionError):
+            async with serving():
+                pass
+
+
+@with_limit
 async def test_an_id_in_use_is_refused_without_harm_to_its_owner() -> None:
     async with serving() as llm:
         first = asyncio.create_task(collect(llm, [1, 2], LONG, "same"))
