@@ -167,9 +167,8 @@ class BatchBuilder:
         for request in requests:
             slot, pages = request.slot, request.pages
             if self._pages[slot] is not pages:
-                self._pages[slot] = pages
-                self._pages_known[slot] = 0
                 self._set_params(request)
+                self._pages[slot], self._pages_known[slot] = pages, 0
             known = self._pages_known[slot]
             if known < len(pages):
                 self._page_table[slot, known : len(pages)] = pages[known:]

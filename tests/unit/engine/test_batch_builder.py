@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.request import Request
@@ -68,6 +69,17 @@ def dropped(batch: Batch, row: int) -> set[int]:
     """Tokens that the row may not choose."""
     edits: Any = batch.edits
     return {t for t in range(VOCABULARY) if not edits.allowed[row, t // 32] >> (t % 32) & 1}
+
+
+def test_a_request_that_cannot_be_built_fails_each_time_and_leaves_its_slot() -> None:
+    """Or nobody would know which request of a step it was."""
+    build = builder().build
+    bad = request(0, [5, 6], replace(GREEDY, allowed_token_ids=(10 * VOCABULARY,)))
+    for _ in range(2):
+        with pytest.raises(IndexError):
+            build([ScheduledRows(bad, 1, 1, True)])
+    other = request(0, [7, 8], replace(GREEDY, allowed_token_ids=(3,)))
+    assert dropped(build([ScheduledRows(other, 1, 1, True)]), 0) == set(range(VOCABULARY)) - {3}
 
 
 def test_rows_lie_side_by_side_and_are_padded() -> None:
