@@ -138,6 +138,7 @@ class DraftModel:
                 request, tokens=[], computed=0, pages=[], digests=[], shared_pages=0, slot=-1,
                 order=-1, scheduled=None, draft=[], confidences=[], unread=0,
                 params=replace(request.params, logprobs=None), prompt_logprobs=None,
+                bad_words=(),  # or no second token could be chosen before the host has the first
             )  # fmt: skip
             self._replica.scheduler.add(copy)
         tokens = request.tokens + request.draft

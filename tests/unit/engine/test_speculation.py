@@ -258,6 +258,16 @@ def test_a_model_that_drafts_for_itself_is_always_right() -> None:
     assert stats.num_accepted_tokens == stats.num_draft_tokens > 50
 
 
+def test_a_draft_model_drafts_several_tokens_beside_bad_words() -> None:
+    words = ("\u4e05\u4e06", "\u4e07")  # the tokens 5 and 6, and 7
+    ask = Ask((5, 6, 9), SamplingParams(temperature=0, max_tokens=24, bad_words=words))
+    engine = deep_engine(max_draft_rows=48)
+    drafter = DraftModel("itself", draft_replica(8), LONGEST)
+    assert_same(speculating(engine, drafter, policy=Fixed(3)), [ask])
+    stats = engine.stats().speculation
+    assert stats.num_draft_tokens > 2 * stats.num_drafts
+
+
 @pytest.mark.parametrize("frontiers", [1, 3])
 def test_drafts_are_given_up_where_pages_are_few(frontiers: int) -> None:
     engine = deep_engine(num_pages=17, max_draft_rows=20)
