@@ -177,11 +177,6 @@ class SamplingParams:
         )
 
     @property
-    def greedy(self) -> bool:
-        """Whether no noise is added."""
-        return self.temperature == 0.0
-
-    @property
     def edits_logits(self) -> bool:
         """Whether penalties, bias, a mask or a minimum length change logits before temperature."""
         return bool(
