@@ -37,12 +37,11 @@ class Change:
 
 
 @dataclass(frozen=True)
-class _Flow:
+class _Flow(Difference):
     """Pieces side by side that go the same way."""
 
     first: int
     """Index of the first piece."""
-    moves: tuple[Move, ...]
 
     @property
     def pieces(self) -> str:
@@ -53,18 +52,6 @@ class _Flow:
             granules = f"granules {numbers[0]}-{numbers[-1]}"
         embed, head = "embed" * ("embed" in names), "head" * ("head" in names)
         return ", ".join(filter(None, (embed, granules, head)))
-
-    @property
-    def parameter_bytes(self) -> int:
-        return sum(move.parameter_bytes for move in self.moves)
-
-    @property
-    def kv_bytes(self) -> int:
-        return sum(move.kv_bytes for move in self.moves)
-
-    @property
-    def total_bytes(self) -> int:
-        return self.parameter_bytes + self.kv_bytes
 
 
 def draw_change(canvas: Canvas, y: float, change: Change) -> float:
@@ -109,7 +96,7 @@ def _flows(plan: Plan, moves: dict[str, Move]) -> Iterator[_Flow]:
 
     for _, run in groupby(enumerate(numbered), way):
         together = [item for _, item in run]
-        yield _Flow(together[0][0], tuple(move for _, move in together))
+        yield _Flow(tuple(move for _, move in together), together[0][0])
 
 
 def _draw_map(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from fjx.engine.engine import Engine
-from fjx.pipeline.programs import Programs
+from fjx.engine.held import kv_bytes
 from fjx.sharding.errors import counted
 from fjx.sharding.fields import format_bytes
 from fjx.sharding.table import deployment_line
@@ -34,12 +33,6 @@ def engine_lines(engine: Engine) -> Iterator[str]:
     )
     yield f"drafter: {_drafter(engine)}"
     yield f"plan: {deployment_line(engine.plans.deployment)}"
-
-
-def kv_bytes(programs: Programs) -> int:
-    """Bytes of the KV pages of a whole model, once."""
-    pages = (programs.kv_struct(len(layers)) for layers in programs.model.granules)
-    return sum(math.prod(each.shape) * each.dtype.itemsize for each in pages)
 
 
 def _drafter(engine: Engine) -> str:
