@@ -136,8 +136,7 @@ class Engine:
     def _step(self) -> list[Progress]:
         self.look()
         progress = self._mend()
-        speculator = self.speculator
-        drafting = speculator if speculator and self._drafts_next() else None
+        drafting = self._drafting()
         if self.plans.advance():
             progress += self._collect_until(0)
             self._adopt(self.plans.switch())
@@ -168,12 +167,13 @@ class Engine:
             logger.exception("speculation failed, and is off from now on")
             self.speculator = None
 
-    def _drafts_next(self) -> bool:
-        """Whether the next step is drafted for."""
-        due = False
-        with self._speculation():
-            due = self.speculator is not None and self.speculator.due(self.replicas.turns)
-        return due
+    def _drafting(self) -> Speculator | None:
+        """What drafts for the next step; None: nothing."""
+        speculator, due = self.speculator, False
+        if speculator is not None:
+            with self._speculation():
+                due = speculator.due(self.replicas.turns)
+        return speculator if due else None
 
     def _mend(self) -> list[Progress]:
         """Have replicas that lost their pages replaced, and compute their requests again."""
@@ -254,8 +254,8 @@ class Engine:
 
     def memory(self) -> HeldMemory:
         """What it holds in memory now."""
-        drafter = None if self.speculator is None else self.speculator.drafter
-        return held_memory(self.replicas, drafter)
+        speculator = self.speculator  # once: another thread may ask, while this one drops it
+        return held_memory(self.replicas, None if speculator is None else speculator.drafter)
 
     def check_idle(self) -> None:
         """Audit what is held while nothing runs."""

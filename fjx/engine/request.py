@@ -115,10 +115,10 @@ class Request:
         """Known tokens that are not computed; 0 where they cannot matter to the output, or where
         the next one can only be chosen once the host knows those before."""
         known = self.known
-        if self.unread and self.needs_history:
+        if self.unread and self.bad_words and self.needs_history:
             return 0
         # A request without output is computed to the end of its prompt.
-        return known - self.computed if known < max(self.max_len, self.prompt_len + 1) else 0
+        return known - self.computed if known < self.max_len or known <= self.prompt_len else 0
 
     @property
     def needs_history(self) -> bool:
