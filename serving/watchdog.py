@@ -21,8 +21,8 @@ _INTERVAL = 1.0
 class Watchdog:
     """Watches steps of the engine and the event loop from a thread of its own.
 
-    It counts its own rounds, not the clock: a process that was stopped for an hour has not hung for
-    an hour.
+    It counts its own rounds besides the clock: a process that was stopped for an hour has not hung
+    for an hour.
     """
 
     def __init__(
@@ -56,18 +56,21 @@ class Watchdog:
             self._stopped.set()
 
     def _watch(self) -> None:
-        rounds = {"a step of the engine": 0, "the event loop": 0}
+        step_rounds = loop_rounds = 0
         while not self._stopped.wait(self._interval):
-            hangs = {
-                "a step of the engine": self._stalled_seconds() >= self._interval,
-                "the event loop": not self._beaten,
-            }
+            stalled = self._stalled_seconds()
+            step_rounds = step_rounds + 1 if stalled >= self._interval else 0
+            loop_rounds = 0 if self._beaten else loop_rounds + 1
             self._beaten = False
-            for name, is_hanging in hangs.items():
-                rounds[name] = rounds[name] + 1 if is_hanging else 0
-                if rounds[name] * self._interval >= self._limit:
-                    end_at_once(f"{name} has not ended for {self._limit:g} s", EXIT_HUNG, self._end)
-                    return
+            # Rounds in a row may have seen one long step after the other.
+            if stalled >= self._limit and step_rounds * self._interval >= self._limit:
+                hanging = "a step of the engine"
+            elif loop_rounds * self._interval >= self._limit:
+                hanging = "the event loop"
+            else:
+                continue
+            end_at_once(f"{hanging} has not ended for {self._limit:g} s", EXIT_HUNG, self._end)
+            return
 
 
 class Deadline:
@@ -92,5 +95,6 @@ def end_at_once(reason: str, code: int, end: Callable[[int], object] = os._exit)
     """End the process without waiting for any thread, and say where each of them stands."""
     logger.critical("%s; the process ends with exit code %d", reason, code)
     faulthandler.dump_traceback(all_threads=True)
-    logging.shutdown()
+    for handler in logging.getLogger().handlers:
+        handler.flush()
     end(code)
