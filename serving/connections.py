@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _STUCK_SECONDS = 1.0
 
 MAX_HEADER_BYTES = 64 * 1024
 """Longest request line and headers, together."""
+_UPGRADE = re.compile(rb"(\A|\r\n)upgrade:[ \t]*h2c[ \t]*(?=\r\n|\Z)", re.IGNORECASE)
+
 MAX_PIPELINED = 16
 """Most requests that wait in a connection for the answers of those before them."""
 
@@ -132,6 +135,8 @@ class GuardedConnection(HttpToolsProtocol):
         if self.transport.is_closing() or self._refusal is not None:
             return
         in_headers = self._in_headers
+        if in_headers or self._answered:
+            data = _without_upgrade(data)
         super().data_received(data)
         if in_headers and self._in_headers:
             self._header_bytes += len(data)
@@ -254,6 +259,18 @@ class GuardedConnection(HttpToolsProtocol):
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Headers that do not ask for HTTP/2.
+
+    Java's client asks for it in its first request, and a server may go on in HTTP/1.1. The parser
+    would take the body for what follows in the other protocol.
+    """
+    if b"h2c" not in data:
+        return data
+    headers, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(rb"\1X-Not-Upgraded: h2c", headers) + end + rest
 
 
 def _headers_too_large() -> ApiError:

@@ -257,3 +257,23 @@ def test_connections_are_limited_by_what_the_system_allows(monkeypatch, caplog):
     assert "ulimit" not in caplog.text
     assert allowed_connections(5000) == 1000 - 256
     assert "ulimit" in caplog.text
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("upgrade", ["Upgrade: h2c", "upgrade:h2c ", "UPGRADE: \th2c"])
+def test_a_client_that_offers_http_2_is_served_without_it(llm, upgrade, at_once):
+    """As Java's HttpClient does in its first request; the body may mention it, too."""
+    body = json.dumps({"prompt": "\r\n\r\nUpgrade: h2c\r\n", "max_tokens": 1}).encode()
+    lines = post(len(body)).removesuffix(b"\r\n")
+    lines += b"Connection: Upgrade, HTTP2-Settings\r\n"
+    head = f"{upgrade}\r\nHTTP2-Settings: AAEAAEAA\r\n\r\n".encode()
+    with serving(llm, SHORT) as server, connected(server) as connection:
+        for piece in [lines + head + body] if at_once else [lines, head, body]:
+            connection.sendall(piece)
+            time.sleep(0.05)
+        connection.sendall(HEALTH)
+        answers = b""
+        while answers.count(b"HTTP/1.1 ") < 2:
+            answers += connection.recv(65536)
+    assert answers.count(b"HTTP/1.1 200") == 2, answers
+    assert bytes(llm.calls[0].prompt[1:]) == b"\r\n\r\nUpgrade: h2c\r\n"
