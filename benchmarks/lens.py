@@ -29,10 +29,14 @@ from fjx.distill.lens_maps import ridge
 LOST = (0.01, 0.02, 0.05)
 
 
-def caught(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """Share of the wrong tokens below the score under which so few of the right ones lie."""
-    shares = {}
+def caught(scores: np.ndarray, right: np.ndarray) -> dict[str, float | None]:
+    """Share of the wrong tokens below the score under which so few of the right ones lie; None
+    where no token is right."""
+    shares: dict[str, float | None] = {}
     for lost in LOST:
+        if not right.any():
+            shares[f"{lost:g}"] = None
+            continue
         threshold = np.quantile(scores[right], lost, method="lower")
         shares[f"{lost:g}"] = round(float(np.mean(scores[~right] < threshold)), 4)
     return shares

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 from fjx.errors import RequestError
 
 MAX_LOGPROBS = 20
@@ -105,7 +103,7 @@ class SamplingParams:
         for name in _NUMBERS:
             check(_is(Real, getattr(self, name)), name, "a number")
         for name in _FLAGS:
-            check(isinstance(getattr(self, name), bool | np.bool_), name, "true or false")
+            check(_is_flag(getattr(self, name)), name, "true or false")
         for name in ("stop", "bad_words"):
             texts = _as_tuple(getattr(self, name))
             check(texts is not None and all(isinstance(s, str) for s in texts), name, "strings")
@@ -229,3 +227,8 @@ def _as_tuple(values: object) -> tuple[Any, ...] | None:
         return tuple(values)
     except TypeError:  # an array without dimensions calls itself iterable
         return None
+
+
+def _is_flag(value: Any) -> bool:
+    # NumPy's kind of bool is none of Python's, and importing NumPy takes a tenth of a second.
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")

@@ -51,6 +51,7 @@ CHECKED_ONLY = {
     "python": "a benchmark takes minutes to hours; the script must exist and have the options",
     "pip": "it installs; nothing may be asked for under the name of fjx, which is not on an index",
     "ray": "it starts a cluster on the machine; tests/e2e/test_cluster.py does",
+    "lm_eval": "it is a program of its own that fetches its questions; benchmarks/judges runs it",
     "pre-commit": "it changes the checkout's hooks",
     "echo": "it only feeds the next command",
     "mkdir": "a folder of other engines' installations",

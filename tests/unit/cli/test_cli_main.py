@@ -24,7 +24,7 @@ def fjx(*words: str) -> subprocess.CompletedProcess[str]:
         (["launch_server"], "unknown command 'launch_server': use fjx serve"),
         (["xyz"], "unknown command 'xyz': expected one of generate, serve, "),
         (["bench", "serv"], "unknown command 'serv': did you mean fjx serve"),
-        (["serve", "a", "b"], "unknown argument a"),
+        (["serve", "a", "b"], "one model at a time, got a, b"),
         (["serve", "a", "--model", "b"], "'a' and --model 'b' name the same thing; give one"),
         (["serve", "--qqq"], "unknown argument --qqq$"),
         (

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fjx.pipeline.admission as admission
 import fjx.pipeline.compiler as compiler
+import fjx.pipeline.free_memory as free_memory
 import fjx.pipeline.regranularize as regranularize
 from fjx.engine.engine import Engine
 from fjx.errors import MeshError, RegranularizationBusyError
@@ -396,7 +396,7 @@ def test_too_little_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 1000 kB\nMemAvailable: 10 kB\n")
     with monkeypatch.context() as patch:
-        patch.setattr(admission, "_MEMINFO", meminfo)
+        patch.setattr(free_memory, "_MEMINFO", meminfo)
         assert_refused(engine, TARGET, MemoryFitError, "10.0 KiB|10 KiB|10,240")
         change(engine, even(1))  # moves nothing, needs nothing
     assert_next_change_succeeds(engine)

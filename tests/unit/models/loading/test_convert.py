@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from fjx import progress_bar
 from fjx.errors import ModelError
 from fjx.models.loading.convert import convert
 from fjx.models.loading.load import load_model_config, read_tensors
@@ -25,7 +26,10 @@ def source(llama, write_hf, tmp_path):
     return source
 
 
-def test_the_converted_folder_is_a_model_by_itself(source, llama, assert_same, tmp_path, capsys):
+def test_the_converted_folder_is_a_model_by_itself(
+    source, llama, assert_same, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress_bar, "_SECONDS_BETWEEN_LINES", 0.0)
     destination = tmp_path / "converted"
     convert(source, destination)
     assert f"Converting {source.name}: 100%" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from fjx import progress_bar
 from fjx.errors import ModelError
 from fjx.models.loading import embedded, source
 from fjx.models.loading.embedded import EmbeddedModel, fetch_embedded
@@ -82,8 +83,13 @@ class TestEmbedded:
         assert fetch_embedded(model, tmp_path).read_bytes() == CONTENT
 
     def test_shows_progress_on_stderr_only(
-        self, model: EmbeddedModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+        self,
+        model: EmbeddedModel,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(progress_bar, "_SECONDS_BETWEEN_LINES", 0.0)
         fetch_embedded(model, tmp_path / "cache")
         output = capfd.readouterr()
         assert "Downloading tiny" in output.err
