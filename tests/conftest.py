@@ -41,4 +41,5 @@ def _programs_go() -> Iterator[None]:
             for value in list(vars(module).values()):
                 getattr(value, "cache_clear", lambda: None)()
     jax.clear_caches()
+    gc.unfreeze()  # engines freeze what is there when they have compiled
     gc.collect()

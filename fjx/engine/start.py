@@ -17,7 +17,7 @@ from fjx.engine.start_speculator import (
     start_speculator,
 )
 from fjx.models.loading.source import program_cache
-from fjx.pipeline.background import give_back_memory, keep_heap, share_heaps
+from fjx.pipeline.background import give_back_memory, keep_heap, release_heap, share_heaps
 from fjx.pipeline.pieces import move_programs, step_programs
 from fjx.pipeline.placement import live_devices
 from fjx.pipeline.plan_target import make_cpu_devices
@@ -60,6 +60,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
             )
             executors[0].compiler.compile_background(s for s in of_rung if not s.background)
     speculator = start_speculator(config, tokenizer, executors[0], head, lens, progress)
+    release_heap()  # of engines that were here before
     keep_heap()
     give_back_memory()
     return Engine(config, executors, tokenizer, planner, autopilot, speculator)
