@@ -7,6 +7,7 @@ the next draft, and no time was spent on it; if not, it is drafted in turn as ev
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from fjx.pipeline.executor import Executor
 from fjx.pipeline.placement import Placement
 from fjx.speculation.cost import CostModel
 from fjx.speculation.gate import Gate
+
+logger = logging.getLogger(__name__)
 
 _ALONE_EVERY = 32
 """Steps from one that is sent alone to the next one: what that takes must stay known."""
@@ -90,6 +93,7 @@ class DraftAhead:
         self._alone = 0
         self.steps = 0
         self.hidden_seconds = self.slowdown_seconds = 0.0
+        self._failed = False
 
     @property
     def pays(self) -> bool:
@@ -100,6 +104,20 @@ class DraftAhead:
         self, executor: Executor, scheduled: Sequence[ScheduledRows], batch: Batch
     ) -> Beside | None:
         """A step is about to be sent; None: nothing is drafted beside it."""
+        try:
+            return None if self._failed else self._begin(executor, scheduled, batch)
+        except Exception as error:
+            self._fail(error)
+            return None
+
+    def _fail(self, error: Exception) -> None:
+        """Draft in turn from now on: tokens come later, but the same ones."""
+        logger.error("drafting ahead failed, and is off from now on", exc_info=error)
+        self._failed = True
+
+    def _begin(
+        self, executor: Executor, scheduled: Sequence[ScheduledRows], batch: Batch
+    ) -> Beside | None:
         drafts = [
             rows.request
             for rows in scheduled
@@ -121,7 +139,10 @@ class DraftAhead:
 
     def sent(self) -> None:
         """The step was sent, with what is drafted beside it."""
-        self._drafter.sent_ahead()
+        try:
+            self._drafter.sent_ahead()
+        except Exception as error:
+            self._fail(error)
 
     def observe_step(self, scheduled: Sequence[ScheduledRows], seconds: float) -> bool:
         """A step was read; whether something was drafted beside it, so that its time is no ordinary

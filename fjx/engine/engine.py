@@ -167,6 +167,16 @@ class Engine:
             logger.exception("speculation failed, and is off from now on")
             self.speculator = None
 
+    @contextlib.contextmanager
+    def _policy(self) -> Iterator[None]:
+        """Around what the granularity policy does and is told: where it fails, plans stay as they
+        are from then on."""
+        try:
+            yield
+        except Exception:
+            logger.exception("the granularity policy failed, and is off from now on")
+            self.autopilot = None
+
     def _drafting(self) -> Speculator | None:
         """What drafts for the next step; None: nothing."""
         speculator, due = self.speculator, False
@@ -208,8 +218,9 @@ class Engine:
         """
         requests = self._unfinished.add(request_id, prompt, params, priority, arrival, cache_salt)
         if self.autopilot is not None:
-            for _ in requests:
-                self.autopilot.arrived(time.monotonic())
+            with self._policy():
+                for _ in requests:
+                    self.autopilot.arrived(time.monotonic())
         return requests
 
     @property
@@ -282,9 +293,11 @@ class Engine:
     def look(self) -> None:
         """Let the policy look at the engine and change the plan, if there is one and it is time."""
         pilot, now = self.autopilot, time.monotonic()
-        if pilot is None or not pilot.due(now):
+        if pilot is None:
             return
-        try:
+        with self._policy():
+            if not pilot.due(now):
+                return
             decision = pilot.look(
                 now,
                 serving=self.plans.deployment,
@@ -294,16 +307,13 @@ class Engine:
                 kv_usage=self.replicas.kv_usage,
                 preemptions=self.replicas.counts["preemptions"],
             )
-        except Exception:
-            logger.exception("the granularity policy failed, and is off from now on")
-            self.autopilot = None
-            return
-        if decision.target is None:
-            return
-        try:
-            self.regranularize(pilot.ladder.rung(decision.target).deployment, decision.reason)
-        except (MeshError, RegranularizationError) as error:
-            logger.warning("the policy's change to %s was refused: %s", decision.target, error)
+            if decision.target is None:
+                return
+            target = pilot.ladder.rung(decision.target).deployment
+            try:
+                self.regranularize(target, decision.reason)
+            except (MeshError, RegranularizationError) as error:
+                logger.warning("the policy's change to %s was refused: %s", decision.target, error)
 
     def _adopt(self, executors: Sequence[Pipeline] | None) -> None:
         """Go on with the executors of a new plan; None: with the old ones."""
@@ -409,7 +419,8 @@ class Engine:
                 progress.append(self._unfinished.fail(rows.request, error))
         gap = self._gaps.read(microbatch.turn, now)
         if self.autopilot is not None and gap is not None and tokens:
-            self.autopilot.step(now, gap)
+            with self._policy():
+                self.autopilot.step(now, gap)
         return progress
 
     def _take(
@@ -425,7 +436,8 @@ class Engine:
         if request.first_token is None:
             request.first_token = now
             if self.autopilot is not None:
-                self.autopilot.first_token(now, now - request.arrival)
+                with self._policy():
+                    self.autopilot.first_token(now, now - request.arrival)
         progress, verified = commit(request, chosen, output, first, self._unfinished.transcripts)
         if verified.drafted and self.speculator is not None:
             if progress.finish_reason is not None:
@@ -443,4 +455,5 @@ class Engine:
             with self._speculation():
                 self.speculator.forget(request)
         if self.autopilot is not None and request.ended is not None:
-            self.autopilot.ended(request.ended, len(request.tokens))
+            with self._policy():
+                self.autopilot.ended(request.ended, len(request.tokens))

@@ -53,15 +53,16 @@ class Intake:
         cache_salt: str = "",
         bad_words: tuple[tuple[int, ...], ...] = (),
     ) -> list[Request]:
-        """The ``params.n`` completions of a prompt; ``room``: how many may still wait,
-        ``bad_words``: those of ``params`` as tokens.
+        """The ``params.n`` completions of a prompt that was checked.
+
+        Args:
+            room: how many may still wait.
+            bad_words: those of ``params`` as tokens.
 
         Raises:
-            RequestError: see `check`; or the id is in use; or id, priority or salt are of a wrong
-            type.
+            RequestError: the id is in use; or id, priority or salt are of a wrong type.
             QueueFullError: there is no room.
         """
-        self.check(prompt, params)
         _check_types(request_id, priority, cache_salt)
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -25,6 +26,8 @@ from fjx.speculation.acceptance import AcceptanceModel
 from fjx.speculation.cost import CostModel
 from fjx.speculation.gate import Gate
 from fjx.speculation.pruning import UNKNOWN, RankEvidence, Remaining, rows_to_keep
+
+logger = logging.getLogger(__name__)
 
 
 class Lens:
@@ -97,6 +100,7 @@ class Pruning:
         self.looks = 0
         self.estimated_seconds = self.measured_seconds = 0.0
         """Saved by cuts, as expected when they were made, and as the steps turned out."""
+        self.failed = False
 
     def begin(
         self,
@@ -106,6 +110,24 @@ class Pruning:
         batch: Batch,
     ) -> PrunedStep | None:
         """A step is about to be sent; None: nobody looks at it."""
+        try:
+            return None if self.failed else self._begin(executor, builder, scheduled, batch)
+        except Exception as error:
+            self.fail(error)
+            return None
+
+    def fail(self, error: Exception) -> None:
+        """Look at nothing any more: that changes how fast tokens come, not which."""
+        logger.error("pruning failed, and is off from now on", exc_info=error)
+        self.failed = True
+
+    def _begin(
+        self,
+        executor: Executor,
+        builder: BatchBuilder,
+        scheduled: list[ScheduledRows],
+        batch: Batch,
+    ) -> PrunedStep | None:
         if not self._can_look(executor, scheduled, batch):
             return None
         gate, trial = self._gates[batch.num_rows], False
@@ -268,6 +290,13 @@ class PrunedStep:
 
     def look(self, behind: StageShape, x: Any) -> Cut | None:
         """See `fjx.pipeline.executor.Pruner`."""
+        try:
+            return None if self._pruning.failed else self._look(behind, x)
+        except Exception as error:
+            self._pruning.fail(error)
+            return None
+
+    def _look(self, behind: StageShape, x: Any) -> Cut | None:
         pruning, granules = self._pruning, len(self._executor.pieces.granules)
         depth = behind.granules.stop / granules
         ranks = pruning.ranks(self._executor, behind, x, self.scheduled, self.batch.num_rows)
@@ -292,26 +321,37 @@ class PrunedStep:
         self.savings += _savings(list(survivals.values()), list(kept.values()), remaining, base)
         if self.trial:
             return None
+        made = self._cut(kept)
         pruning.pruned[str(behind.granules.stop)] += cut
-        return self._cut(kept)
+        return made
 
     def _cut(self, kept: Mapping[Request, int]) -> Cut:
         """Take all but so many tokens of each draft out of the step."""
         going_on: list[int] = []
         scheduled: list[ScheduledRows] = []
+        before: list[tuple[Request, int, int, list[int], list[float]]] = []
         begin = 0
         for rows in self.scheduled:
             request, count = rows.request, rows.count
             dropped = len(request.draft) - kept[request] if request in kept else 0
             if dropped:
+                drafted = request.draft[:], request.confidences[:]
+                before.append((request, request.computed, request.unread, *drafted))
                 request.computed -= dropped
                 request.cut_draft(kept[request])
-                request.pruned_tokens += dropped
             going_on += range(begin, begin + count - dropped)
             begin += count
             scheduled.append(rows._replace(count=count - dropped, samples=rows.samples - dropped))
-        self.scheduled = scheduled
-        self.batch = self._builder.build(scheduled, part=-1)
+        try:
+            batch = self._builder.build(scheduled, part=-1)
+        except Exception:
+            for request, computed, unread, draft, confidences in before:
+                request.computed, request.unread = computed, unread
+                request.draft[:], request.confidences[:] = draft, confidences
+            raise
+        for rows, fewer in zip(self.scheduled, scheduled, strict=True):
+            rows.request.pruned_tokens += rows.count - fewer.count
+        self.scheduled, self.batch = scheduled, batch
         padded = np.zeros(PrunePrograms(self._executor.programs).row_buckets[-1], np.int32)
         padded[: len(going_on)] = going_on
         return Cut(self.batch, padded)

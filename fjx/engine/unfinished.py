@@ -86,6 +86,7 @@ class UnfinishedRequests:
         cache_salt: str,
     ) -> list[Request]:
         """See `Engine.add`. What raises leaves nothing of the request behind."""
+        self.check(prompt, params)
         bad_words = bad_word_tokens(self._tokenizer, params.bad_words)
 
         def made() -> list[Request]:

@@ -126,6 +126,33 @@ def test_nothing_is_drafted_in_turn_while_all_is_right(
     assert rounds == [3] + [0] * (len(rounds) - 1)
 
 
+@pytest.mark.parametrize("breaks", ["begin_ahead", "sent_ahead", "runs_on"])
+def test_drafting_ahead_that_fails_is_left_out(
+    engine: Engine, breaks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever half of it was done."""
+    serve(engine, 8, "always")
+    works, calls = getattr(DraftModel, breaks), [0]
+
+    def fails_later(self: DraftModel, *given: Any) -> Any:
+        result = works(self, *given)
+        calls[0] += 1
+        if calls[0] > 3:
+            raise ZeroDivisionError("of drafting ahead")
+        return result
+
+    monkeypatch.setattr(DraftModel, breaks, fails_later)
+    speculator = drafting(engine, 8, "always")
+    for ask, got in zip(PLAIN_ASKS, answers(engine, PLAIN_ASKS), strict=True):
+        assert got.tokens == expected(ask).tokens
+    assert calls[0] == 4
+    ahead = speculator.stats().ahead_steps
+    assert engine.speculator in (speculator, None)
+    answers(engine, PLAIN_ASKS)
+    assert speculator.stats().ahead_steps == ahead
+    engine.check_idle()
+
+
 def test_requests_that_end_or_are_cancelled_meanwhile(engine: Engine) -> None:
     serve(engine, 8, "always")
     drafting(engine, 8, "always")

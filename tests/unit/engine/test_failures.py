@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fjx.engine.autopilot import Autopilot
 from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.engine import Engine
 from fjx.engine.progress import Progress
@@ -141,23 +141,31 @@ def test_a_drafter_that_fails_is_left_out(breaks: str) -> None:
     assert {id: r.tokens[r.prompt_len :] for id, r in requests.items()} == plain
 
 
-def test_a_policy_that_fails_leaves_the_plan_as_it_is() -> None:
-    class Broken:
-        def due(self, now: float) -> bool:
-            return True
+class BreakingPolicy:
+    """Fails in one of its methods."""
 
-        def look(self, now: float, **seen: Any) -> Any:
-            raise ZeroDivisionError("of the policy")
+    def __init__(self, breaks: str) -> None:
+        self.breaks = breaks
+        self.asked: set[str] = set()
 
-        def arrived(self, now: float) -> None: ...
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any, **seen: Any) -> Any:
+            self.asked.add(name)
+            if name == self.breaks:
+                raise ZeroDivisionError("of the policy")
+            return SimpleNamespace(target=None) if name == "look" else name == "due"
 
-        first_token = step = ended = arrived
+        return call
 
+
+@pytest.mark.parametrize("breaks", ["due", "look", "arrived", "first_token", "step", "ended"])
+def test_a_policy_that_fails_leaves_the_plan_as_it_is(breaks: str) -> None:
     engine = tiny_engine()
     plain = tokens_alone(engine, PROMPTS["a"], GREEDY)
-    broken: Autopilot = Broken()  # type: ignore[assignment]
-    engine.autopilot = broken
+    policy = BreakingPolicy(breaks)
+    engine.autopilot = policy  # type: ignore[assignment]
     assert tokens_alone(engine, PROMPTS["a"], GREEDY) == plain
+    assert breaks in policy.asked
     assert engine.autopilot is None
 
 
@@ -201,3 +209,11 @@ def test_a_request_that_cannot_be_begun_leaves_nothing_behind(
     monkeypatch.undo()
     engine.add("twice", PROMPTS["a"], replace(GREEDY, n=2))
     run(engine)
+
+
+@pytest.mark.parametrize("params", [None, 5, {"max_tokens": 4}, "greedy"])
+def test_parameters_of_a_wrong_type_are_refused(params: Any) -> None:
+    engine = tiny_engine()
+    with pytest.raises(RequestError, match="params must be SamplingParams"):
+        engine.add("odd", [1, 2], params)
+    engine.check_idle()

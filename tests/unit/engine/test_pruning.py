@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.draft_model import DraftModel
 from fjx.engine.engine import Engine
 from fjx.engine.pruning import Pruning
@@ -155,3 +156,42 @@ def test_trials_cut_nothing_and_teach() -> None:
     assert not pruning.pruned
     (evidence,) = pruning._evidence.values()
     assert evidence._accepted.sum() > evidence._rejected.sum() > 0
+
+
+@pytest.mark.parametrize("breaks", ["_can_look", "ranks", "survival", "keep"])
+def test_what_fails_in_pruning_leaves_the_step_as_it_was(
+    breaks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = deep_engine(PLANS["4 stages"], max_draft_rows=20, lens=True)
+    pruning = pruned(engine, guesses(MIXED, 0.3))
+    calls = [0]
+    works = getattr(pruning, breaks)
+
+    def fails_later(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > 5:
+            raise ZeroDivisionError("of pruning")
+        return works(*given)
+
+    monkeypatch.setattr(pruning, breaks, fails_later)
+    assert_same(engine)
+    assert calls[0] == 6
+    assert engine.stats().speculation.num_accepted_tokens > 50
+
+
+def test_a_cut_that_cannot_be_built_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = deep_engine(PLANS["2 stages"], max_draft_rows=20, lens=True)
+    pruning = pruned(engine, guesses(MIXED, 0.3))
+    build, failed = BatchBuilder.build, [0]
+
+    def breaks(self: BatchBuilder, scheduled: Any, part: int = 0) -> Any:
+        if part == -1:
+            failed[0] += 1
+            raise ZeroDivisionError("of a cut")
+        return build(self, scheduled, part)
+
+    monkeypatch.setattr(BatchBuilder, "build", breaks)
+    assert_same(engine)
+    assert failed[0] == 1
+    assert not pruning.pruned
+    assert pruning.looks < 20
