@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fjx.bench.config import LatencyConfig, ThroughputConfig
 from fjx.bench.datasets import Messages, random_tokens, read_prompts, sample
-from fjx.bench.llm import open_llm
+from fjx.bench.llm import check_fits, open_llm
 from fjx.bench.metrics import distribution
 from fjx.bench.report import distribution_table, table
 from fjx.config import EngineConfig
@@ -34,6 +34,7 @@ def run_throughput(config: ThroughputConfig, engine: EngineConfig) -> dict[str, 
         UserError: the prompts file or the model cannot be used.
     """
     texts = _read_prompts(config)
+    _check_lengths(config, engine, random_prompts=texts is None)
     with open_llm(engine) as llm:
         prompts = _encoded(config, texts, llm.tokenizer)
         params = [_params(config, seed) for seed in range(config.seed, config.seed + len(prompts))]
@@ -57,6 +58,20 @@ def run_throughput(config: ThroughputConfig, engine: EngineConfig) -> dict[str, 
         "total_token_throughput": (prompt_tokens + output_tokens) / elapsed,
         "engine": stats,
     }
+
+
+def _check_lengths(
+    config: ThroughputConfig | LatencyConfig, engine: EngineConfig, random_prompts: bool = True
+) -> None:
+    """Check the lengths that are known before the model is loaded.
+
+    Raises:
+        UserError: they do not fit into its context.
+    """
+    if random_prompts:
+        check_fits(engine, config.input_len + config.output_len, "input_len and output_len")
+    else:
+        check_fits(engine, config.output_len + 1, "output_len and a prompt")
 
 
 def _read_prompts(config: ThroughputConfig) -> list[str | Messages] | None:
@@ -102,6 +117,7 @@ def run_latency(config: LatencyConfig, engine: EngineConfig) -> dict[str, Any]:
     """
     source = random.Random(config.seed)
     latencies: list[float] = []
+    _check_lengths(config, engine)
     with open_llm(engine) as llm:
         vocabulary = range(llm.tokenizer.vocab_size)
         runs = config.num_iters_warmup + config.num_iters

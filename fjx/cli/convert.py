@@ -45,15 +45,18 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: the model cannot be read, or the folder is in use or cannot be written.
     """
+    from fjx.models.loading.source import check_model_name, resolve
+
+    destination: Path = arguments.destination
+    check_output_folder("DST", destination)
+    check_model_name(arguments.source)
+
     import ml_dtypes
     import numpy as np
 
     from fjx.models.loading.convert import convert
     from fjx.models.loading.orbax import check_new
-    from fjx.models.loading.source import resolve
 
-    destination: Path = arguments.destination
-    check_output_folder("DST", destination)
     check_new(destination)
     types = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
     source = resolve(arguments.source, arguments.revision, arguments.cache_dir)

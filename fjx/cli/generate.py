@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fjx.bench.llm import open_llm
+from fjx.bench.llm import open_llm, read_sizes
 from fjx.cli.options import CommandParser, read_config, resolve
 from fjx.cli.pictures import check_picture, write_picture
 from fjx.cli.prompts import Prompt, encode, read_prompts, user_message
@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_picture("draw-rounds", picture)
         if not config.drafts or params.max_draft_tokens == 0:
             raise UserError("draw-rounds: nothing is drafted with these options")
+    _check_sizes(prompts, params, config)
     streams = not arguments.json and picture is None and sys.stdout.isatty()
     if streams and len(prompts) == params.n == 1:
         return asyncio.run(_stream(prompts[0], params, config))
@@ -113,6 +114,31 @@ def run(arguments: argparse.Namespace) -> int:
     if picture is not None and log is not None:
         _draw(picture, log, llm.tokenizer)
     return _report_errors(outputs)
+
+
+def _check_sizes(prompts: Sequence[Prompt], params: SamplingParams, config: EngineConfig) -> None:
+    """Check, before the model is loaded, what its configuration alone can tell.
+
+    Raises:
+        UserError: a token id or a length can never be served.
+    """
+    context, vocabulary = read_sizes(config)
+
+    from fjx.engine.intake import check_ids, check_params
+
+    check_params(params, vocabulary, config.max_waiting_requests)
+    for prompt in prompts:
+        if isinstance(prompt, list):
+            check_ids("prompt", prompt, vocabulary)
+    # How many tokens a text has is not known yet, but it has one.
+    shortest = min(len(prompt) if isinstance(prompt, list) else 1 for prompt in prompts)
+    for name in ("max_tokens", "min_tokens"):
+        wanted = getattr(params, name)
+        if wanted is not None and shortest + wanted > context:
+            raise UserError(
+                f"{name} is {wanted}, but the context holds {context} tokens, prompt and output "
+                f"together; use at most {max(context - shortest, 0)}"
+            )
 
 
 async def _stream(prompt: Prompt, params: SamplingParams, config: EngineConfig) -> int:

@@ -11,6 +11,7 @@ from fjx.cli.shared_options import (
     add_model_options,
     add_output_options,
     add_workload_options,
+    check_named,
     positive,
 )
 from fjx.errors import UserError
@@ -107,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_picture("draw", path)
     if arguments.mesh is not None and (arguments.stages or arguments.tensor):
         raise UserError("--mesh says all of the stages; leave out --stages and --tensor")
+    check_named(arguments, () if arguments.mesh is None else (arguments.mesh,))
 
     from fjx.cli.placing import Placing
 

@@ -12,6 +12,7 @@ from fjx.cli.shared_options import (
     add_model_options,
     add_output_options,
     add_workload_options,
+    check_named,
 )
 from fjx.config import EngineConfig
 
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     for path in arguments.output:
         check_picture("output", path)
+    meshes = [mesh for mesh in (arguments.mesh, arguments.before) if mesh is not None]
+    check_named(arguments, meshes)
 
     from fjx.cli.planning import Planning
 

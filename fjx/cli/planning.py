@@ -107,13 +107,9 @@ def read_machine(arguments: argparse.Namespace, meshes: Sequence[MeshFile]) -> T
     number of devices to JAX; none is started for it.
 
     Raises:
-        UserError: the options contradict each other, or the cluster file cannot be read.
+        UserError: the cluster file cannot be read.
     """
     if arguments.cluster is not None:
-        if arguments.devices is not None or arguments.device_memory is not None:
-            raise UserError(
-                "--cluster says all of the machine; leave out --devices and --device-memory"
-            )
         return read_cluster(arguments.cluster)
     topology = live_topology(jax.devices())
     states = list(topology.devices)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fjx.cli.options import CommandParser, Section, resolve
+from fjx.cli.shared_options import check_here
 from fjx.config import EngineConfig
 from fjx.errors import UserError
 from fjx.output_files import check_output_file
@@ -104,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
             profile cannot be written.
     """
     config = resolve(arguments, PROFILE)
+    check_here(config.model, config.cache_dir)
     graph, machine = _measure(config)
     print(profile_table(graph, machine))
     if config.output is not None:
@@ -134,7 +136,6 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
     )
-    programs_folder = program_cache(config.cache_dir)
     make_cpu_devices(engine.mesh)  # as the engine does
     source = resolve_config(config.model, config.revision, config.cache_dir)
     model_config = load_model_config(source)
@@ -145,7 +146,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
     )
     measured = measure(
         programs,
-        Compiler(programs_folder),
+        Compiler(program_cache(config.cache_dir)),
         graph,
         degrees=sorted({1, *config.tensor}),
         context=config.context,

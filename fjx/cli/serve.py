@@ -32,6 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     file = read_config(arguments, FILE_SECTIONS)
     engine = resolve(arguments, ENGINE, file)
     server = resolve(arguments, SERVER, file)
+    # What takes seconds to import would tell the same later.
+    from fjx.engine.names import check_names
+
+    check_names(engine)
 
     from fjx.serving.run import serve
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from fjx.cli.options import CommandParser
 from fjx.config import UNKNOWN_KV_GIB, EngineConfig
+from fjx.errors import UserError
 
 
 def add_workload_options(parser: CommandParser, group: argparse._ArgumentGroup) -> None:
@@ -132,6 +134,44 @@ def add_output_options(parser: CommandParser, flag: str, drawn: str) -> None:
         action="store_true",
         help="Print the plan as POST /v1/plan takes it, instead of the table.",
     )
+
+
+def check_named(arguments: argparse.Namespace, meshes: Sequence[str]) -> None:
+    """Check that there are the meshes, the model and the files that a plan is to be made of, before
+    what takes seconds to import.
+
+    Raises:
+        UserError: one is not there or is wrong, or options contradict each other.
+    """
+    if arguments.cluster is not None and (arguments.devices or arguments.device_memory):
+        raise UserError(
+            "--cluster says all of the machine; leave out --devices and --device-memory"
+        )
+    from fjx.engine.names import check_meshes
+    from fjx.models.loading.source import check_model_name
+    from fjx.sharding.cluster_file import read_cluster
+    from fjx.sharding.profile import read_profile
+
+    check_meshes(meshes)
+    if arguments.cluster is not None:
+        read_cluster(arguments.cluster)
+    if arguments.profile is not None:
+        read_profile(arguments.profile)
+    elif arguments.model is not None:
+        check_model_name(arguments.model)
+
+
+def check_here(model: str, cache_dir: Path | None) -> None:
+    """Check that there is such a model and that programs can be kept, before what takes seconds to
+    import.
+
+    Raises:
+        UserError: there is not, or they cannot.
+    """
+    from fjx.models.loading.source import check_model_name, program_cache
+
+    program_cache(cache_dir)
+    check_model_name(model)
 
 
 def positive(word: str) -> int:

@@ -35,7 +35,7 @@ class DistillConfig:
     """Type of the target's weights, and of the products in training. auto: bfloat16 where the
     processor multiplies it natively."""
     output: Path = Path("draft-head.safetensors")
-    """The file to write."""
+    """The file to write; must not be there yet, except with resume."""
     work_dir: Path | None = None
     """Folder of what is made on the way: tokens, features, checkpoints, plots; by default beside
     the output, with .distill for .safetensors."""
@@ -107,18 +107,32 @@ class DistillConfig:
         return json.loads(json.dumps(asdict(self), default=str))  # type: ignore[no-any-return]
 
 
+def check_new_output(config: DistillConfig) -> None:
+    """Check that no head that took long to train is written over.
+
+    Raises:
+        UserError: ``output`` is there and ``resume`` is off.
+    """
+    if config.output.exists() and not config.resume:
+        raise UserError(
+            f"output: {config.output} exists already; name another file, remove it, or use "
+            "--resume to write it anew from what an earlier run has left"
+        )
+
+
 def open_work_folder(config: DistillConfig) -> Path:
     """Make the work folder, or find it as an earlier run with the same options left it.
 
     Raises:
-        UserError: it is in use and ``resume`` is off, or its options were others, or it cannot be
-            written.
+        UserError: it or the output is in use and ``resume`` is off, or its options were others, or
+            it cannot be written.
     """
     folder = config.work_folder
     record = folder / "options.json"
     wanted = {name: value for name, value in config.as_dict().items() if name not in _FREE}
     try:
         if not record.exists():
+            check_new_output(config)
             if folder.exists() and any(folder.iterdir()):
                 raise UserError(f"{folder}: not empty, and not of fjx distill; name another")
             folder.mkdir(parents=True, exist_ok=True)

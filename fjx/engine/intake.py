@@ -136,18 +136,40 @@ class Intake:
                 f"tokens including at least {output} of output; shorten the prompt or raise "
                 "max_model_len"
             )
-        for name in ("stop_token_ids", "allowed_token_ids"):
-            if len(getattr(params, name) or ()) > self._vocabulary:
-                raise RequestError(f"{name} has more ids than there are: {self._vocabulary}")
-        for name, ids in (
-            ("prompt", prompt),
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", params.logit_bias),
-            ("allowed_token_ids", params.allowed_token_ids or ()),
-        ):
-            _check_ids(name, ids, self._vocabulary)
-        if params.n > self._max_waiting:
-            raise RequestError(f"n is {params.n}, more than the {self._max_waiting} that may wait")
+        check_ids("prompt", prompt, self._vocabulary)
+        check_params(params, self._vocabulary, self._max_waiting)
+
+
+def check_params(params: SamplingParams, vocabulary: int, max_waiting: int) -> None:
+    """Check what sampling parameters ask of a model and an engine, whatever the prompt.
+
+    Raises:
+        RequestError: a token id is not of the vocabulary, or a number is too large.
+    """
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        if len(getattr(params, name) or ()) > vocabulary:
+            raise RequestError(f"{name} has more ids than there are: {vocabulary}")
+    for name, ids in (
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", params.logit_bias),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+    ):
+        check_ids(name, ids, vocabulary)
+    if params.n > max_waiting:
+        raise RequestError(f"n is {params.n}, more than the {max_waiting} that may wait")
+
+
+def check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
+    """Check that token ids are of a vocabulary.
+
+    Raises:
+        RequestError: one is not; the message calls them ``name``.
+    """
+    for token in ids:
+        if not 0 <= token < vocabulary:
+            raise RequestError(
+                f"{name} has token id {token}, but the vocabulary ends at {vocabulary - 1}"
+            )
 
 
 def _check_types(request_id: object, priority: object, cache_salt: object) -> None:
@@ -160,11 +182,3 @@ def _check_types(request_id: object, priority: object, cache_salt: object) -> No
     ):
         if not isinstance(value, kind):
             raise RequestError(f"{name} must be {expected}, got {reprlib.repr(value)}")
-
-
-def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
-    for token in ids:
-        if not 0 <= token < vocabulary:
-            raise RequestError(
-                f"{name} has token id {token}, but the vocabulary ends at {vocabulary - 1}"
-            )

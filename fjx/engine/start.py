@@ -9,6 +9,7 @@ from fjx.config import EngineConfig
 from fjx.engine.autopilot import start_autopilot
 from fjx.engine.engine import Engine
 from fjx.engine.loading import find_model, load_executors, make_planner, make_programs
+from fjx.engine.names import check_names
 from fjx.engine.start_cluster import start_on_cluster
 from fjx.engine.start_speculator import (
     check_draft_model,
@@ -16,7 +17,6 @@ from fjx.engine.start_speculator import (
     find_lens,
     start_speculator,
 )
-from fjx.models.loading.source import program_cache
 from fjx.pipeline.background import give_back_memory, keep_heap, release_heap, share_heaps
 from fjx.pipeline.pieces import move_programs, step_programs
 from fjx.pipeline.placement import live_devices
@@ -33,7 +33,7 @@ def start_engine(config: EngineConfig, progress: bool = True) -> Engine:
     share_heaps()
     if config.cluster is not None:
         return start_on_cluster(config, config.cluster, progress)
-    program_cache(config.cache_dir)
+    check_names(config)
     make_cpu_devices(config.mesh, *config.plan_ladder)
     source, model_config, tokenizer = find_model(config)
     head = find_head(config, model_config)

@@ -15,8 +15,9 @@ from fjx.engine.autopilot import start_autopilot
 from fjx.engine.drafter import Drafter, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.loading import find_model, make_planner, make_programs
+from fjx.engine.names import HEAD_SUFFIX, check_names
 from fjx.engine.speculator import Speculator
-from fjx.engine.start_speculator import HEAD_SUFFIX, remote_speculator, start_draft_model
+from fjx.engine.start_speculator import remote_speculator, start_draft_model
 from fjx.errors import UserError
 from fjx.models.loading.source import cache_root
 from fjx.models.tokenizer import Tokenizer
@@ -47,6 +48,7 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
             f"--cluster needs Ray, which is not installed ({error}): pip install ray"
         ) from error
     _check(config)
+    check_names(config)
     known = None if config.cluster_file is None else read_cluster(Path(config.cluster_file))
     # This process schedules; a device that it held would be missing to a worker of its node.
     update: Callable[[str, Any], None] = jax.config.update

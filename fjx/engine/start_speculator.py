@@ -17,6 +17,7 @@ from fjx.engine.draft_head import HeadDrafter
 from fjx.engine.draft_model import DraftModel
 from fjx.engine.drafter import Drafter, LookupOrHead, PromptLookup
 from fjx.engine.loading import load_executors, make_planner, make_programs
+from fjx.engine.names import HEAD_SUFFIX, NO_MODEL, check_drafter_name
 from fjx.engine.pruning import Lens
 from fjx.engine.replica import Replica
 from fjx.engine.speculator import Speculator
@@ -44,9 +45,6 @@ from fjx.speculation.policies import policy_by_name
 
 logger = logging.getLogger(__name__)
 
-HEAD_SUFFIX = ".safetensors"
-_NO_MODEL = ("auto", "head", "ngram", "off")
-"""Drafters that are no draft model."""
 _LENS_TOKENS = 4096
 _RANDOM_HEAD_TOKENS = 8192
 
@@ -303,6 +301,7 @@ def find_draft_model(config: EngineConfig, tokenizer: Tokenizer) -> ModelSource:
     Raises:
         UserError: it cannot be had, or has another vocabulary than the target.
     """
+    check_drafter_name(config.drafter)
     source = resolve(config.drafter, None, config.cache_dir)
     check_same_vocabulary(config.drafter, load_tokenizer(source), config.model, tokenizer)
     return source
@@ -314,7 +313,7 @@ def check_draft_model(config: EngineConfig, tokenizer: Tokenizer) -> None:
     Raises:
         UserError: it cannot, or has another vocabulary.
     """
-    named = config.drafter not in _NO_MODEL and not config.drafter.endswith(HEAD_SUFFIX)
+    named = config.drafter not in NO_MODEL and not config.drafter.endswith(HEAD_SUFFIX)
     if config.drafts and named:
         find_draft_model(config, tokenizer)
 

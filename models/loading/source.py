@@ -91,10 +91,38 @@ def resolve(model: str, revision: str | None = None, cache_dir: Path | None = No
     if model in EMBEDDED_MODELS:
         file = fetch_embedded(EMBEDDED_MODELS[model], cache_root(cache_dir))
         return ModelSource("gguf", file, model)
-    if _HUB_ID.fullmatch(model) and not model.endswith(".gguf"):
+    if _is_hub_id(model):
         folder = _download_from_hub(model, revision, cache_dir, _MODEL_FILES, "config.json")
         return ModelSource("hf", folder, model)
-    raise ModelError(
+    raise not_found(model)
+
+
+def check_model_name(model: str) -> None:
+    """Check that `resolve` has something to look at, without downloading anything.
+
+    Raises:
+        ModelError: there is no such model, as far as this machine can tell.
+    """
+    path = _expanded(model)
+    if os.path.exists(path):
+        _local(path, model)
+    elif model not in EMBEDDED_MODELS and not _is_hub_id(model):
+        raise not_found(model)
+
+
+def check_tokenizer_name(name: str) -> None:
+    """The same for `resolve_tokenizer`.
+
+    Raises:
+        ModelError: there is no such tokenizer, as far as this machine can tell.
+    """
+    if not os.path.isfile(_expanded(name) / "tokenizer.json"):
+        check_model_name(name)
+
+
+def not_found(model: str) -> ModelError:
+    """What is said of a name that no model can have."""
+    return ModelError(
         f"model '{model}' not found; expected an existing folder or .gguf file, a Hugging Face hub "
         f"id such as 'owner/name', or an embedded model ({', '.join(EMBEDDED_MODELS)})"
     )
@@ -124,6 +152,10 @@ def resolve_tokenizer(
         return resolve(name, revision, cache_dir)
     folder = _download_from_hub(name, revision, cache_dir, _TOKENIZER_FILES, "tokenizer.json")
     return ModelSource("hf", folder, name)
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and not name.endswith(".gguf")
 
 
 def _local(path: Path, name: str) -> ModelSource:

@@ -121,6 +121,9 @@ def check_fjx(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
         "fjx.models.loading.convert.convert",
     ):
         monkeypatch.setattr(begins, reach)
+    # Drafters and prompts of the reader's own.
+    for asks in ("fjx.engine.names.check_drafter_name", "fjx.cli.distill.read_texts"):
+        monkeypatch.setattr(asks, lambda name: None)
     stdin = '{"prompt": "a"}\n'
     read_end, write_end = os.pipe()
     os.write(write_end, stdin.encode())

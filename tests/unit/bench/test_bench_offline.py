@@ -5,7 +5,14 @@ from typing import Any, ClassVar
 import pytest
 
 import fjx
-from fjx import CompletionOutput, EngineConfig, EngineStats, RequestOutput, SamplingParams
+from fjx import (
+    CompletionOutput,
+    EngineConfig,
+    EngineStats,
+    RequestOutput,
+    SamplingParams,
+    UserError,
+)
 from fjx.bench.config import LatencyConfig, ThroughputConfig
 from fjx.bench.offline import latency_table, run_latency, run_throughput, throughput_table
 
@@ -108,3 +115,12 @@ def test_the_engine_is_shut_down_after_an_error(
     with pytest.raises(RuntimeError, match="broken"):
         run_latency(LatencyConfig(), EngineConfig())
     assert not fake_llm[0].open
+
+
+def test_lengths_beyond_the_context_are_refused_before_loading(fake_llm: list[FakeLLM]) -> None:
+    engine = EngineConfig(max_model_len=32)
+    with pytest.raises(UserError, match=r"input_len and output_len ask for 33 tokens, .* holds 32"):
+        run_throughput(ThroughputConfig(input_len=30, output_len=3), engine)
+    with pytest.raises(UserError, match="ask for 40 tokens"):
+        run_latency(LatencyConfig(input_len=30, output_len=10), engine)
+    assert fake_llm == []

@@ -33,11 +33,14 @@ def test_options_and_the_table(
     calls: list[tuple[DistillConfig, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "head.safetensors"
-    words = ["distill", "--model", "tiny", "--output", str(output), "--data", "a.jsonl", "b.jsonl"]
+    data = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in data:
+        path.write_text('{"prompt": "Hello"}')
+    words = ["distill", "--model", "a/tiny", "--output", str(output), "--data", *map(str, data)]
     assert main([*words, "--tokens", "5000", "--vocabulary", "4096", "--minutes", "2.5"]) == 0
     ((config, command),) = calls
-    assert (config.model, config.output) == ("tiny", output)
-    assert config.data == (Path("a.jsonl"), Path("b.jsonl"))
+    assert (config.model, config.output) == ("a/tiny", output)
+    assert config.data == tuple(data)
     assert (config.tokens, config.vocabulary, config.minutes) == (5000, 4096, 2.5)
     assert config.work_folder == tmp_path / "head.distill"
     assert command[: len(words)] == words
@@ -47,6 +50,44 @@ def test_options_and_the_table(
     assert greedy.split() == ["greedy", "100", "0.700", "0.500", "1.05"]
     assert sampled.split()[:3] == ["temperature", "0.8", "200"]
     assert f"wrote {output}" in err
+    told, *_ = err.splitlines()
+    assert "5,000 tokens are generated" in told
+    assert "up to 2.5 minutes" in told
+    assert f"{tmp_path / 'head.distill'} keeps" in told
+    assert told.endswith(f"{output} will be the head")
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ([], "--model and --output must be given"),
+        (["--model", "smollm2-135m"], "error: --output must be given"),
+        (["--output", "head.safetensors"], "error: --model must be given"),
+    ],
+)
+def test_nothing_long_begins_by_itself(
+    words: list[str],
+    missing: str,
+    calls: list[tuple[DistillConfig, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["distill", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert missing in line
+    assert "It takes long" in line
+    assert not calls
+
+
+def test_a_head_that_is_there_is_not_overwritten(
+    calls: list[tuple[DistillConfig, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "head.safetensors"
+    output.write_text("an hour's work")
+    words = ["distill", "--model", "a/tiny", "--output", str(output)]
+    assert main(words) == 2
+    assert f"output: {output} exists already" in capsys.readouterr().err
+    assert not calls
+    assert main([*words, "--resume"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -66,9 +107,11 @@ def test_bad_options_are_one_line(
     words: list[str],
     message: str,
     calls: list[tuple[DistillConfig, Any]],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["distill", *words]) == 2
+    given = ["--model", "smollm2-135m", "--output", str(tmp_path / "head.safetensors")]
+    assert main(["distill", *given, *words]) == 2
     assert not calls
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fjx: error: ")
@@ -82,5 +125,7 @@ def test_errors_of_the_work_are_one_line(
         raise UserError("there are no outputs to train on")
 
     monkeypatch.setattr(distill_module, "distill", distill)
-    assert main(["distill", "--output", str(tmp_path / "head.safetensors")]) == 2
-    assert capsys.readouterr().err == "fjx: error: there are no outputs to train on\n"
+    output = str(tmp_path / "head.safetensors")
+    assert main(["distill", "--model", "a/tiny", "--output", output]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == "fjx: error: there are no outputs to train on"

@@ -40,7 +40,7 @@ READ = [
     "place --mesh {}",
     "profile --model {}",
     "convert {} dst",
-    "distill --data {}",
+    "distill --model smollm2-135m --output h.safetensors --data {}",
     "bench throughput --dataset {}",
     "bench serve --dataset {}",
     "bench serve --trace {}",
@@ -52,8 +52,8 @@ WRITTEN = [
     "generate --prompt a --trace-dir {}",
     "serve --plan-ladder single pipeline-2 --decision-log {}",
     "profile --output {}",
-    "distill --output {}.safetensors",
-    "distill --work-dir {}",
+    "distill --model smollm2-135m --output {}.safetensors",
+    "distill --model smollm2-135m --output h.safetensors --work-dir {}",
     "convert smollm2-135m {}",
     "bench throughput --output {}",
     "bench latency --output {}",
@@ -183,7 +183,9 @@ def test_a_mesh_of_the_ladder_that_does_not_suit_is_refused_before_loading(
 def test_a_draft_model_that_is_not_there_is_refused_before_loading(
     refused: Callable[[str, str], str],
 ) -> None:
-    assert "model './nowhere' not found" in refused("generate --prompt a --drafter {}", "./nowhere")
+    assert "drafter './nowhere' not found" in refused(
+        "generate --prompt a --drafter {}", "./nowhere"
+    )
 
 
 def test_the_simulator_without_simpy_says_what_to_install() -> None:

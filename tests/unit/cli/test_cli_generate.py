@@ -312,3 +312,37 @@ def test_logprobs_are_in_the_json(
     (found,) = objects(capsys.readouterr().out)
     one = {"token_id": 65, "logprob": -0.5, "rank": 1}
     assert found["logprobs"] == [{"sampled": one, "top": [one]}]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--max-tokens 99999999", "max_tokens is 99999999, but the context holds 8192 tokens"),
+        ("--max-tokens 64 --max-model-len 64", "the context holds 64 tokens"),
+        ("--max-tokens 9000 --min-tokens 8500", "use at most 8191"),
+        ("--stop-token-ids 49152", "stop_token_ids has token id 49152"),
+        ("--logit-bias 99999=1", "logit_bias has token id 99999"),
+        ("--n 9 --max-waiting-requests 8", "n is 9, more than the 8 that may wait"),
+    ],
+)
+def test_what_no_prompt_could_get_is_refused_before_loading(
+    capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    assert main(["generate", "--prompt", "a", *words.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert FakeLLM.made == [], "it loaded a model first"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([1, 49152], "prompt has token id 49152"), ([1] * 60, "use at most 4")],
+)
+def test_token_ids_that_cannot_be_served_are_refused_before_loading(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prompt: list[int], message: str
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": prompt}))
+    words = ["generate", "--prompts", str(path), "--max-model-len", "64", "--max-tokens", "5"]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert FakeLLM.made == [], "it loaded a model first"

@@ -181,6 +181,52 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+WRONG_NAMES = {
+    "serve nonexistent": "model 'nonexistent' not found",
+    "serve --mesh nope": "there is no mesh 'nope'",
+    "serve --plan-ladder single nope": "there is no mesh 'nope'",
+    "serve --draft-mesh nope": "there is no mesh 'nope'",
+    "serve --mesh nope.toml": "cannot read mesh file nope.toml",
+    "serve --profile nope.json": "cannot read profile nope.json",
+    "serve --tokenizer nope": "model 'nope' not found",
+    "serve --drafter foo": "drafter 'foo' not found; expected auto, ngram, head, off, a draft head",
+    "serve --drafter foo.safetensors": "foo.safetensors: there is no such draft head",
+    "serve --cluster auto --cluster-file nope.toml": "cannot read cluster file nope.toml",
+    "generate --prompt a --model nonexistent": "model 'nonexistent' not found",
+    "generate --prompt a --mesh nope": "there is no mesh 'nope'",
+    "bench throughput --model nonexistent": "model 'nonexistent' not found",
+    "bench latency --drafter foo": "drafter 'foo' not found",
+    "plan --model nonexistent": "model 'nonexistent' not found",
+    "plan --mesh nope": "there is no mesh 'nope'",
+    "plan --from nope": "there is no mesh 'nope'",
+    "plan --cluster nope.toml": "cannot read cluster file nope.toml",
+    "place --profile nope.json": "cannot read profile nope.json",
+    "place --mesh nope": "there is no mesh 'nope'",
+    "profile --model nonexistent": "model 'nonexistent' not found",
+    "convert nonexistent dst": "model 'nonexistent' not found",
+    "distill --model nonexistent --output h.safetensors": "model 'nonexistent' not found",
+}
+
+
+def test_what_is_not_there_is_told_before_heavy_imports(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom fjx.cli.main import main\n"
+        "for words in sys.argv[1:]:\n"
+        "    code = main(words.split())\n"
+        "    print(code, 'jax' in sys.modules, 'fastapi' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *WRONG_NAMES],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout.splitlines() == ["2 False False"] * len(WRONG_NAMES)
+    for line, message in zip(done.stderr.splitlines(), WRONG_NAMES.values(), strict=True):
+        assert message in line
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
@@ -234,9 +280,9 @@ def test_serve_hands_both_configs_to_the_server(
     served = []
     monkeypatch.setattr(run, "serve", lambda *configs: served.append(configs))
     file = tmp_path / "fjx.toml"
-    file.write_text('[server]\nport = 1234\nhost = "0.0.0.0"\n[engine]\nmodel = "m"\n')
+    file.write_text('[server]\nport = 1234\nhost = "0.0.0.0"\n[engine]\nmodel = "org/m"\n')
     words = ["--config", str(file), "--port", "99", "--max-num-seqs", "4", "--seed", "5"]
     assert main(["serve", *words]) == 0
     ((engine, server),) = served
     assert server == ServerConfig(host="0.0.0.0", port=99)
-    assert (engine.model, engine.max_num_seqs, engine.seed) == ("m", 4, 5)
+    assert (engine.model, engine.max_num_seqs, engine.seed) == ("org/m", 4, 5)

@@ -116,8 +116,10 @@ def test_resume_with_other_options_is_refused(distilled: DistillConfig) -> None:
 
 def test_a_strange_folder_is_left_alone(config: DistillConfig, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
+    output = tmp_path / "head.safetensors"
+    another = dataclasses.replace(config, work_dir=tmp_path, output=output)
     with pytest.raises(UserError, match="not of fjx distill"):
-        distill(dataclasses.replace(config, work_dir=tmp_path), progress=False)
+        distill(another, progress=False)
 
 
 def test_a_broken_shard_is_named(distilled: DistillConfig, tmp_path: Path) -> None:
