@@ -64,6 +64,7 @@ def create_app(llm: AsyncEngine, server_config: ServerConfig) -> FastAPI:
         title="fjx",
         version=__version__,
         strict_content_type=False,
+        swagger_ui_oauth2_redirect_url=None,
         responses=errors(401, 500, 503),
     )
     app.state.server = state

@@ -20,6 +20,11 @@ from fjx.sharding.errors import shortened
 _SHOULD = re.compile(r"\w+ should (?P<what>(be|have) .*?)( after validation, not .*)?")
 """Pydantic's sentence on a value, such as "List should have at least 1 item after validation"."""
 _LONGEST_NAME = 64
+_OTHER_ENDPOINTS = {
+    "prompt": ("messages", "/v1/chat/completions"),
+    "messages": ("prompt", "/v1/completions"),
+}
+"""A required field to the one that is given instead where the endpoint is the wrong one."""
 
 _LONGEST_MESSAGE = 1000
 _LONGEST_PARAM = 200
@@ -96,8 +101,9 @@ def as_api_error(error: Exception) -> ApiError:
         case EngineDeadError():
             return unavailable(str(error), "engine_dead")
         case RecursionError():
-            # Nothing here is nested but what a client sends.
-            return invalid("the request body is nested too deeply")
+            return _unreadable_body(error)
+        case HTTPException(status_code=HTTPStatus.BAD_REQUEST) if error.__cause__ is not None:
+            return _unreadable_body(error.__cause__)
         case HTTPException():
             return ApiError(error.status_code, str(error.detail), headers=error.headers)
         case _:
@@ -116,6 +122,26 @@ def _error_type(status: int) -> str:
             return "server_error" if status >= 500 else "invalid_request_error"
 
 
+def _unreadable_body(cause: BaseException) -> ApiError:
+    """What is wrong with a body where reading it ended with this error, whatever FastAPI says."""
+    match cause:
+        case RecursionError():
+            # Nothing here is nested but what a client sends.
+            return invalid(
+                "the request body is nested too deeply: lists and objects may lie in one another "
+                "some hundreds of levels deep"
+            )
+        case UnicodeDecodeError(encoding=encoding, object=body, start=start):
+            return invalid(
+                f"the request body is not valid {encoding.upper()}: "
+                f"{bytes(body[start : start + 1]).hex()} (hexadecimal) at byte {start}"
+            )
+        case ValueError():
+            return invalid(f"the request body cannot be read: {cause}")
+        case _:
+            return invalid("the request body cannot be read")
+
+
 def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first thing that is wrong with a request's body, with the field's path."""
     first = errors[0]
@@ -132,6 +158,9 @@ def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         given = first["input"] if isinstance(first["input"], dict) else {}
         near = nearest(str(path[-1]), given)
         hint = f"; is it what {near!r} was meant to be?" if near else ""
+        other, endpoint = _OTHER_ENDPOINTS.get(field, ("", ""))
+        if other in given:
+            hint = f"; {other} is for {endpoint}"
         return invalid(f"{field} is required{hint}", field)
     return invalid(f"{field} {_must(first['msg'])}, got {_shown(first['input'])}", field)
 

@@ -102,25 +102,28 @@ REFUSED = {
 }
 """Fields that would change the answer, why they are not served, and the values that do not."""
 
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "enable_thinking": "chat_template_kwargs",
     "input": "prompt",
+    "max_completion_tokens": "max_tokens",
     "max_length": "max_tokens",
     "max_new_tokens": "max_tokens",
     "max_output_tokens": "max_tokens",
+    "messages": "prompt",
     "min_new_tokens": "min_tokens",
     "n_predict": "max_tokens",
     "n_probs": "logprobs",
     "no_stop_trim": "include_stop_str_in_output",
     "num_predict": "max_tokens",
     "prefix": "continue_final_message",
+    "prompt": "messages",
     "repeat_penalty": "repetition_penalty",
     "rid": "request_id",
     "sampling_seed": "seed",
     "stop_sequences": "stop",
     "top_logprobs": "logprobs",
 }
-"""What other servers call fields that are served here."""
+"""What other servers, or other endpoints, call fields that are served here."""
 
 
 def check_fields(extra: Mapping[str, Any] | None, served: Iterable[str], path: str = "") -> None:
@@ -144,7 +147,7 @@ def unknown_field(name: str, served: Iterable[str], path: str = "") -> ApiError:
     """A 400 for a field that means nothing here; it names the nearest one that does."""
     served = sorted(served)
     shown = shortened(name)
-    other = _OTHER_NAMES.get(name)
+    other = OTHER_NAMES.get(name)
     if other in served:
         mend = f"it is called {other!r} here"
     elif near := nearest(name, served):

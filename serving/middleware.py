@@ -16,6 +16,7 @@ from fjx.serving.json_size import json_weight
 from fjx.serving.state import InFlight
 from fjx.serving.unicode import check_unicode
 from fjx.serving.workers import off_loop
+from fjx.sharding.errors import shortened
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready", "/load", "/version", "/metrics"})
 """What orchestrators and monitoring read without the API key."""
@@ -127,7 +128,7 @@ class RequestLifetime:
                 await self._run(scope, body, receive, send)
 
     async def _body_in_time(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body, or None if the client left; raises a 408 or 413."""
+        """The whole body, or None if the client left; raises a 408, 413 or 415."""
         try:
             async with asyncio.timeout(self._body_timeout):
                 body = await self._read_body(scope, receive)
@@ -138,6 +139,8 @@ class RequestLifetime:
                 code="body_timeout",
                 headers={"Connection": "close"},
             ) from None
+        if body:
+            _check_encoding(scope)
         limit = self._max_body_values
         size = 0 if body is None or len(body) <= _WEIGHED_AT_ONCE else len(body)
         if body and await off_loop(size, lambda: _weight(body, limit)) > limit:
@@ -203,6 +206,21 @@ class RequestLifetime:
             handler.cancel()
             leaving.cancel()
             await asyncio.gather(handler, leaving, return_exceptions=True)
+
+
+def _check_encoding(scope: Scope) -> None:
+    """Raise a 415 where a body is compressed: it is limited as it is sent, and read as it is."""
+    codings = ",".join(Headers(scope=scope).getlist("content-encoding")).split(",")
+    names = [name.strip() for name in codings]
+    wrong = [name for name in names if name.lower() not in ("", "identity")]
+    if wrong:
+        raise ApiError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"the request body must not be compressed or otherwise encoded, but Content-Encoding "
+            f"is {shortened(', '.join(wrong))}; send it as it is, without this header",
+            code="unsupported_content_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 def _weight(body: bytes, limit: int) -> int:

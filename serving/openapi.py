@@ -33,6 +33,7 @@ _MEANINGS = {
     408: "The body did not come in time.",
     409: "Another change is under way, or there is none.",
     413: "The body is larger than the server takes.",
+    415: "The body is compressed.",
     429: "Too many requests wait: `Retry-After` says when to come back.",
     500: "The server failed.",
     503: "The server loads, stops or has died.",
@@ -40,7 +41,7 @@ _MEANINGS = {
 
 GENERATION: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-    **errors(400, 404, 408, 413, 429),
+    **errors(400, 404, 408, 413, 415, 429),
 }
 """Of a route that sends server-sent events where ``stream`` is true."""
 

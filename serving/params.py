@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fjx import SamplingParams
+from fjx.serving.endpoints import check_own_fields
 from fjx.serving.errors import invalid
 from fjx.serving.fields import check_fields, unsupported
 from fjx.serving.prompts import check_token_ids
@@ -36,7 +37,7 @@ _SAME_NAME = (
 
 def check_generation(request: GenerationRequest) -> None:
     """Raise a 400 where a field is not served, or makes no sense beside another one."""
-    check_fields(request.model_extra, type(request).model_fields)
+    check_own_fields(request)
     options = request.stream_options
     if options is not None:
         check_fields(options.model_extra, StreamOptions.model_fields, "stream_options.")

@@ -87,7 +87,7 @@ def plan_routes(state: ServerState) -> APIRouter:
     @router.post(
         "/v1/plan",
         response_model=PlanResponse,
-        responses={**errors(400, 403, 408, 409, 413), **accepted},
+        responses={**errors(400, 403, 408, 409, 413, 415), **accepted},
     )
     async def change_plan(body: _PlanBody) -> JSONResponse:
         """Change to another plan: stages (a number), mesh (a name or file), or a whole plan."""

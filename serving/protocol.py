@@ -161,7 +161,9 @@ class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
     prompt: _Prompt
-    logprobs: _Int | None = None
+    logprobs: Annotated[
+        _Int | None, _expects("a whole number (true and top_logprobs are for chats)")
+    ] = None
 
 
 class ContentPart(BaseModel):
@@ -237,7 +239,9 @@ class ChatRequest(GenerationRequest, _Conversation):
 
     messages: _Messages
     max_completion_tokens: _Int | None = None
-    logprobs: bool | None = None
+    logprobs: Annotated[
+        bool | None, _expects("true or false (how many there are is top_logprobs)")
+    ] = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     reasoning_effort: str | None = None
     tool_choice: Any = None

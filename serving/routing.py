@@ -36,8 +36,8 @@ class HeadAndOptions:
 
 
 def route_of(routes: Sequence[BaseRoute], scope: Scope) -> str | None:
-    """The path of a request as its route has it, such as ``/v1/models/{model:path}``."""
-    return next((route.path for route in _matching(routes, scope)), None)
+    """The path of a request as its route has it, such as ``/v1/models/{model}``."""
+    return next((route.path_format for route in _matching(routes, scope)), None)
 
 
 def allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
@@ -50,7 +50,7 @@ def allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
 
 def not_found(routes: Sequence[BaseRoute], scope: Scope) -> ApiError:
     """A 404 that says what there is."""
-    paths = sorted({route.path for route in _described(routes)})
+    paths = sorted({route.path_format for route in routes if isinstance(route, Route)})
     near = nearest(scope["path"], paths)
     hint = f"; did you mean {near}? There are" if near else "; there are"
     return ApiError(
@@ -69,10 +69,6 @@ def method_not_allowed(routes: Sequence[BaseRoute], scope: Scope) -> ApiError:
         code="method_not_allowed",
         headers=_allow(methods),
     )
-
-
-def _described(routes: Sequence[BaseRoute]) -> Iterator[Route]:
-    return (route for route in routes if isinstance(route, Route) and route.include_in_schema)
 
 
 def _matching(routes: Sequence[BaseRoute], scope: Scope) -> Iterator[Route]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from fjx.serving.conversation import conversation_of
+from fjx.serving.endpoints import check_own_fields
 from fjx.serving.errors import invalid
-from fjx.serving.fields import check_fields
 from fjx.serving.logprobs import token_name
 from fjx.serving.openapi import errors
 from fjx.serving.prompts import check_token_ids, encode_chat, encode_text
@@ -20,12 +20,14 @@ def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
     """The routes, bound to an engine; clients look for them with and without /v1 before them."""
     router = APIRouter(prefix=prefix)
 
-    @router.post("/tokenize", response_model=TokenizeResponse, responses=errors(400, 404, 408, 413))
+    @router.post(
+        "/tokenize", response_model=TokenizeResponse, responses=errors(400, 404, 408, 413, 415)
+    )
     async def tokenize(body: TokenizeRequest) -> Response:
         """Encode a prompt or a conversation as a completion request would."""
         state.check_serving()
         state.check_model(body.model)
-        check_fields(body.model_extra, TokenizeRequest.model_fields)
+        check_own_fields(body)
         tokenizer = state.llm.tokenizer
         ids = await _encode(state, body)
 
@@ -40,12 +42,12 @@ def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
 
         return Response(await off_loop(len(ids), answer), media_type="application/json")
 
-    @router.post("/detokenize", responses=errors(400, 404, 408, 413))
+    @router.post("/detokenize", responses=errors(400, 404, 408, 413, 415))
     async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
         """Decode token ids, special tokens included."""
         state.check_serving()
         state.check_model(body.model)
-        check_fields(body.model_extra, DetokenizeRequest.model_fields)
+        check_own_fields(body)
         check_token_ids(body.tokens, state.llm.vocab_size, "tokens")
         tokenizer = state.llm.tokenizer
         text = await off_loop(len(body.tokens), lambda: tokenizer.decode(body.tokens, False))

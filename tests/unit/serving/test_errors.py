@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
 from fjx import EngineDeadError, QueueFullError, RequestError
@@ -310,3 +312,60 @@ def test_api_key_opens(call):
     assert call("GET", "/v1/models", config, headers=headers).status_code == 200
     for path in ("/health", "/ready", "/version", "/metrics"):
         assert call("GET", path, config).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        (COMPLETIONS, {"prompt": "Hi", "tools": []}, f"'tools' is a field of {CHAT} and /tokenize"),
+        (COMPLETIONS, {"prompt": "Hi", "tool_choice": "none"}, f"is a field of {CHAT}, not of"),
+        (COMPLETIONS, {"prompt": "Hi", "messages": USER}, f"'messages' is a field of {CHAT} and"),
+        (COMPLETIONS, {"messages": USER}, f"prompt is required; messages is for {CHAT}"),
+        (COMPLETIONS, {"prompt": "Hi", "max_completion_tokens": 5}, "which has 'max_tokens'"),
+        (COMPLETIONS, {"prompt": "Hi", "top_logprobs": 5}, "which has 'logprobs'"),
+        (COMPLETIONS, {"prompt": "Hi", "logprobs": True}, "top_logprobs are for chats"),
+        (CHAT, {"messages": USER, "prompt": "Hi"}, f"'prompt' is a field of {COMPLETIONS}"),
+        (CHAT, {"prompt": "Hi"}, f"messages is required; prompt is for {COMPLETIONS}"),
+        (CHAT, {"messages": USER, "logprobs": 5}, "how many there are is top_logprobs"),
+        ("/tokenize", {"prompt": "Hi", "max_tokens": 5}, f"of {CHAT} and {COMPLETIONS}, not of /t"),
+        ("/detokenize", {"tokens": [65], "prompt": "Hi"}, "not of /detokenize"),
+    ],
+)
+def test_a_field_of_another_endpoint_is_told_where_it_belongs(post, path, fields, message):
+    assert message in error_of(post(path, **fields), 400)["message"]
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/tokenize", "/detokenize", "/v1/plan"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"prompt": "\xff"}', "the request body is not valid UTF-8: ff (hexadecimal) at byte 12"),
+        (b'{"a": ' + b"[" * 9000 + b"]" * 9000 + b"}", "nested too deeply: lists and objects"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "the request body cannot be read: Exceeds the limit"),
+        (b'{"prompt": "Hi"', "is not valid JSON: Expecting ',' delimiter at character 15"),
+    ],
+    ids=["utf-8", "depth", "digits", "syntax"],
+)
+def test_a_body_that_cannot_be_read_is_told_why(call, path, content, message):
+    headers = {"Content-Type": "application/json"}
+    error = error_of(call("POST", path, content=content, headers=headers), 400)
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/tokenize", "/v1/plan"])
+@pytest.mark.parametrize("coding", ["gzip", "br", "GZIP", "identity, zstd", "x" * 5000])
+def test_a_compressed_body_is_refused_by_the_name_of_its_coding(call, path, coding):
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    response = call("POST", path, content=gzip.compress(b'{"prompt": "Hi"}'), headers=headers)
+    error = error_of(response, 415)
+    assert error["code"] == "unsupported_content_encoding"
+    assert coding.rpartition(" ")[2][:20] in error["message"]
+    assert response.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+def test_a_body_that_says_that_it_is_not_compressed_is_read(call, coding):
+    headers = {"Content-Encoding": coding}
+    assert call("POST", COMPLETIONS, json={"prompt": "Hi"}, headers=headers).status_code == 200
+    assert call("GET", "/health", headers={"Content-Encoding": "gzip"}).status_code == 200

@@ -94,7 +94,7 @@ def test_misspelt_field_is_refused_and_the_nearest_one_named(post, path):
     [
         (COMPLETIONS, "temperatur", "did you mean 'temperature'?"),
         (COMPLETIONS, "max_new_tokens", "it is called 'max_tokens' here"),
-        (COMPLETIONS, "top_logprobs", "it is called 'logprobs' here"),
+        (COMPLETIONS, "top_logprobs", "which has 'logprobs'"),
         (CHAT, "repeat_penalty", "it is called 'repetition_penalty' here"),
         (CHAT, "stop_sequences", "it is called 'stop' here"),
         (CHAT, "enable_thinking", "it is called 'chat_template_kwargs' here"),

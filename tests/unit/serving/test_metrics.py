@@ -127,7 +127,7 @@ def test_paths_of_http_requests_are_few(call):
         call("GET", path)
     call("BREW", "/tea")
     text = call("GET", "/metrics").text
-    assert 'handler="/v1/models/{model:path}",method="GET",status="4xx"} 2.0' in text
+    assert 'handler="/v1/models/{model}",method="GET",status="4xx"} 2.0' in text
     assert 'handler="none",method="GET",status="4xx"} 2.0' in text
     assert 'handler="none",method="other",status="4xx"} 1.0' in text
     assert "BREW" not in text

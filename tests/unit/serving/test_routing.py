@@ -53,6 +53,9 @@ def test_unknown_path_is_told_what_there_is(call):
         assert error["code"] == "path_not_found"
         for path in (*STATUS_PATHS, COMPLETIONS, "/v1/plan", "/tokenize"):
             assert path in error["message"]
+        for path in ("/docs,", "/openapi.json,", "/v1/models/{model},"):
+            assert path in error["message"]
+        assert "oauth2" not in error["message"]
     error_of(call("GET", "/" + "x" * 5000), 404)
 
 
