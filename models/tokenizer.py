@@ -60,6 +60,11 @@ class Tokenizer:
             return self._definition.chat_template
         return CHATML if self._backend.token_to_id("<|im_start|>") is not None else None
 
+    @property
+    def tool_template(self) -> str | None:
+        """The template for conversations with tools: that named ``tool_use``, if there is one."""
+        return self._definition.named_templates.get("tool_use", self.chat_template)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Special tokens written in the text become their ids.
 

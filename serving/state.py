@@ -52,6 +52,10 @@ class Tokenizer(Protocol):
     def chat_template(self) -> str | None:
         """Source of the model's chat template; None: it has none."""
 
+    @property
+    def tool_template(self) -> str | None:
+        """The same for conversations with tools."""
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
 

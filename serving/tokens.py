@@ -77,7 +77,8 @@ async def _encode(state: ServerState, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
         if body.prompt is not None:
             raise invalid("prompt and messages: give one of them", "prompt")
-        template = state.llm.tokenizer.chat_template
+        tokenizer = state.llm.tokenizer
+        template = tokenizer.tool_template if body.tools else tokenizer.chat_template
         conversation = conversation_of(body, body.messages, template, body.tools)
         return await encode_chat(state, conversation, bool(body.add_special_tokens))
     prompt = body.prompt

@@ -166,6 +166,7 @@ class TestNamedTemplates:
             assert tokenizer.apply_chat_template([USER]) == "none"
             assert tokenizer.apply_chat_template([USER], tools=[{}]) == "tools"
             assert tokenizer.apply_chat_template([USER], chat_template="tool_use") == "tools"
+            assert (tokenizer.chat_template, tokenizer.tool_template) == ("none", "tools")
             (tmp_path / "saved").mkdir(exist_ok=True)
             tokenizer.save(tmp_path / "saved")
 

@@ -37,6 +37,12 @@ class ByteTokenizer:
     bos_token_id, eos_token_ids = BOS, (EOS,)
     chat_template: str | None = "{# roles: system user assistant tool; fields: name, thoughts #}"
     """What the template below knows; it leaves out messages of other roles."""
+    tool_use: str | None = None
+    """The template of that name."""
+
+    @property
+    def tool_template(self) -> str | None:
+        return self.tool_use or self.chat_template
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [BOS, *text.encode()] if add_special_tokens else list(text.encode())

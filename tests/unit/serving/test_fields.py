@@ -134,6 +134,15 @@ def test_tools_may_be_there_where_none_is_to_be_called(post, llm):
     )
 
 
+def test_the_template_for_tools_says_whether_they_are_used(post, llm):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    error = error_of(post("/tokenize", messages=USER, tools=tools), 400)
+    assert "this model's chat template does not use it" in error["message"]
+    llm.tokenizer.tool_use = "{{ tools }}"
+    assert post("/tokenize", messages=USER, tools=tools).status_code == 200
+    assert post("/tokenize", messages=USER, tools=[]).status_code == 200
+
+
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_best_of_as_many_as_are_returned(post, path):
     assert post(path, **BODIES[path], best_of=1).status_code == 200
