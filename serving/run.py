@@ -7,7 +7,6 @@ import contextlib
 import errno
 import logging
 import math
-import os
 import signal
 import socket
 import sys
@@ -32,7 +31,7 @@ from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
 from fjx.serving.connections import Connections, GuardedConnection, allowed_connections
 from fjx.serving.state import AsyncEngine, ServerState
-from fjx.serving.watchdog import Deadline, Watchdog
+from fjx.serving.watchdog import Deadline, Watchdog, leave
 
 logger = logging.getLogger("fjx.server")
 
@@ -61,9 +60,7 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
         # Importing AsyncLLM takes seconds (JAX): a wrong address is told before.
         code = run_loop(serve_engine(fjx.AsyncLLM(engine_config), server_config, listener))
     if code:
-        # Whatever hangs would hold up an orderly end, too.
-        logging.shutdown()
-        os._exit(code)
+        leave(code)  # whatever hangs would hold up an orderly end, too
 
 
 async def serve_engine(

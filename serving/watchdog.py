@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 logger = logging.getLogger("fjx.server")
 
@@ -16,6 +17,12 @@ EXIT_HUNG = 70
 """The exit code of a process that hung (EX_SOFTWARE of sysexits.h)."""
 
 _INTERVAL = 1.0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process without waiting for any thread; what was logged is written."""
+    logging.shutdown()
+    os._exit(code)
 
 
 class Watchdog:
@@ -29,7 +36,7 @@ class Watchdog:
         self,
         stalled_seconds: Callable[[], float],
         limit: float,
-        end: Callable[[int], object] = os._exit,
+        end: Callable[[int], object] = leave,
     ) -> None:
         """
         Args:
@@ -76,7 +83,7 @@ class Watchdog:
 class Deadline:
     """Ends the process if it has not ended by itself in time."""
 
-    def __init__(self, end: Callable[[int], object] = os._exit) -> None:
+    def __init__(self, end: Callable[[int], object] = leave) -> None:
         self._end = end
         self._set = False
 
@@ -91,10 +98,8 @@ class Deadline:
         end_at_once("the server could not stop in time", 1, self._end)
 
 
-def end_at_once(reason: str, code: int, end: Callable[[int], object] = os._exit) -> None:
+def end_at_once(reason: str, code: int, end: Callable[[int], object] = leave) -> None:
     """End the process without waiting for any thread, and say where each of them stands."""
     logger.critical("%s; the process ends with exit code %d", reason, code)
     faulthandler.dump_traceback(all_threads=True)
-    for handler in logging.getLogger().handlers:
-        handler.flush()
     end(code)
