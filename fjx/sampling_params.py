@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -104,6 +105,7 @@ class SamplingParams:
             check(_is(Real, getattr(self, name)), name, "a number")
         for name in _FLAGS:
             check(_is_flag(getattr(self, name)), name, "true or false")
+            keep(name, bool(getattr(self, name)))
         for name in ("stop", "bad_words"):
             texts = _as_tuple(getattr(self, name))
             check(texts is not None and all(isinstance(s, str) for s in texts), name, "strings")
@@ -229,6 +231,8 @@ def _as_tuple(values: object) -> tuple[Any, ...] | None:
         return None
 
 
-def _is_flag(value: Any) -> bool:
-    # NumPy's kind of bool is none of Python's, and importing NumPy takes a tenth of a second.
-    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+def _is_flag(value: object) -> bool:
+    # NumPy's kind of bool is none of Python's. Who has one has imported NumPy; --help has not, and
+    # would wait a tenth of a second for it.
+    numpy: Any = sys.modules.get("numpy")
+    return isinstance(value, bool) or (numpy is not None and isinstance(value, numpy.bool_))

@@ -131,3 +131,15 @@ def test_what_it_was_made_of_may_change_later() -> None:
     assert (params.logit_bias, params.stop_token_ids) == ({1: 2.0}, (3, 4))
     assert params.seed is not None
     assert params.seed + 1 == 2**63
+
+
+def test_flags_are_booleans_whoever_made_them() -> None:
+    params = SamplingParams(ignore_eos=np.bool_(True), skip_special_tokens=np.bool_(False))  # type: ignore[arg-type]
+    assert params.ignore_eos is True
+    assert params.skip_special_tokens is False
+
+
+def test_what_only_calls_itself_bool_is_no_flag() -> None:
+    impostor = type("bool", (), {})()
+    with pytest.raises(RequestError, match="ignore_eos must be true or false"):
+        SamplingParams(ignore_eos=impostor)
