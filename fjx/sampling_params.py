@@ -58,7 +58,7 @@ class SamplingParams:
     logit_bias: dict[int, float] = field(default_factory=dict)
     """Token id to a value added to its logit."""
     allowed_token_ids: tuple[int, ...] | None = None
-    """Only these tokens may be chosen; None: all may."""
+    """Only these tokens may be chosen; by default all may."""
     bad_words: tuple[str, ...] = ()
     """Texts that the output must not hold: the last token of one is not chosen after the others."""
     seed: int | None = None
@@ -72,9 +72,10 @@ class SamplingParams:
     ignore_eos: bool = False
     """Go on after the model's end-of-sequence tokens."""
     logprobs: int | None = None
-    """None: no log-probabilities. k: those of the chosen token and of the k most likely ones."""
+    """Log-probabilities of the chosen token and of so many most likely ones; by default none."""
     prompt_logprobs: int | None = None
-    """The same for the prompt's tokens, all of which are computed then, cached or not."""
+    """The same as logprobs for the prompt's tokens, all of which are computed then, cached or
+    not."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     max_draft_tokens: int | None = None

@@ -119,7 +119,7 @@ class LoadConfig:
     input_len: int = 128
     """Tokens in a random prompt (with --endpoint chat: about that many, plus the template's)."""
     output_len: int = 64
-    """max_tokens of a request with a random prompt."""
+    """Tokens to ask for in a request with a random prompt."""
     time_scale: float = 1.0
     """Seconds of benchmark per second of trace: 0.5 replays it twice as fast."""
     length_scale: float = 1.0
@@ -136,7 +136,7 @@ class LoadConfig:
     """Short requests sent one by one before the clock starts."""
 
     max_tokens: int | None = None
-    """Upper limit on max_tokens of every request; a prompts file has 128 by default."""
+    """Most tokens to ask for in any request; a prompts file has 128 by default."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
     ignore_eos: bool = False

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fjx.cli.options import CommandParser
+from fjx.cli.options import CommandParser, one_of
 from fjx.cli.shared_options import add_hub_options
 from fjx.output_files import check_output_folder
 
@@ -33,7 +33,7 @@ def add_options(parser: CommandParser) -> None:
     parser.add_flag(
         group,
         "--dtype",
-        choices=("float32", "bfloat16"),
+        **one_of("float32", "bfloat16"),
         help="Type of the stored weights; by default as they come (quantized ones as float32).",
     )
     add_hub_options(parser, group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from fjx.errors import UserError
 
 Config = TypeVar("Config")
 
+_FIELD_NAME = re.compile(r"(?<![\w.])[a-z]+(?:_[a-z]+)+")
+"""Words without an underscore may be plain ones."""
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -34,10 +37,16 @@ class Section(Generic[Config]):
     """Name of a field to its default in this command, where it is another than the dataclass's."""
 
     def specs(self) -> tuple[FieldSpec, ...]:
-        """The fields of the dataclass."""
+        """The fields of the dataclass; what is said of them names options."""
+        specs = field_specs(self.config)
+        names = [spec.name for spec in specs]
         return tuple(
-            replace(spec, default=self.defaults.get(spec.name, spec.default))
-            for spec in field_specs(self.config)
+            replace(
+                spec,
+                default=self.defaults.get(spec.name, spec.default),
+                help=_with_flags(spec.help, names),
+            )
+            for spec in specs
         )
 
 
@@ -137,9 +146,9 @@ class CommandParser(argparse.ArgumentParser):
                 self._add_field(self._headings[heading], section.name, specs[name])
 
     def _add_field(self, group: argparse._ActionsContainer, section: str, spec: FieldSpec) -> None:
-        flag = "--" + spec.name.replace("_", "-")
+        flag = flag_of(spec.name)
         if flag in self.flags:
-            flag = f"--{section}-{spec.name.replace('_', '-')}"
+            flag = f"--{section}-{flag[2:]}"
         self.add_flag(
             group,
             flag,
@@ -148,6 +157,35 @@ class CommandParser(argparse.ArgumentParser):
             help=_help(spec),
             **_action(spec),
         )
+
+
+def one_of(*names: str) -> dict[str, Any]:
+    """What `add_flag` takes for an option that has one of these values."""
+
+    def parse(word: str) -> str:
+        if word not in names:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(names)}; got {word!r}")
+        return word
+
+    return {"type": parse, "metavar": _braced(names)}
+
+
+def _braced(names: Sequence[str]) -> str:
+    return "{" + ",".join(names) + "}"
+
+
+def flag_of(name: str) -> str:
+    """The option that sets a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _with_flags(text: str, names: Collection[str]) -> str:
+    """A field's docstring, where other fields stand as the options that set them."""
+
+    def shown(word: re.Match[str]) -> str:
+        return flag_of(word[0]) if word[0] in names else word[0]
+
+    return _FIELD_NAME.sub(shown, text)
 
 
 def _action(spec: FieldSpec) -> dict[str, Any]:
@@ -161,8 +199,8 @@ def _action(spec: FieldSpec) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     if spec.shape == "scalar":
-        choices = "{" + ",".join(spec.choices) + "}"
-        return {"type": parse, "metavar": choices if spec.choices else METAVARS[spec.kind]}
+        metavar = _braced(spec.choices) if spec.choices else METAVARS[spec.kind]
+        return {"type": parse, "metavar": metavar}
     metavar = METAVARS[spec.kind]
     if spec.shape == "mapping":
         metavar = f"{METAVARS[spec.key_kind]}={metavar}"

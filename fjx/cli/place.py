@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fjx.cli.options import CommandParser
+from fjx.cli.options import CommandParser, one_of
 from fjx.cli.pictures import check_picture, write_picture
 from fjx.cli.shared_options import (
     add_machine_options,
@@ -63,7 +63,7 @@ def _add_placement_options(parser: CommandParser) -> None:
     parser.add_flag(
         group,
         "--scorer",
-        choices=SCORERS,
+        **one_of(*SCORERS),
         default=SCORERS[0],
         help="What a device costs: memory left stranded and parameters to load cold (fragment), "
         f"or what FlexPipe says. [{SCORERS[0]}]",

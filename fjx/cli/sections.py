@@ -20,13 +20,15 @@ SAMPLING = Section(
             "include_stop_str_in_output",
             "ignore_eos",
         ),
-        "penalties and bias": (
+        "penalties, bias and masks": (
             "repetition_penalty",
             "presence_penalty",
             "frequency_penalty",
             "logit_bias",
+            "allowed_token_ids",
+            "bad_words",
         ),
-        "what a completion holds": ("logprobs", "skip_special_tokens"),
+        "what a completion holds": ("logprobs", "prompt_logprobs", "skip_special_tokens"),
         "speculation": ("max_draft_tokens",),
     },
 )

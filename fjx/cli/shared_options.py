@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fjx.cli.options import CommandParser
+from fjx.cli.options import CommandParser, one_of
 from fjx.config import UNKNOWN_KV_GIB, EngineConfig
 from fjx.errors import UserError
 
@@ -44,13 +44,13 @@ def add_model_options(parser: CommandParser) -> None:
     parser.add_flag(
         group,
         "--dtype",
-        choices=("float32", "bfloat16"),
+        **one_of("float32", "bfloat16"),
         help="Type of weights and KV pages; by default what the engine would choose.",
     )
     parser.add_flag(
         group,
         "--quantization",
-        choices=("int8", "fp8"),
+        **one_of("int8", "fp8"),
         help="Store the blocks' matrices in eight bits an entry.",
     )
     parser.add_flag(

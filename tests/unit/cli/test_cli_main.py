@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from fjx.cli import main as command
-from fjx.cli.main import main
+from fjx.cli.main import BENCHMARKS, COMMANDS, Command, main
+from fjx.cli.options import CommandParser
 from fjx.serving.config import ServerConfig
 
 
@@ -53,6 +55,11 @@ def fjx(*words: str) -> subprocess.CompletedProcess[str]:
         (["bench", "latency", "--num-iters", "0"], "num_iters must be at least 1"),
         (["bench", "serve", "--goodput", "itl:5"], "goodput: expected METRIC:MILLISECONDS"),
         (["bench", "serve", "--output", "/nowhere/r.json"], "output: cannot write"),
+        (["bench", "serve", "--endpoint", "x"], "expected one of completions, chat; got 'x'"),
+        (["plan", "--dtype", "x"], "--dtype: expected one of float32, bfloat16; got 'x'"),
+        (["plan", "--quantization", "x"], "--quantization: expected one of int8, fp8; got 'x'"),
+        (["place", "--scorer", "x"], "--scorer: expected one of fragment, flexpipe; got 'x'"),
+        (["convert", "a", "b", "--dtype", "x"], "--dtype: expected one of float32, bfloat16; got"),
         (["convert", "a"], "the following arguments are required: DST"),
     ],
 )
@@ -141,6 +148,17 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], words: list[
     assert exit.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith(" ".join(["usage: fjx", *words]))
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *BENCHMARKS], ids=lambda each: each.summary)
+def test_help_calls_options_by_their_names(command: Command) -> None:
+    parser = CommandParser(prog="fjx")
+    command.add_options(parser)
+    names = {flag.removeprefix("--").replace("-", "_") for flag in parser.flags}
+    json_keys = {"prompt_tokens", "token_ids", "finish_reason", "drafted_tokens"}
+    json_keys |= {"accepted_tokens", "pruned_tokens", "input_length", "output_length", "hash_ids"}
+    text = " ".join(parser.format_help().split())
+    assert set(re.findall(r"\b[a-z]+(?:_[a-z]+)+", text)) <= json_keys - names
 
 
 @pytest.mark.parametrize("command", ["generate", "serve"])

@@ -151,7 +151,7 @@ def test_without_a_cluster_file_the_machine_is_meant(
         (["--mesh", "pipelin-2"], "no mesh 'pipelin-2'.*did you mean pipeline-2"),
         (["--tensor", "3"], "tensor degree 3 does not divide 4 query heads"),
         (["--kv-tokens", "1000000", "--stages", "2", "4"], "toy does not fit on 7 devices"),
-        (["--scorer", "best"], "--scorer: invalid choice: 'best'"),
+        (["--scorer", "best"], "--scorer: expected one of fragment, flexpipe; got 'best'"),
         (["--tolerance", "-1"], "--tolerance: expected a number of at least 0, or inf, got '-1'"),
         (["--hop-tolerance", "x"], "--hop-tolerance: expected a number of at least 0, or inf"),
         (["--stages-per-device", "2", "--tensor", "2"], "cannot be split over several"),
