@@ -36,6 +36,15 @@ def test_every_entry_of_the_lists_has_one_reason(judge: Load, name: str) -> None
     assert all(len(table["reason"]) > 10 for table in tables)
 
 
+def test_names_served_for_tests_alone_are_not_in_the_list_that_they_see(
+    judge: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wget", None)  # the plugin has its own
+    plugin = judge("llama_plugin")
+    names = [{"id": name} for name in ("tinyllama-2", *plugin.NAMES)]
+    assert plugin.without_names(names) == [{"id": "tinyllama-2"}]
+
+
 def test_a_pattern_leaves_out_what_it_names_and_nothing_else(judge: Load) -> None:
     applicable = judge("applicable")
     reasons = {"a/*": "files", "test_b.py": "a file", "test_c.py::test_x[lora]": "a parameter"}
