@@ -228,15 +228,18 @@ ATTACKS: dict[str, Attack] = {
     "16 MB of brackets": asks(COMPLETIONS, lambda: b'{"prompt":' + b"[" * LARGE),
     "16 MB of escapes": asks(COMPLETIONS, lambda: b'{"prompt":"' + b"\\u00e9" * (LARGE // 6)),
     "most numbers": asks(COMPLETIONS, many('{"prompt":[', "1", WEIGHT - 30, "]}")),
+    "slowest numbers": asks(
+        COMPLETIONS, many('{"prompt":[', "1.2345678901234567e-200", WEIGHT - 30, "]}")
+    ),
     "most lists": asks(COMPLETIONS, many('{"prompt":[', "[1]", WEIGHT // 21 - 10, "]}")),
     "most messages": asks(CHAT, many('{"messages":[', "{}", WEIGHT // 21 - 10, "]}")),
     "longest conversation": asks(
-        CHAT, many('{"messages":[', '{"role":"user","content":""}', WEIGHT // 62 - 10, "]}")
+        CHAT, many('{"messages":[', '{"role":"user","content":""}', WEIGHT // 70 - 10, "]}")
     ),
     "most biases": asks(
         COMPLETIONS,
         lambda: json.dumps(
-            {"prompt": "a", "logit_bias": {str(i): "x" for i in range(WEIGHT // 21 - 10)}}
+            {"prompt": "a", "logit_bias": {str(i): "x" for i in range(WEIGHT // 25 - 10)}}
         ).encode(),
     ),
     "most unknown fields": asks(
@@ -249,7 +252,7 @@ ATTACKS: dict[str, Attack] = {
         COMPLETIONS, lambda: json.dumps({"prompt": "a", "x" * LARGE: 1}).encode()
     ),
     "most stop strings": asks(
-        COMPLETIONS, many('{"prompt":"a","max_tokens":8,"stop":[', '"zzzz"', WEIGHT - 60, "]}")
+        COMPLETIONS, many('{"prompt":"a","max_tokens":8,"stop":[', '"zzzz"', WEIGHT // 5 - 20, "]}")
     ),
     "most stop ids": asks(
         COMPLETIONS, many('{"prompt":"a","max_tokens":8,"stop_token_ids":[', "7", WEIGHT - 60, "]}")

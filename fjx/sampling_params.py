@@ -14,6 +14,7 @@ from fjx.errors import RequestError
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_BAD_WORDS = 256
+MAX_STOP_IDS = 1024
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
 """Each new token is looked at with all stop strings, while no other request goes on."""
@@ -169,6 +170,11 @@ class SamplingParams:
             all(len(s) <= MAX_STOP_LENGTH for s in self.stop),
             "stop",
             f"strings of at most {MAX_STOP_LENGTH} characters",
+        )
+        check(
+            len(self.stop_token_ids) <= MAX_STOP_IDS,
+            "stop_token_ids",
+            f"at most {MAX_STOP_IDS} token ids",
         )
         check(self.allowed_token_ids != (), "allowed_token_ids", "at least one token id")
         check(

@@ -40,8 +40,8 @@ class ServerConfig:
     max_body_bytes: int = 16 * 1024 * 1024
     """Largest request body, in bytes; a larger one is refused with status 413."""
     max_body_values: int = 400_000
-    """Most values in a body's JSON, where a list, an object and a name in one count twenty; more
-    are refused with status 413."""
+    """Most values in a body's JSON, where a string counts four, a list, an object and a name in one
+    twenty; more are refused with status 413."""
     max_text_bytes: int | None = None
     """Longest text to turn into token ids, in bytes of UTF-8: a prompt, a conversation or what
     /tokenize is given; by default 32 for each token of the context, but at least 1 MiB."""

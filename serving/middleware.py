@@ -146,8 +146,8 @@ class RequestLifetime:
         if body and await off_loop(size, lambda: _weight(body, limit)) > limit:
             raise ApiError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the request body holds more than {limit} JSON values (a list, an object and a "
-                "name in one count twenty), the limit of this server",
+                f"the request body holds more than {limit} JSON values (a string counts four, a "
+                "list, an object and a name in one twenty), the limit of this server",
                 code="request_too_large",
             )
         return body

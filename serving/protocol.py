@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
+from fjx.sampling_params import MAX_BAD_WORDS, MAX_STOP_IDS, MAX_STOPS
 from fjx.serving.fields import IGNORED
 
 MAX_CHOICES = 128
@@ -39,12 +40,14 @@ _Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-def _few_entries(most: int) -> BeforeValidator:
-    """Refuses a large object before it collects one error for each of its entries."""
+def _at_most(most: int, what: str) -> BeforeValidator:
+    """Refuses a large list or object before its entries are looked at."""
 
     def validate(value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > most:
-            raise PydanticCustomError("size", "must be at most {most} entries", {"most": most})
+        if isinstance(value, dict | list) and len(value) > most:
+            raise PydanticCustomError(
+                "size", "must be at most {most} {what}", {"most": most, "what": what}
+            )
         return value
 
     return BeforeValidator(validate)
@@ -59,7 +62,11 @@ _Prompt = Annotated[
 
 
 _Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
-_Stop = Annotated[str | _Strings | None, _expects("a string or a list of strings")]
+_Stop = Annotated[
+    str | _Strings | None,
+    _expects("a string or a list of strings"),
+    _at_most(MAX_STOPS, "strings"),
+]
 
 
 def _closed(schema: dict[str, Any]) -> None:
@@ -111,7 +118,7 @@ class GenerationRequest(_Request):
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: Annotated[dict[str, float] | None, _few_entries(MAX_BIASES)] = None
+    logit_bias: Annotated[dict[str, float] | None, _at_most(MAX_BIASES, "entries")] = None
     seed: _Int | None = None
     stop: _Stop = None
     stream: bool | None = None
@@ -123,11 +130,11 @@ class GenerationRequest(_Request):
     repetition_penalty: float | None = None
     min_tokens: _Int | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: _TokenIds | None = None
+    stop_token_ids: Annotated[_TokenIds | None, _at_most(MAX_STOP_IDS, "token ids")] = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     allowed_token_ids: _TokenIds | None = None
-    bad_words: _Strings | None = None
+    bad_words: Annotated[_Strings | None, _at_most(MAX_BAD_WORDS, "strings")] = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
     """Keep so many tokens of a prompt; -1: as many as fit."""

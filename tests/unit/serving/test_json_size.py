@@ -19,7 +19,8 @@ JSON = st.recursive(
 
 
 def weight_of(value: Any) -> int:
-    """Twenty for each list, object and name; one for each value beyond the first of its list."""
+    """Twenty for each list, object and name, four for each other string; one for each value beyond
+    the first of its list."""
 
     def inner(value: Any) -> int:
         if isinstance(value, list):
@@ -27,7 +28,7 @@ def weight_of(value: Any) -> int:
         if isinstance(value, dict):
             named = max(len(value) - 1, 0) + 20 * len(value)
             return 20 + named + sum(map(inner, value.values()))
-        return 0
+        return 4 if isinstance(value, str) else 0
 
     return 1 + inner(value)
 
@@ -50,4 +51,4 @@ def test_much_is_found_to_be_much_even_where_it_is_no_json(text):
 
 
 def test_length_of_strings_does_not_matter():
-    assert json_weight(b'{"prompt":"' + b"[,:{" * 1_000_000 + b'"}', 1000) == 41
+    assert json_weight(b'{"prompt":"' + b"[,:{" * 1_000_000 + b'"}', 1000) == 45

@@ -98,7 +98,7 @@ def test_json_with_too_much_in_it_is_refused_unread(call, monkeypatch, path, bod
         (COMPLETIONS, many('{"prompt":[', "{}", 18_000, "]}"), "prompt"),
         (
             COMPLETIONS,
-            json.dumps({"prompt": "a", "logit_bias": {str(i): "x" for i in range(18_000)}}),
+            json.dumps({"prompt": "a", "logit_bias": {str(i): "x" for i in range(15_000)}}),
             "logit_bias",
         ),
     ],
@@ -108,6 +108,26 @@ def test_body_with_many_errors_is_told_the_first(call, path, body, param):
     response = call("POST", path, content=body, headers=JSON_BODY)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+    assert len(response.content) < 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "most"),
+    [
+        ("stop", "a", 64),
+        ("stop_token_ids", 7, 1024),
+        ("bad_words", "a", 256),
+    ],
+)
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_lists_of_sampling_have_a_limit(post, path, name, entry, most):
+    message = {"role": "user", "content": "a"}
+    prompt = {"prompt": "a"} if path == COMPLETIONS else {"messages": [message]}
+    assert post(path, **prompt, **{name: [entry] * most}).status_code == 200
+    response = post(path, **prompt, **{name: [entry] * (most + 1)})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == name
+    assert str(most) in response.json()["error"]["message"]
     assert len(response.content) < 2000
 
 

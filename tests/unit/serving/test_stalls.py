@@ -110,10 +110,14 @@ CASES = {
     "most ids": ("/detokenize", many('{"tokens":[', "300", WEIGHT - 30, "]}"), 200),
     "most biases": (
         COMPLETIONS,
-        {"prompt": "a", "logit_bias": {str(i): "x" for i in range(WEIGHT // 21 - 10)}},
+        {"prompt": "a", "logit_bias": {str(i): "x" for i in range(WEIGHT // 25 - 10)}},
         400,
     ),
-    "most stop strings": (COMPLETIONS, many('{"prompt":"a","stop":[', '"z"', 390_000, "]}"), 400),
+    "most stop strings": (
+        COMPLETIONS,
+        many('{"prompt":"a","stop":[', '"z"', WEIGHT // 5 - 20, "]}"),
+        400,
+    ),
     "half a surrogate pair": (
         COMPLETIONS,
         '{"prompt":"' + "\\ud83d\\ude00" * (LARGE // 13) + '\\ud83d"}',
