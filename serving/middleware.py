@@ -26,7 +26,7 @@ PLAN_PATH = "/v1/plan"
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _DISCARD_SECONDS = 5.0
-_WEIGHED_AT_ONCE = 256 * 1024
+_WEIGHED_AT_ONCE = 32 * 1024
 """Bytes of JSON whose weight is known in less than a millisecond."""
 _SEND_SIZE = 64 * 1024
 """Bytes of an answer that are handed over at a time: so much waits in memory for a slow client, and
@@ -142,8 +142,11 @@ class RequestLifetime:
         if body:
             _check_encoding(scope)
         limit = self._max_body_values
-        size = 0 if body is None or len(body) <= _WEIGHED_AT_ONCE else len(body)
-        if body and await off_loop(size, lambda: _weight(body, limit)) > limit:
+        if (
+            body
+            and await off_loop(len(body), lambda: _weight(body, limit), inline=_WEIGHED_AT_ONCE)
+            > limit
+        ):
             raise ApiError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the request body holds more than {limit} JSON values (a string counts four, a "

@@ -40,6 +40,9 @@ _LAST_BYTES_SECONDS = 5
 process ends without them."""
 _LAST_STEP_SECONDS = 2
 """How long the step under way may take when the engine stops."""
+_SWITCH_SECONDS = 0.001
+"""After which a thread that runs Python makes room for one that waits, such as the event loop,
+which waits several times for each answer; Python's default is 5 ms."""
 
 
 def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
@@ -54,6 +57,7 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("fjx").setLevel(logging.INFO)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     listener = _listen(server_config)
     # On a terminal, lines stand above the bars of what is loaded and compiled meanwhile.
     with logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext():

@@ -6,7 +6,7 @@ import re
 
 from fjx.serving.errors import invalid
 
-_SLICE = 1 << 18
+_SLICE = 1 << 16
 """Bytes looked at in one go, during which no other thread runs."""
 _VALID = re.compile(
     rb"[^\\\xed]*+(?:"

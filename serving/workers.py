@@ -20,8 +20,7 @@ class Workers:
     """A few threads that take work first come, first served.
 
     Unlike asyncio's own, they do not hold up the end of the process: what a client has sent last
-    may take seconds to encode, and nothing can interrupt that. Few: each one that runs Python makes
-    the event loop wait for its turn, some milliseconds a time.
+    may take seconds to encode, and nothing can interrupt that.
     """
 
     def __init__(self, count: int) -> None:
@@ -40,7 +39,10 @@ class Workers:
                 name = f"fjx-server-{self._started}"
                 threading.Thread(target=self._serve, name=name, daemon=True).start()
         self._work.put((function, future))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            del function, future  # an error would keep itself, and all that led to it
 
     def _serve(self) -> None:
         while True:
@@ -55,16 +57,24 @@ class Workers:
                 self._unfinished -= 1
 
 
-_WORKERS = Workers(max(2, min(4, os.cpu_count() or 1)))
+_PYTHON = Workers(1)
+"""For Python and what keeps its lock: two at once would take no less time, and the event loop would
+wait for both whenever it wants its turn."""
+_ENCODERS = Workers(max(2, min(4, os.cpu_count() or 1)))
+"""For what mostly runs without Python's lock."""
 
 
-async def off_loop(size: int, work: Callable[[], _Result]) -> _Result:
+async def off_loop(
+    size: int, work: Callable[[], _Result], *, encodes: bool = False, inline: int = _INLINE_SIZE
+) -> _Result:
     """The result of ``work``, which runs in a thread if it takes long: streams go on meanwhile.
 
     Args:
         size: characters or tokens to work on.
-        work: encodes, decodes, renders or formats them.
+        work: reads, encodes, decodes, renders or formats them.
+        encodes: mostly encodes, for which other such work need not wait.
+        inline: the largest size that is worked on at once.
     """
-    if size <= _INLINE_SIZE:
+    if size <= inline:
         return work()
-    return await _WORKERS.run(work)
+    return await (_ENCODERS if encodes else _PYTHON).run(work)
