@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from fjx import CompletionOutput
+from fjx.serving.bodies import BodyRoute
 from fjx.serving.conversation import conversation_of, message_text
 from fjx.serving.generation import Job, Tally, collect, says_nothing, size_of, stream_outputs
 from fjx.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
@@ -25,6 +26,7 @@ from fjx.serving.responses import (
     ChatResponse,
     Delta,
     PromptLogprobs,
+    written,
 )
 from fjx.serving.sse import Events, EventStream
 from fjx.serving.state import ServerState
@@ -33,7 +35,7 @@ from fjx.serving.workers import off_loop
 
 def chat_routes(state: ServerState) -> APIRouter:
     """The route, bound to an engine."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
 
     @router.post("/v1/chat/completions", response_model=ChatResponse, responses=GENERATION)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
@@ -43,7 +45,7 @@ def chat_routes(state: ServerState) -> APIRouter:
         state.check_model(body.model)
         check_generation(body)
         answer_id = f"chatcmpl-{request_id(request, body.request_id)}"
-        job = await _job(state, body, answer_id, arrival)
+        job = await _job(state, body, answer_id, arrival, len(await request.body()))
         answer = _Answer(state, body, job, answer_id)
         if body.stream:
             return EventStream(answer.stream)
@@ -67,12 +69,12 @@ class _Answer:
             "model": state.model_name,
         }
 
-    async def whole(self) -> str:
+    async def whole(self) -> bytes:
         """The answer of a request that does not stream, as JSON."""
         completions = await collect(self._state, self._job, self._tally)
         of_prompt = await self._prompt_logprobs()
 
-        def answer() -> str:
+        def answer() -> bytes:
             choices = [
                 ChatChoice(
                     index=each.index,
@@ -84,13 +86,15 @@ class _Answer:
                 )
                 for each in completions
             ]
-            return ChatResponse(
-                **self._common,
-                choices=choices,
-                usage=self._tally.usage(),
-                prompt_logprobs=of_prompt,
-                prompt_token_ids=self._job.prompt_ids if self._body.return_token_ids else None,
-            ).model_dump_json()
+            return written(
+                ChatResponse(
+                    **self._common,
+                    choices=choices,
+                    usage=self._tally.usage(),
+                    prompt_logprobs=of_prompt,
+                    prompt_token_ids=self._job.prompt_ids if self._body.return_token_ids else None,
+                )
+            )
 
         return await off_loop(size_of(completions) + 20 * len(of_prompt or ()), answer)
 
@@ -152,20 +156,26 @@ class _Answer:
         )
 
 
-async def _job(state: ServerState, body: ChatRequest, answer_id: str, arrival: float) -> Job:
+async def _job(
+    state: ServerState, body: ChatRequest, answer_id: str, arrival: float, body_size: int
+) -> Job:
     llm = state.llm
     max_tokens = body.max_tokens
     if body.max_completion_tokens is not None:
         max_tokens = body.max_completion_tokens
-    params = sampling_params(
+    params = await sampling_params(
         body,
         max_tokens=max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         vocab_size=llm.vocab_size,
     )
-    conversation = conversation_of(body, body.messages, llm.tokenizer.chat_template)
-    ids = await encode_chat(state, conversation, bool(body.add_special_tokens))
+    ids = await encode_chat(
+        state,
+        lambda: conversation_of(body, body.messages, llm.tokenizer.chat_template),
+        body_size,
+        bool(body.add_special_tokens),
+    )
     ids = truncated(llm, ids, body, max_tokens)
     check_length(llm, ids, max_tokens, "messages")
     check_scores(len(ids), body.prompt_logprobs, 1)

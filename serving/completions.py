@@ -10,6 +10,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request, Response
 
 from fjx import CompletionOutput
+from fjx.serving.bodies import BodyRoute
 from fjx.serving.errors import invalid
 from fjx.serving.generation import (
     Job,
@@ -45,6 +46,7 @@ from fjx.serving.responses import (
     CompletionLogprobs,
     CompletionResponse,
     PromptLogprobs,
+    written,
 )
 from fjx.serving.sse import Events, EventStream
 from fjx.serving.state import ServerState
@@ -53,7 +55,7 @@ from fjx.serving.workers import off_loop
 
 def completion_routes(state: ServerState) -> APIRouter:
     """The route, bound to an engine."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
 
     @router.post("/v1/completions", response_model=CompletionResponse, responses=GENERATION)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
@@ -87,7 +89,7 @@ class _Answer:
             "model": state.model_name,
         }
 
-    async def whole(self, jobs: list[Job]) -> str:
+    async def whole(self, jobs: list[Job]) -> bytes:
         """The answer of a request that does not stream, as JSON."""
 
         async def choices(job: Job) -> list[CompletionChoice]:
@@ -98,10 +100,13 @@ class _Answer:
         results = await for_each(jobs, choices)
         made = [choice for result in results for choice in result]
 
-        def answer() -> str:
-            return CompletionResponse(
-                **self._common, choices=made, usage=self._tally.usage()
-            ).model_dump_json()
+        def answer() -> bytes:
+            # A large answer is copied at its end: choice by choice, other threads run between.
+            usage = self._tally.usage()
+            around = written(CompletionResponse(**self._common, choices=[], usage=usage))
+            head, name, tail = around.partition(b'"choices":[')
+            separated = [part for choice in made for part in (b",", written(choice))]
+            return b"".join((head, name, *separated[1:], tail))
 
         return await off_loop(sum(_size(choice) for choice in made), answer)
 
@@ -214,7 +219,7 @@ async def _jobs(
 ) -> list[Job]:
     llm = state.llm
     asked = (body.prompt_logprobs, body.logprobs if body.echo else None)
-    params = sampling_params(
+    params = await sampling_params(
         body,
         max_tokens=16 if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
@@ -226,6 +231,7 @@ async def _jobs(
     encoded = await off_loop(
         sum(len(prompt) for prompt in prompts),
         lambda: [_encode(state, prompt, body) for prompt in prompts],
+        encodes=True,
     )
     check_echo(sum(len(text) for _, text in encoded), params.n, state.config.max_body_bytes)
     check_scores(sum(len(ids) for ids, _ in encoded), params.prompt_logprobs, params.n)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,6 @@ class Conversation:
     add_generation_prompt: bool
     continue_final_message: bool
     variables: dict[str, Any]
-
-    @property
-    def size(self) -> int:
-        """Characters of the messages and variables, roughly."""
-        return _characters(self.messages) + _characters(self.variables)
 
     def check_nothing_dropped(self, prompt: str) -> None:
         """Raise a 400 where the template has left out a message, because of its unusual role."""
@@ -183,15 +178,3 @@ def _plain_call(call: ToolCall, path: str) -> dict[str, Any]:
 def _mentions(template: str, name: str) -> bool:
     """Whether a template names a variable, a field or a role."""
     return name.isidentifier() and re.search(rf"\b{name}\b", template) is not None
-
-
-def _characters(value: Any) -> int:
-    match value:
-        case str():
-            return len(value)
-        case Mapping():
-            return sum(map(_characters, value)) + sum(map(_characters, value.values()))
-        case list():
-            return sum(map(_characters, value))
-        case _:
-            return 8

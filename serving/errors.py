@@ -68,6 +68,14 @@ class ApiError(Exception):
         )
 
 
+class InvalidBodyError(HTTPException):
+    """A body that is JSON, but not what its route takes; FastAPI lets it through as it is."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.status)
+        self.error = error
+
+
 def unavailable(message: str, code: str) -> ApiError:
     """A 503: the server is up, but does not serve requests now."""
     status = HTTPStatus.SERVICE_UNAVAILABLE
@@ -86,6 +94,8 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case RequestValidationError():
             return _invalid_body(error.errors())
+        case InvalidBodyError():
+            return error.error
         case RequestError():
             # Such a message begins with its field: "temperature must be in ...", "prompt has ...".
             named = re.match(r"(\w+) (must be|has) ", str(error))

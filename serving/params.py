@@ -11,6 +11,7 @@ from fjx.serving.errors import invalid
 from fjx.serving.fields import check_fields, unsupported
 from fjx.serving.prompts import check_token_ids
 from fjx.serving.protocol import ChatRequest, GenerationRequest, StreamOptions
+from fjx.serving.workers import off_loop
 from fjx.sharding.errors import shortened
 
 _SHOWN = 5
@@ -60,7 +61,7 @@ def check_generation(request: GenerationRequest) -> None:
             )
 
 
-def sampling_params(
+async def sampling_params(
     request: GenerationRequest,
     *,
     max_tokens: int | None,
@@ -74,11 +75,28 @@ def sampling_params(
         RequestError: a value is outside its range.
         ApiError: a token id is none.
     """
+    return await off_loop(
+        len(request.allowed_token_ids or ()),
+        lambda: _params(request, max_tokens, logprobs, prompt_logprobs, vocab_size),
+    )
+
+
+def _params(
+    request: GenerationRequest,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    vocab_size: int,
+) -> SamplingParams:
     given = {name: getattr(request, name) for name in _SAME_NAME}
     fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if prompt_logprobs is not None:
         fields["prompt_logprobs"] = prompt_logprobs
     if request.allowed_token_ids is not None:
+        if len(request.allowed_token_ids) > vocab_size:
+            raise invalid(
+                f"allowed_token_ids has more ids than there are: {vocab_size}", "allowed_token_ids"
+            )
         check_token_ids(request.allowed_token_ids, vocab_size, "allowed_token_ids")
         fields["allowed_token_ids"] = tuple(request.allowed_token_ids)
     if request.bad_words is not None:

@@ -24,6 +24,7 @@ from fjx import (
     SwitchRecord,
     UserError,
 )
+from fjx.serving.bodies import BodyRoute
 from fjx.serving.config import ServerConfig
 from fjx.serving.errors import ApiError, invalid, unavailable
 from fjx.serving.openapi import errors
@@ -71,7 +72,7 @@ def plan_routes(state: ServerState) -> APIRouter:
     """The routes, bound to an engine."""
     # A web page can send a body without a Content-Type to any address, unasked; one that is
     # declared as JSON it can send only where the server lets its origin in.
-    router = APIRouter(strict_content_type=True)
+    router = APIRouter(strict_content_type=True, route_class=BodyRoute)
     changes = _Changes(state)
 
     @router.get("/v1/plan", response_model=PlanResponse)

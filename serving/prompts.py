@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fjx.serving.conversation import Conversation
 from fjx.serving.errors import invalid
@@ -11,8 +11,6 @@ from fjx.serving.state import AsyncEngine, ServerState
 from fjx.serving.workers import off_loop
 
 _MOST_SCORES = 4_000_000
-_MESSAGE_SIZE = 100
-"""A message takes a template about as long as so many characters take to encode."""
 
 
 def encode_text(
@@ -44,9 +42,18 @@ def encode_text(
 
 
 async def encode_chat(
-    state: ServerState, conversation: Conversation, add_special_tokens: bool = False
+    state: ServerState,
+    conversation_of_request: Callable[[], Conversation],
+    body_size: int,
+    add_special_tokens: bool = False,
 ) -> list[int]:
     """Token ids of a conversation; the template itself writes the special tokens.
+
+    Args:
+        state: knows the tokenizer and the limit.
+        conversation_of_request: makes the conversation out of a request.
+        body_size: bytes of the request's body; how long all this takes goes by it.
+        add_special_tokens: see ``Tokenizer``.
 
     Raises:
         RequestError: the model has no chat template, or its template refuses the conversation.
@@ -54,6 +61,7 @@ async def encode_chat(
     """
 
     def render_and_encode() -> list[int]:
+        conversation = conversation_of_request()
         text = state.llm.tokenizer.apply_chat_template(
             conversation.messages,
             add_generation_prompt=conversation.add_generation_prompt,
@@ -63,8 +71,7 @@ async def encode_chat(
         conversation.check_nothing_dropped(text)
         return encode_text(state, text, "messages", add_special_tokens)
 
-    size = conversation.size + _MESSAGE_SIZE * len(conversation.messages)
-    return await off_loop(size, render_and_encode)
+    return await off_loop(body_size, render_and_encode, encodes=True)
 
 
 def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:

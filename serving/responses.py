@@ -5,10 +5,22 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_serializer
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, field_serializer
+from pydantic_core import to_json
 
 _where_asked_for: Any = Field(exclude_if=lambda value: value is None)
 """For fields that are absent, rather than null, where nobody has asked for them."""
+
+
+def written(answer: BaseModel) -> bytes:
+    """An answer as JSON."""
+    return to_json(answer)
+
+
+def _as_it_is(value: Any) -> Any:
+    # An answer may have many thousands of these, and is checked and written in one go: where that
+    # calls Python, other threads get their turn.
+    return value
 
 
 class TokenizeResponse(BaseModel):
@@ -63,6 +75,13 @@ class Usage(BaseModel):
     """Absent where nothing was drafted."""
 
 
+_Likeliest = Annotated[
+    dict[str, float] | None,
+    BeforeValidator(_as_it_is),
+    PlainSerializer(_as_it_is, return_type=dict[str, float] | None),
+]
+
+
 class CompletionLogprobs(BaseModel):
     """Log-probabilities of a completion, one entry a token in each list.
 
@@ -71,7 +90,7 @@ class CompletionLogprobs(BaseModel):
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
+    top_logprobs: list[_Likeliest]
     text_offset: list[int]
     """Character of the choice's text where the token begins."""
 
@@ -79,7 +98,7 @@ class CompletionLogprobs(BaseModel):
         """These, and those of the tokens that follow."""
         if later is None:
             return self
-        return CompletionLogprobs(
+        return CompletionLogprobs.model_construct(  # what has been checked is not checked again
             tokens=self.tokens + later.tokens,
             token_logprobs=self.token_logprobs + later.token_logprobs,
             top_logprobs=self.top_logprobs + later.top_logprobs,
@@ -96,7 +115,12 @@ class PromptLogprob(BaseModel):
     decoded_token: str
 
 
-PromptLogprobs = list[dict[int, PromptLogprob] | None]
+_OfPosition = Annotated[
+    dict[int, PromptLogprob] | None,
+    BeforeValidator(_as_it_is),
+    PlainSerializer(_as_it_is, return_type=dict[int, PromptLogprob] | None),
+]
+PromptLogprobs = list[_OfPosition]
 """By token id, for each token of the prompt: the token itself and the likeliest ones; null for the
 first, which follows nothing."""
 
@@ -115,7 +139,7 @@ class CompletionChoice(BaseModel):
 
     @field_serializer("text")
     def _as_it_is(self, text: str) -> str:
-        return text  # lets other threads have their turn, see TokenLogprob
+        return text  # see _as_it_is
 
 
 class _Response(BaseModel):
@@ -147,9 +171,7 @@ class TokenLogprob(TopLogprob):
 
     @field_serializer("token")
     def _as_it_is(self, token: str) -> str:
-        # An answer may have many thousands of these, and is written in one go: where that calls
-        # Python, other threads get their turn.
-        return token
+        return token  # see _as_it_is
 
 
 class ChatLogprobs(BaseModel):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from fjx.serving.bodies import BodyRoute
 from fjx.serving.conversation import conversation_of
 from fjx.serving.endpoints import check_own_fields
 from fjx.serving.errors import invalid
@@ -11,47 +12,59 @@ from fjx.serving.logprobs import token_name
 from fjx.serving.openapi import errors
 from fjx.serving.prompts import check_token_ids, encode_chat, encode_text
 from fjx.serving.protocol import DetokenizeRequest, TokenizeRequest
-from fjx.serving.responses import DetokenizeResponse, TokenizeResponse, TokenizerInfo
+from fjx.serving.responses import (
+    DetokenizeResponse,
+    TokenizeResponse,
+    TokenizerInfo,
+    written,
+)
 from fjx.serving.state import ServerState
 from fjx.serving.workers import off_loop
 
 
 def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
     """The routes, bound to an engine; clients look for them with and without /v1 before them."""
-    router = APIRouter(prefix=prefix)
+    router = APIRouter(prefix=prefix, route_class=BodyRoute)
 
     @router.post(
         "/tokenize", response_model=TokenizeResponse, responses=errors(400, 404, 408, 413, 415)
     )
-    async def tokenize(body: TokenizeRequest) -> Response:
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         """Encode a prompt or a conversation as a completion request would."""
         state.check_serving()
         state.check_model(body.model)
         check_own_fields(body)
         tokenizer = state.llm.tokenizer
-        ids = await _encode(state, body)
+        ids = await _encode(state, body, len(await request.body()))
 
-        def answer() -> str:
+        def answer() -> bytes:
             named = body.return_token_strs
-            return TokenizeResponse(
-                count=len(ids),
-                max_model_len=state.llm.max_model_len,
-                tokens=ids,
-                token_strs=[token_name(tokenizer, token) for token in ids] if named else None,
-            ).model_dump_json()
+            return written(
+                TokenizeResponse(
+                    count=len(ids),
+                    max_model_len=state.llm.max_model_len,
+                    tokens=ids,
+                    token_strs=[token_name(tokenizer, token) for token in ids] if named else None,
+                )
+            )
 
         return Response(await off_loop(len(ids), answer), media_type="application/json")
 
-    @router.post("/detokenize", responses=errors(400, 404, 408, 413, 415))
-    async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+    @router.post(
+        "/detokenize", response_model=DetokenizeResponse, responses=errors(400, 404, 408, 413, 415)
+    )
+    async def detokenize(body: DetokenizeRequest) -> Response:
         """Decode token ids, special tokens included."""
         state.check_serving()
         state.check_model(body.model)
         check_own_fields(body)
-        check_token_ids(body.tokens, state.llm.vocab_size, "tokens")
-        tokenizer = state.llm.tokenizer
-        text = await off_loop(len(body.tokens), lambda: tokenizer.decode(body.tokens, False))
-        return DetokenizeResponse(prompt=text)
+
+        def answer() -> bytes:
+            check_token_ids(body.tokens, state.llm.vocab_size, "tokens")
+            text = state.llm.tokenizer.decode(body.tokens, False)
+            return written(DetokenizeResponse(prompt=text))
+
+        return Response(await off_loop(len(body.tokens), answer), media_type="application/json")
 
     @router.get("/tokenizer_info")
     async def tokenizer_info() -> TokenizerInfo:
@@ -73,18 +86,24 @@ def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
     return router
 
 
-async def _encode(state: ServerState, body: TokenizeRequest) -> list[int]:
-    if body.messages is not None:
+async def _encode(state: ServerState, body: TokenizeRequest, body_size: int) -> list[int]:
+    if (messages := body.messages) is not None:
         if body.prompt is not None:
             raise invalid("prompt and messages: give one of them", "prompt")
         tokenizer = state.llm.tokenizer
         template = tokenizer.tool_template if body.tools else tokenizer.chat_template
-        conversation = conversation_of(body, body.messages, template, body.tools)
-        return await encode_chat(state, conversation, bool(body.add_special_tokens))
+        return await encode_chat(
+            state,
+            lambda: conversation_of(body, messages, template, body.tools),
+            body_size,
+            bool(body.add_special_tokens),
+        )
     prompt = body.prompt
     if prompt is None:
         raise invalid("either prompt or messages is required", "prompt")
     add_special_tokens = body.add_special_tokens is not False
     return await off_loop(
-        len(prompt), lambda: encode_text(state, prompt, "prompt", add_special_tokens)
+        len(prompt),
+        lambda: encode_text(state, prompt, "prompt", add_special_tokens),
+        encodes=True,
     )

@@ -117,6 +117,7 @@ def test_body_with_many_errors_is_told_the_first(call, path, body, param):
         ("stop", "a", 64),
         ("stop_token_ids", 7, 1024),
         ("bad_words", "a", 256),
+        ("allowed_token_ids", 7, 258),
     ],
 )
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])

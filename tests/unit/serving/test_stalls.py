@@ -9,9 +9,9 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -19,15 +19,26 @@ import pytest
 from fjx.models.loading.source import resolve
 from fjx.models.tokenizer import load_tokenizer
 from fjx.serving.app import create_app
+from fjx.serving.bodies import read_json
 from fjx.serving.config import ServerConfig
-from fjx.serving.responses import ChatLogprobs, TokenLogprob, TopLogprob
+from fjx.serving.responses import (
+    ChatLogprobs,
+    CompletionChoice,
+    CompletionLogprobs,
+    PromptLogprob,
+    TokenLogprob,
+    TopLogprob,
+    written,
+)
 from tests.unit.serving.fake_llm import FakeLLM
+
+Result = TypeVar("Result")
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 LARGE = 16_000_000
 WEIGHT = 395_000
 TEXT = 1_048_000
-MOST_SECONDS = 0.5
+MOST_SECONDS = 0.15
 """Several times what any of them takes; without their limits they take seconds, up to 87."""
 
 
@@ -77,17 +88,53 @@ def smollm2(llm: FakeLLM, tokenizer: Any) -> FakeLLM:
     return llm
 
 
-def test_other_threads_run_while_a_large_answer_is_written():
-    top = [TopLogprob(token="a", logprob=-1.0, bytes=[97])] * 20
-    token = TokenLogprob(token="a", logprob=-1.0, bytes=[97], top_logprobs=top)
-    answer = ChatLogprobs(content=[token] * 20_000)
+def turns_while(work: Callable[[], Result]) -> tuple[int, Result]:
+    """How often another thread gets its turn while one works, and the result."""
     with ThreadPoolExecutor(1) as pool:
-        writing, turns = pool.submit(answer.model_dump_json), 0
-        while not writing.done():
+        working, turns = pool.submit(work), 0
+        while not working.done():
             time.sleep(0.001)
             turns += 1
+    return turns, working.result()
+
+
+def of_chat() -> ChatLogprobs:
+    top = [TopLogprob(token="a", logprob=-1.0, bytes=[97])] * 20
+    token = TokenLogprob(token="a", logprob=-1.0, bytes=[97], top_logprobs=top)
+    return ChatLogprobs(content=[token] * 20_000)
+
+
+def of_completion() -> CompletionLogprobs:
+    top = {str(token): -1.0 for token in range(20)}
+    return CompletionLogprobs(
+        tokens=["a"] * 50_000,
+        token_logprobs=[-1.0] * 50_000,
+        top_logprobs=[top] * 50_000,
+        text_offset=[0] * 50_000,
+    )
+
+
+def of_prompt() -> CompletionChoice:
+    token = PromptLogprob(logprob=-1.0, rank=1, decoded_token="a")
+    return CompletionChoice(
+        index=0, text="", prompt_logprobs=[dict.fromkeys(range(20), token)] * 20_000
+    )
+
+
+@pytest.mark.parametrize("make", [of_chat, of_completion, of_prompt])
+def test_other_threads_run_while_a_large_answer_is_written(make):
+    answer = make()
+    turns, text = turns_while(lambda: written(answer))
     assert turns > 3
-    assert json.loads(writing.result())["content"][-1]["token"] == "a"
+    assert json.loads(text) == answer.model_dump(mode="json")
+
+
+def test_other_threads_run_while_numbers_are_read():
+    turns, value = turns_while(
+        lambda: read_json(b"[" + b"1.2345678901234567e-200," * 99_999 + b"7]")
+    )
+    assert turns > 3
+    assert value == [1.2345678901234567e-200] * 99_999 + [7]
 
 
 CASES = {
@@ -116,6 +163,21 @@ CASES = {
     "most stop strings": (
         COMPLETIONS,
         many('{"prompt":"a","stop":[', '"z"', WEIGHT // 5 - 20, "]}"),
+        400,
+    ),
+    "most stop ids": (
+        COMPLETIONS,
+        many('{"prompt":"a","stop_token_ids":[', "7", WEIGHT - 60, "]}"),
+        400,
+    ),
+    "longest conversation": (
+        CHAT,
+        many('{"messages":[', '{"role":"user","content":""}', WEIGHT // 70 - 10, "]}"),
+        400,
+    ),
+    "slowest numbers": (
+        COMPLETIONS,
+        many('{"prompt":[', "1.2345678901234567e-200", WEIGHT - 30, "]}"),
         400,
     ),
     "half a surrogate pair": (
