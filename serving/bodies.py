@@ -29,7 +29,8 @@ class BodyRoute(APIRoute):
         answer, field = super().get_route_handler(), self.body_field
         if field is None:
             return answer
-        adapter: TypeAdapter[Any] = TypeAdapter(field.field_info.annotation)
+        kind: Any = field.field_info.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
 
         async def handle(request: Request) -> Response:
             if len(await request.body()) > _READ_AT_ONCE:

@@ -45,7 +45,7 @@ def chat_routes(state: ServerState) -> APIRouter:
         state.check_model(body.model)
         check_generation(body)
         answer_id = f"chatcmpl-{request_id(request, body.request_id)}"
-        job = await _job(state, body, answer_id, arrival, len(await request.body()))
+        job = await _job(state, body, answer_id, arrival)
         answer = _Answer(state, body, job, answer_id)
         if body.stream:
             return EventStream(answer.stream)
@@ -156,9 +156,7 @@ class _Answer:
         )
 
 
-async def _job(
-    state: ServerState, body: ChatRequest, answer_id: str, arrival: float, body_size: int
-) -> Job:
+async def _job(state: ServerState, body: ChatRequest, answer_id: str, arrival: float) -> Job:
     llm = state.llm
     max_tokens = body.max_tokens
     if body.max_completion_tokens is not None:
@@ -173,7 +171,6 @@ async def _job(
     ids = await encode_chat(
         state,
         lambda: conversation_of(body, body.messages, llm.tokenizer.chat_template),
-        body_size,
         bool(body.add_special_tokens),
     )
     ids = truncated(llm, ids, body, max_tokens)

@@ -50,7 +50,7 @@ from fjx.serving.responses import (
 )
 from fjx.serving.sse import Events, EventStream
 from fjx.serving.state import ServerState
-from fjx.serving.workers import off_loop
+from fjx.serving.workers import ENCODING, off_loop
 
 
 def completion_routes(state: ServerState) -> APIRouter:
@@ -231,7 +231,7 @@ async def _jobs(
     encoded = await off_loop(
         sum(len(prompt) for prompt in prompts),
         lambda: [_encode(state, prompt, body) for prompt in prompts],
-        encodes=True,
+        workers=ENCODING,
     )
     check_echo(sum(len(text) for _, text in encoded), params.n, state.config.max_body_bytes)
     check_scores(sum(len(ids) for ids, _ in encoded), params.prompt_logprobs, params.n)

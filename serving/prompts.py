@@ -8,7 +8,7 @@ from fjx.serving.conversation import Conversation
 from fjx.serving.errors import invalid
 from fjx.serving.protocol import GenerationRequest
 from fjx.serving.state import AsyncEngine, ServerState
-from fjx.serving.workers import off_loop
+from fjx.serving.workers import ENCODING, RENDERING, off_loop
 
 _MOST_SCORES = 4_000_000
 
@@ -44,7 +44,6 @@ def encode_text(
 async def encode_chat(
     state: ServerState,
     conversation_of_request: Callable[[], Conversation],
-    body_size: int,
     add_special_tokens: bool = False,
 ) -> list[int]:
     """Token ids of a conversation; the template itself writes the special tokens.
@@ -52,7 +51,6 @@ async def encode_chat(
     Args:
         state: knows the tokenizer and the limit.
         conversation_of_request: makes the conversation out of a request.
-        body_size: bytes of the request's body; how long all this takes goes by it.
         add_special_tokens: see ``Tokenizer``.
 
     Raises:
@@ -60,7 +58,7 @@ async def encode_chat(
         ApiError: the template drops a message, or its text is too long.
     """
 
-    def render_and_encode() -> list[int]:
+    def render() -> str:
         conversation = conversation_of_request()
         text = state.llm.tokenizer.apply_chat_template(
             conversation.messages,
@@ -69,9 +67,14 @@ async def encode_chat(
             **conversation.variables,
         )
         conversation.check_nothing_dropped(text)
-        return encode_text(state, text, "messages", add_special_tokens)
+        return text
 
-    return await off_loop(body_size, render_and_encode, encodes=True)
+    text = await RENDERING.run(render)
+    return await off_loop(
+        len(text),
+        lambda: encode_text(state, text, "messages", add_special_tokens),
+        workers=ENCODING,
+    )
 
 
 def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from fjx.serving.bodies import BodyRoute
 from fjx.serving.conversation import conversation_of
@@ -19,7 +19,7 @@ from fjx.serving.responses import (
     written,
 )
 from fjx.serving.state import ServerState
-from fjx.serving.workers import off_loop
+from fjx.serving.workers import ENCODING, off_loop
 
 
 def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
@@ -29,13 +29,13 @@ def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
     @router.post(
         "/tokenize", response_model=TokenizeResponse, responses=errors(400, 404, 408, 413, 415)
     )
-    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+    async def tokenize(body: TokenizeRequest) -> Response:
         """Encode a prompt or a conversation as a completion request would."""
         state.check_serving()
         state.check_model(body.model)
         check_own_fields(body)
         tokenizer = state.llm.tokenizer
-        ids = await _encode(state, body, len(await request.body()))
+        ids = await _encode(state, body)
 
         def answer() -> bytes:
             named = body.return_token_strs
@@ -86,7 +86,7 @@ def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
     return router
 
 
-async def _encode(state: ServerState, body: TokenizeRequest, body_size: int) -> list[int]:
+async def _encode(state: ServerState, body: TokenizeRequest) -> list[int]:
     if (messages := body.messages) is not None:
         if body.prompt is not None:
             raise invalid("prompt and messages: give one of them", "prompt")
@@ -95,7 +95,6 @@ async def _encode(state: ServerState, body: TokenizeRequest, body_size: int) -> 
         return await encode_chat(
             state,
             lambda: conversation_of(body, messages, template, body.tools),
-            body_size,
             bool(body.add_special_tokens),
         )
     prompt = body.prompt
@@ -105,5 +104,5 @@ async def _encode(state: ServerState, body: TokenizeRequest, body_size: int) -> 
     return await off_loop(
         len(prompt),
         lambda: encode_text(state, prompt, "prompt", add_special_tokens),
-        encodes=True,
+        workers=ENCODING,
     )

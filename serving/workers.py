@@ -57,24 +57,29 @@ class Workers:
                 self._unfinished -= 1
 
 
-_PYTHON = Workers(1)
+PYTHON = Workers(1)
 """For Python and what keeps its lock: two at once would take no less time, and the event loop would
 wait for both whenever it wants its turn."""
-_ENCODERS = Workers(max(2, min(4, os.cpu_count() or 1)))
+RENDERING = Workers(1)
+"""For chat templates, which are programs of somebody else: what they do to a short message may take
+a second. So others wait for them alone."""
+ENCODING = Workers(max(2, min(4, os.cpu_count() or 1)))
 """For what mostly runs without Python's lock."""
 
 
 async def off_loop(
-    size: int, work: Callable[[], _Result], *, encodes: bool = False, inline: int = _INLINE_SIZE
+    size: int,
+    work: Callable[[], _Result],
+    *,
+    workers: Workers = PYTHON,
+    inline: int = _INLINE_SIZE,
 ) -> _Result:
     """The result of ``work``, which runs in a thread if it takes long: streams go on meanwhile.
 
     Args:
         size: characters or tokens to work on.
-        work: reads, encodes, decodes, renders or formats them.
-        encodes: mostly encodes, for which other such work need not wait.
+        work: reads, encodes, decodes or formats them.
+        workers: whose thread that is.
         inline: the largest size that is worked on at once.
     """
-    if size <= inline:
-        return work()
-    return await (_ENCODERS if encodes else _PYTHON).run(work)
+    return work() if size <= inline else await workers.run(work)

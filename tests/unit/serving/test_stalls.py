@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from fjx.models.chat_template import ChatTemplate
 from fjx.models.loading.source import resolve
 from fjx.models.tokenizer import load_tokenizer
 from fjx.serving.app import create_app
@@ -135,6 +136,17 @@ def test_other_threads_run_while_numbers_are_read():
     )
     assert turns > 3
     assert value == [1.2345678901234567e-200] * 99_999 + [7]
+
+
+def test_chat_template_without_an_end_does_not_keep_the_event_loop(llm):
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = ChatTemplate(loops)
+    llm.tokenizer.apply_chat_template = lambda messages, **_: template.render(messages, {})
+    body = json.dumps({"messages": [{"role": "user", "content": "a"}]}).encode()
+    seconds, response = longest_stretch(llm, CHAT, body)
+    assert response.status_code == 400
+    assert "takes too much" in response.json()["error"]["message"]
+    assert seconds < MOST_SECONDS
 
 
 CASES = {
