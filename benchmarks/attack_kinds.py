@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
+from attack_templates import BOMBS
+
 HEADERS = "HTTP/1.1\r\nHost: fjx\r\nContent-Type: application/json\r\nConnection: close\r\n"
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 LARGE = 16_000_000
@@ -264,6 +266,13 @@ ATTACKS: dict[str, Attack] = {
         b'{"prompt":"Once","n":16,"max_tokens":64,"logprobs":20,"ignore_eos":true}',
         at_once=2,
     ),
+    "log-probabilities of 24,000 tokens": asks(
+        COMPLETIONS,
+        lambda: json.dumps(
+            {"prompt": [504] * 1500, "echo": True, "logprobs": 20, "n": 16, "max_tokens": 0}
+        ).encode(),
+        at_once=1,
+    ),
     "log-probabilities of a long prompt": asks(
         COMPLETIONS,
         lambda: json.dumps(
@@ -276,6 +285,18 @@ ATTACKS: dict[str, Attack] = {
             {"prompt": [504] * 400, "echo": True, "n": 30, "max_tokens": 1}
         ).encode(),
     ),
+    **{
+        f"template bomb: {name}": asks(
+            CHAT,
+            json.dumps(
+                {
+                    "messages": [{"role": "user", "content": "Hi"}],
+                    "chat_template_kwargs": {"bomb": name},
+                }
+            ).encode(),
+        )
+        for name in BOMBS
+    },
     "plan of a million stages": asks("/v1/plan", b'{"stages":1000000}'),
     "1,500 half-open connections": held(1500, b"GET /health HTTP/1.1\r\nHost: fjx\r\n"),
     "1,500 silent connections": held(1500, b""),

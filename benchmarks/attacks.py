@@ -30,6 +30,7 @@ from typing import Any
 
 import httpx
 from attack_kinds import ATTACKS, Target
+from attack_templates import with_bombs
 from report import about_this_run, write
 
 HOST = "127.0.0.1"
@@ -113,6 +114,7 @@ def serving(model: str) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "fjx", "serve", "--model", model, "--port", str(port)]
     with tempfile.TemporaryDirectory() as folder:
+        command[command.index(model)] = with_bombs(model, Path(folder))
         log = Path(folder, "log")
         with log.open("wb") as output:
             process = subprocess.Popen([*command, *SERVER_OPTIONS], stdout=output, stderr=output)
