@@ -13,7 +13,7 @@ BOMBS = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "searches": ("{% set s = 'a' * 10**6 %}{% for i in range(99999) %}{{ 'ab' in s }}{% endfor %}"),
     "copies": (
-        "{% set s = '\u00e9' * 4 * 10**6 %}"
+        "{% set s = '\u00e9' * 10**6 %}"
         "{% for i in range(99999) %}{% set t = s.title().swapcase() %}{% endfor %}"
     ),
     "sorting": "{% for i in range(99999) %}{{ (range(9999)|list)|sort|first }}{% endfor %}",

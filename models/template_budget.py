@@ -14,8 +14,9 @@ MAX_STEPS = 500_000
 """Loop turns, branches, calls, filters and operators, of one to three microseconds each."""
 BYTES_A_STEP = 1024
 """What an operation reads of its operands counts as steps, too."""
-MAX_VALUE_BYTES = 16 << 20
-"""Of one value, beside what the conversation itself has."""
+MAX_VALUE_BYTES = 4 << 20
+"""Of one value, beside what the conversation itself has. One operation reads it without a turn for
+other threads: some 20 ms at most."""
 MAX_MADE_BYTES = 64 << 20
 """Of all values made, the output among them, beside some multiples of the conversation."""
 _MADE_PER_INPUT_BYTE = 16
