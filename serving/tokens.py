@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 from fastapi import APIRouter, Response
 
 from fjx.serving.bodies import BodyRoute
@@ -39,12 +41,13 @@ def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
 
         def answer() -> bytes:
             named = body.return_token_strs
+            name = cache(partial(token_name, tokenizer))  # the garbage collector visits each text
             return written(
                 TokenizeResponse(
                     count=len(ids),
                     max_model_len=state.llm.max_model_len,
                     tokens=ids,
-                    token_strs=[token_name(tokenizer, token) for token in ids] if named else None,
+                    token_strs=[name(token) for token in ids] if named else None,
                 )
             )
 
