@@ -25,11 +25,11 @@ from report import about_this_run, write
 
 from fjx.bench.metrics import distribution
 from fjx.pipeline.buckets import row_buckets
-from fjx.speculation.acceptance import AcceptanceModel
-from fjx.speculation.allocation import allocate
-from fjx.speculation.cost import CostModel
-from fjx.speculation.policies import MarginalGain
-from fjx.speculation.view import RequestView, RoundView
+from fjx.speculation.policy.acceptance import AcceptanceModel
+from fjx.speculation.policy.allocation import allocate
+from fjx.speculation.policy.cost import CostModel
+from fjx.speculation.policy.lengths import MarginalGain
+from fjx.speculation.policy.view import RequestView, RoundView
 
 _MOST_ROWS = 4096
 _CONTEXT = 101

@@ -36,7 +36,7 @@ from simulated.tables import (
 from tqdm import tqdm
 
 from fjx.bench.traces import TraceEntry, read_trace
-from fjx.sim.draw import systems_svg
+from fjx.plots.simulation import systems_svg
 from fjx.sim.run import Result
 from fjx.sim.timing import warm_up
 from fjx.sim.workload import Workload, interval_cv

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from faults import KINDS, Load, Scene, params_of, spread_of
+from local_cluster import networks as local_networks
+from local_cluster.networks import Network
+from local_cluster.nodes import add_node, local_nodes
 from report import about_this_run, write
 
-from fjx.cluster import local_networks
-from fjx.cluster.home import ClusterHome
-from fjx.cluster.local import add_node, local_nodes
-from fjx.cluster.local_networks import Network
+from fjx.cluster.plan_runtime import ClusterPlanRuntime
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
@@ -84,7 +84,7 @@ def main() -> None:
             calls = call_milliseconds(engine)
             load = Load(engine, prompts, options.tokens, options.requests)
             home = engine.plans.home
-            assert isinstance(home, ClusterHome)
+            assert isinstance(home, ClusterPlanRuntime)
             draw = random.Random(options.seed)
             result = measure(Scene(load, home, draw, networks, start_node), expected, options)
             result |= {"step_milliseconds": steps, "call_milliseconds": calls}
@@ -138,7 +138,7 @@ def step_milliseconds(
 def call_milliseconds(engine: Engine) -> dict[str, float]:
     """Time to send a call to an idle worker, and until it is answered."""
     home = engine.plans.home
-    assert isinstance(home, ClusterHome)
+    assert isinstance(home, ClusterPlanRuntime)
     member, sent, answered = next(iter(home.cluster.members.values())), [], []
     for _ in range(CALLS):
         begin = time.perf_counter()

@@ -14,11 +14,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from local_cluster.networks import Network
+from local_cluster.workers import is_running, pid_of, stopped_mostly
+
 from fjx.cluster.actor import Member
-from fjx.cluster.cuts import KEPT_SECONDS
-from fjx.cluster.home import ClusterHome
-from fjx.cluster.local_networks import Network
-from fjx.cluster.local_workers import is_running, pid_of, stopped_mostly
+from fjx.cluster.health.cuts import KEPT_SECONDS
+from fjx.cluster.plan_runtime import ClusterPlanRuntime
 from fjx.engine.engine import Engine
 from fjx.errors import MeshError
 from fjx.sampling_params import SamplingParams
@@ -99,7 +100,7 @@ class Scene:
     """Where faults happen."""
 
     load: Load
-    home: ClusterHome
+    home: ClusterPlanRuntime
     draw: random.Random
     networks: Mapping[str, Network]
     """Of the nodes that can be cut off, by name."""

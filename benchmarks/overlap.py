@@ -24,12 +24,12 @@ from report import about_this_run, write
 from tqdm import tqdm
 
 from fjx.config import EngineConfig
-from fjx.engine.draft_head import HeadDrafter
-from fjx.engine.drafter import LookupOrHead
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.overlap import overlapped
+from fjx.speculation.runtime.draft_head import HeadDrafter
+from fjx.speculation.runtime.drafter import LookupOrHead
 
 
 def main() -> None:

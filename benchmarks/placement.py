@@ -37,24 +37,24 @@ from openb import (
     read_nodes,
     read_pods,
 )
-from placement_picture import picture
-from report import about_this_run, write
-
-from fjx.sharding.analytic import DeviceFigures, analytic_graph
-from fjx.sharding.errors import MemoryFitError
-from fjx.sharding.figures import Workload
-from fjx.sharding.fleet import Fleet
-from fjx.sharding.needs import PlanNeed, granularities
-from fjx.sharding.placement import Placement, Placer, place
-from fjx.sharding.placement_baselines import (
+from placement_baselines import (
     best_fit,
     first_fit,
     fragmentation_gradient,
     random_fit,
 )
-from fjx.sharding.placement_scorers import FlexPipeScorer, FragmentScorer, Scorer, demands_of
-from fjx.sharding.plan import Device
-from fjx.sharding.topology import DeviceState, HostCopy, Link, Topology
+from placement_picture import picture
+from report import about_this_run, write
+
+from fjx.errors import MemoryFitError
+from fjx.sharding.costs.analytic import DeviceFigures, analytic_graph
+from fjx.sharding.costs.figures import Workload
+from fjx.sharding.partition.needs import PlanNeed, granularities
+from fjx.sharding.placement.placement import Placement, Placer, place
+from fjx.sharding.placement.scorers import FlexPipeScorer, FragmentScorer, Scorer, demands_of
+from fjx.sharding.plan.plan import Device
+from fjx.sharding.topology.fleet import Fleet
+from fjx.sharding.topology.topology import DeviceState, HostCopy, Link, Topology
 from fjx.sim.hardware import MODELS as SIZES
 
 GIB, TIB = 1 << 30, 1 << 40

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fjx.sharding.chart import DASHES, MARGIN, RIGHT, WIDTH, Panel, entry, heading, legend
-from fjx.sharding.palette import BLUE, FAINT, GREEN, INK, ORANGE, PAPER, PURPLE, SKY
-from fjx.sharding.svg import Canvas
-from fjx.sharding.ticks import Scale
+from fjx.plots.chart import DASHES, MARGIN, RIGHT, WIDTH, Panel, entry, heading, legend
+from fjx.plots.palette import BLUE, FAINT, GREEN, INK, ORANGE, PAPER, PURPLE, SKY
+from fjx.plots.svg import Canvas
+from fjx.plots.ticks import Scale
 
 _COLORS = dict(zip(("random", "best fit", "fgd"), (PURPLE, ORANGE, SKY), strict=True))
 _PUBLISHED, _OURS, _OTHERS = "#c3cad2", GREEN, BLUE

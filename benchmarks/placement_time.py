@@ -23,14 +23,14 @@ from placement import A100, OPT_66B
 from placement_time_picture import picture, title
 from report import about_this_run, write
 
-from fjx.sharding.analytic import analytic_graph
-from fjx.sharding.errors import MemoryFitError
-from fjx.sharding.figures import Workload
-from fjx.sharding.fleet import Fleet
-from fjx.sharding.needs import granularities
-from fjx.sharding.placement import place
-from fjx.sharding.plan import Device
-from fjx.sharding.topology import DeviceState, Link, Topology
+from fjx.errors import MemoryFitError
+from fjx.sharding.costs.analytic import analytic_graph
+from fjx.sharding.costs.figures import Workload
+from fjx.sharding.partition.needs import granularities
+from fjx.sharding.placement.placement import place
+from fjx.sharding.plan.plan import Device
+from fjx.sharding.topology.fleet import Fleet
+from fjx.sharding.topology.topology import DeviceState, Link, Topology
 
 GIB = 1 << 30
 CASES = {

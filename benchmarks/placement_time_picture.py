@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from fjx.sharding.chart import DASHES, MARGIN, RIGHT, WIDTH, Panel, entry, heading, legend
-from fjx.sharding.palette import CATEGORIES, INK, PAPER
-from fjx.sharding.svg import Canvas
-from fjx.sharding.ticks import log_scale
+from fjx.plots.chart import DASHES, MARGIN, RIGHT, WIDTH, Panel, entry, heading, legend
+from fjx.plots.palette import CATEGORIES, INK, PAPER
+from fjx.plots.svg import Canvas
+from fjx.plots.ticks import log_scale
 
 _GAP, _GUTTER, _HEIGHT = 16.0, 54.0, 240.0
 

@@ -7,11 +7,11 @@ import json
 import statistics
 import time
 
-from fjx.sharding.figures import Place, Workload
-from fjx.sharding.graph import GranuleGraph, PieceCost
-from fjx.sharding.partition import partition
-from fjx.sharding.plan import Device, Mesh
-from fjx.sharding.topology import Link
+from fjx.sharding.costs.figures import Place, Workload
+from fjx.sharding.costs.graph import GranuleGraph, PieceCost
+from fjx.sharding.partition.partition import partition
+from fjx.sharding.plan.plan import Device, Mesh
+from fjx.sharding.topology.topology import Link
 
 WORKLOAD = Workload(rows=16, kv_tokens=1000, copied_tokens=100)
 

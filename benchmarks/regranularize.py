@@ -9,7 +9,7 @@
 - *planner*: how long it takes to find a plan.
 
 Prints JSON: figures with their dispersion, and what was run. The picture shows the identity run;
-its run record (see `fjx.sharding.draw_run`) is written beside ``--output``.
+its run record (see `benchmarks.draw_run`) is written beside ``--output``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from draw_run import run_svg
 from elastic.baseline import measure_restarts, ratios
 from elastic.decoding import RUNNING
 from elastic.identity import compare_with_unchanged
@@ -33,8 +34,7 @@ from report import about_this_run, write
 from tqdm import tqdm
 
 from fjx.config import EngineConfig
-from fjx.sharding.draw_run import run_svg
-from fjx.sharding.partition import partition
+from fjx.sharding.partition.partition import partition
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".." / "shared" / "data"

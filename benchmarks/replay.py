@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from variants import Wrapper
 
-from fjx.engine.drafter import NO_DRAFT, Draft, Drafter, GoesOn
-from fjx.engine.request import Request
-from fjx.speculation.agreement import agreeing
+from fjx.scheduling.request import Request
+from fjx.speculation.policy.agreement import agreeing
+from fjx.speculation.runtime.drafter import NO_DRAFT, Draft, Drafter, GoesOn
 
 
 class RecordedDraft(NamedTuple):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fjx.sharding.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS
-from fjx.sharding.svg import Canvas
+from fjx.plots.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS
+from fjx.plots.svg import Canvas
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000.0, 420.0, 64.0, 24.0, 64.0, 52.0
 _MIB = 1 << 20

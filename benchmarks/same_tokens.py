@@ -28,7 +28,7 @@ from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.sampling_params import SamplingParams
-from fjx.speculation.policies import ConfidenceTrim, Faser, Fixed, MarginalGain, PerBatch
+from fjx.speculation.policy.lengths import ConfidenceTrim, Faser, Fixed, MarginalGain, PerBatch
 
 VARIANTS = {
     "ngram, fixed:5": Variant(Fixed(5), head=False),

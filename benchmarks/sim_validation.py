@@ -34,15 +34,15 @@ from simulated.measure import Seen, serve
 from fjx.bench.datasets import random_tokens
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
-from fjx.engine.request import Request
 from fjx.engine.start import start_engine
-from fjx.pipeline.plan_target import make_cpu_devices
+from fjx.regranularization.plan_target import make_cpu_devices
+from fjx.scheduling.request import Request
 from fjx.sim.replica import SimReplica
 from fjx.sim.speculation import Drafting, RecordedDraft, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.timing import warm_up
 from fjx.sim.workload import SimRequest
-from fjx.speculation.policies import LengthPolicy, policy_by_name
+from fjx.speculation.policy.lengths import LengthPolicy, policy_by_name
 
 PROMPTS = DATA / "prompts"
 LIMIT = 0.15

@@ -38,10 +38,10 @@ from variants import ABLATIONS, OURS, PLAIN, POLICIES, PRUNING, Lineup, NeverSto
 
 from fjx.bench.traces import read_trace
 from fjx.config import EngineConfig
-from fjx.engine.drafter import Drafter
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.sampling_params import SamplingParams
+from fjx.speculation.runtime.drafter import Drafter
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".." / "shared" / "data"

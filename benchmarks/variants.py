@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from fjx.engine.drafter import Draft, Drafter, GoesOn, LookupOrHead
 from fjx.engine.engine import Engine
-from fjx.engine.request import Request
-from fjx.engine.speculator import Speculator
-from fjx.engine.turns import Microbatch, Turn
-from fjx.speculation.frontiers import FrontierDepth
-from fjx.speculation.policies import LengthPolicy, MarginalGain, Off, policy_by_name
+from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.request import Request
+from fjx.speculation.policy.frontiers import FrontierDepth
+from fjx.speculation.policy.lengths import LengthPolicy, MarginalGain, Off, policy_by_name
+from fjx.speculation.runtime.drafter import Draft, Drafter, GoesOn, LookupOrHead
+from fjx.speculation.runtime.speculator import Speculator
 
 PLAIN = "plain"
 OURS = "marginal"

@@ -20,7 +20,7 @@ from fjx.engine.start import start_engine
 from fjx.errors import EngineDeadError, RegranularizationError, UserError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, HeldMemory, PlanStatus, RequestOutput, SwitchRecord
-from fjx.pipeline.plan_target import PlanTarget
+from fjx.regranularization.plan_target import PlanTarget
 from fjx.request_outputs import PromptScores, new_output
 from fjx.sampling_params import SamplingParams
 from fjx.unread import Unread
@@ -197,7 +197,7 @@ class AsyncLLM:
 
         Args:
             target: a number of stages, the name or path of a mesh file, or a plan (as JSON values,
-                or a value of `fjx.sharding.plan`).
+                or a value of `fjx.sharding.plan.plan`).
             wait: return when the change is done; otherwise when it has begun.
             reason: who wants it, for the log.
 

@@ -134,7 +134,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         # It needs NumPy, for which --help does not wait.
-        from fjx.speculation.policies import policy_by_name
+        from fjx.speculation.policy.lengths import policy_by_name
 
         def check(ok: bool, message: str) -> None:
             if not ok:

@@ -1,18 +1,24 @@
-"""Errors that a user can mend: each message says what was wrong, what was expected, what to do."""
+"""Errors: what a user can mend, in one line that says what was wrong, what was expected and what to
+do; and how an engine ends. This file and `fjx.wording` import nothing of fjx."""
 
-from fjx.sharding.errors import MeshError, UserError
+from __future__ import annotations
 
-__all__ = [
-    "EngineDeadError",
-    "MeshError",
-    "ModelError",
-    "QueueFullError",
-    "RegranularizationBusyError",
-    "RegranularizationError",
-    "RequestError",
-    "StageLostError",
-    "UserError",
-]
+
+class UserError(Exception):
+    """Bad input or environment. The CLI prints the message in one line and exits with code 2."""
+
+
+class MeshError(UserError, ValueError):
+    """A mesh, plan, profile or cluster file that is wrong, or does not suit machine or model."""
+
+
+class MemoryFitError(MeshError):
+    """A model does not fit into the memory of the meshes that it was given."""
+
+
+def error_at(label: str, line: int | None, message: str) -> MeshError:
+    """An error whose message is led by the file and, where there is one, the line."""
+    return MeshError(f"{label}, line {line}: {message}" if line else f"{label}: {message}")
 
 
 class ModelError(UserError):

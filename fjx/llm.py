@@ -14,8 +14,8 @@ from fjx.engine.start import start_engine
 from fjx.errors import RegranularizationError, RequestError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, HeldMemory, PlanStatus, RequestOutput, SwitchRecord
-from fjx.pipeline.plan_target import PlanTarget
 from fjx.progress_bar import progress_bar
+from fjx.regranularization.plan_target import PlanTarget
 from fjx.request_outputs import empty_output, extend
 from fjx.sampling_params import SamplingParams
 
@@ -124,7 +124,7 @@ class LLM:
 
         Args:
             target: a number of stages, the name or path of a mesh file, or a plan (as JSON values,
-                or a value of `fjx.sharding.plan`).
+                or a value of `fjx.sharding.plan.plan`).
             wait: return when the change is done; otherwise it goes on during the next calls of
                 `generate`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fjx.sharding.plan import Deployment
+from fjx.sharding.plan.plan import Deployment
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fjx.sharding.fields import format_bytes
+from fjx.wording import format_bytes
 
 _SECONDS_BETWEEN_LINES = 5.0
 _LINE = "{desc}: {percentage:.0f}% ({n_fmt}/{total_fmt} {unit}) after {elapsed}, {remaining} left"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fjx.engine.progress import Progress
-from fjx.engine.request import Request
 from fjx.outputs import CompletionOutput, PositionLogprobs, RequestOutput, RequestTiming
 from fjx.sampling_params import SamplingParams
+from fjx.scheduling.request import Request
 
 
 def empty_output(

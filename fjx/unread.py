@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fjx.engine.progress import Progress
-from fjx.engine.request import Request
+from fjx.scheduling.request import Request
 
 
 class Unread:

@@ -1,7 +1,7 @@
 """What the pieces of a real model cost: the granule graph that plans are made from.
 
-Bytes are exact, taken from the stored arrays. Seconds are the roofline's (`fjx.sharding.analytic`),
-for want of a profile: they rank cuts and promise no milliseconds.
+Bytes are exact, taken from the stored arrays. Seconds are the roofline's
+(`fjx.sharding.costs.analytic`), for want of a profile: they rank cuts and promise no milliseconds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from fjx.models.config import ModelConfig
 from fjx.models.granules import WHOLE, Model, Params
-from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
-from fjx.sharding.graph import GranuleGraph, PieceCost
+from fjx.sharding.costs.analytic import DeviceFigures, ModelSizes, analytic_graph
+from fjx.sharding.costs.graph import GranuleGraph, PieceCost
 
 DEVICE_FIGURES: dict[str, DeviceFigures] = {
     # Measured with SmolLM2 in bfloat16 on two AVX-512 cores; docs/architecture.md, "CPU kernels".

@@ -32,7 +32,7 @@ from fjx.errors import ModelError
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.granules import Model, cut
-from fjx.sharding.errors import counted, listed
+from fjx.wording import counted, listed
 
 MARKER = "fjx cut "
 ROWS, REQUESTS, PAGES, PAGE_SIZE = 8, 2, 2, 16  # of the trace; what crosses depends on none

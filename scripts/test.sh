@@ -19,13 +19,13 @@ SHARED=(--numprocesses logical --maxprocesses 4 --dist worksteal)
 # What the newest JAX shows nothing new in: unit tests of Python alone, of what wraps an engine that
 # others test or decides for it (when it changes its plan, who gets which request, how long drafts are,
 # what is done after pages or workers were lost), and random walks through the engine's states.
-NOT_WITH_NEWEST=(bench cache cli serving sharding sim speculation test_examples.py test_gpu_check.py
-  test_output_files.py test_pictures.py test_progress_bar.py test_quickstart.py test_repository.py
-  test_scripts.py cluster/test_cluster_drafts.py cluster/test_cluster_plans.py cluster/test_faults.py
-  cluster/test_home.py engine/test_autopilot.py engine/test_balance.py engine/test_lost_pages.py
-  engine/test_queue_room.py engine/test_regranularization_states.py engine/test_scheduler.py
-  engine/test_scheduler_parts.py engine/test_scheduler_preemption.py engine/test_speculation.py
-  engine/test_speculation_states.py engine/test_text.py)
+NOT_WITH_NEWEST=(bench benchmarks cli granularity plots scheduling serving sharding sim
+  speculation/policy test_examples.py test_gpu_check.py test_output_files.py test_pictures.py
+  test_progress_bar.py test_quickstart.py test_repository.py test_scripts.py
+  cluster/test_cluster_drafts.py cluster/test_cluster_plans.py cluster/test_faults.py
+  cluster/test_plan_runtime.py engine/test_detokenizer.py engine/test_lost_pages.py
+  regranularization/test_change_states.py speculation/runtime/test_speculation.py
+  speculation/runtime/test_speculation_states.py)
 
 say() { printf 'tests: %s\n' "$*" >&2; }
 

@@ -11,7 +11,7 @@ from typing import Any
 from fjx.serving.errors import invalid
 from fjx.serving.fields import unknown_field, unsupported
 from fjx.serving.protocol import ChatMessage, ChatRequest, ContentPart, TokenizeRequest, ToolCall
-from fjx.sharding.errors import shortened
+from fjx.wording import shortened
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 """What every template is expected to know, or to refuse in its own words."""

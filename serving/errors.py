@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from fjx import EngineDeadError, QueueFullError, RequestError
-from fjx.sharding.errors import shortened
+from fjx.wording import shortened
 
 _SHOULD = re.compile(r"\w+ should (?P<what>(be|have) .*?)( after validation, not .*)?")
 """Pydantic's sentence on a value, such as "List should have at least 1 item after validation"."""

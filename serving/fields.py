@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fjx.serving.errors import ApiError, invalid, nearest
-from fjx.sharding.errors import shortened
+from fjx.wording import shortened
 
 IGNORED = {
     "cache_prompt": "prefixes are always cached; that changes no token",

@@ -16,7 +16,7 @@ from fjx.serving.json_size import json_weight
 from fjx.serving.state import InFlight
 from fjx.serving.unicode import check_unicode
 from fjx.serving.workers import off_loop
-from fjx.sharding.errors import shortened
+from fjx.wording import shortened
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready", "/load", "/version", "/metrics"})
 """What orchestrators and monitoring read without the API key."""

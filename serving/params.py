@@ -12,7 +12,7 @@ from fjx.serving.fields import check_fields, unsupported
 from fjx.serving.prompts import check_token_ids
 from fjx.serving.protocol import ChatRequest, GenerationRequest, StreamOptions
 from fjx.serving.workers import off_loop
-from fjx.sharding.errors import shortened
+from fjx.wording import shortened
 
 _SHOWN = 5
 """Wrong keys that a message names."""

@@ -24,17 +24,18 @@ from fjx import (
     SwitchRecord,
     UserError,
 )
+from fjx.errors import MemoryFitError
 from fjx.serving.bodies import BodyRoute
 from fjx.serving.config import ServerConfig
 from fjx.serving.errors import ApiError, invalid, unavailable
 from fjx.serving.openapi import errors
 from fjx.serving.responses import PlanResponse
 from fjx.serving.state import PlanTarget, ServerState
-from fjx.sharding.errors import MemoryFitError, listed, shortened
 from fjx.sharding.fields import Fields, is_integer
-from fjx.sharding.mesh_file import READY_MADE
-from fjx.sharding.plan_json import deployment_to_json
+from fjx.sharding.plan.plan_json import deployment_to_json
+from fjx.sharding.planner.mesh_file import READY_MADE
 from fjx.sharding.toml_source import Path
+from fjx.wording import listed, shortened
 
 logger = logging.getLogger("fjx.server")
 

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fjx.serving.errors import ApiError, nearest
-from fjx.sharding.errors import shortened
+from fjx.wording import shortened
 
 
 class HeadAndOptions:

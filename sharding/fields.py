@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fjx.sharding.errors import MeshError, listed, shortened
+from fjx.errors import MeshError
 from fjx.sharding.toml_source import Path
+from fjx.wording import listed, shortened
 
 MakeError = Callable[[Path, str], MeshError]
 """Makes the error for a message about a place in the file."""
@@ -155,20 +156,3 @@ def parse_size(value: Any) -> int | None:
     except ValueError:
         return None
     return int(size) if math.isfinite(size) and size >= 0 else None
-
-
-def format_bytes(size: float) -> str:
-    """Bytes for people, in three digits: ``1.50 GiB``."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        # From 1000 of the next smaller unit on, so that three digits do.
-        if size >= 1000 * _UNITS[unit] // 1024:
-            return f"{size / _UNITS[unit]:.3g} {unit}"
-    return f"{size:.0f} B"
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration for people, in three digits: ``1.25 ms``."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns" if seconds else "0 s"

@@ -11,7 +11,7 @@ import re
 import tomllib
 from typing import Any
 
-from fjx.sharding.errors import MeshError, error_at
+from fjx.errors import MeshError, error_at
 
 Path = tuple[str | int, ...]
 """Keys and list indices from the top of the file, such as ``("stage", 1, "devices")``."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from draw_run import RunRecord
 from elastic.loop import Streams
 from elastic.record import run_record
 from elastic.serve import Change, Run, serve
@@ -17,7 +18,6 @@ from fjx.config import EngineConfig
 from fjx.engine.start import start_engine
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import SwitchRecord
-from fjx.sharding.draw_run import RunRecord
 
 PERCENTILES = (95.0, 99.0)
 

@@ -25,7 +25,7 @@ from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.outputs import SwitchRecord
-from fjx.sharding.difference import difference
+from fjx.sharding.costs.difference import difference
 
 NEW_PLAN = ("after",)
 """States whose gaps end with a token of the new plan: the switch comes behind the last old step."""

@@ -1,19 +1,19 @@
-"""The long run as a run record, see `fjx.sharding.draw_run`."""
+"""The long run as a run record, see `benchmarks.draw_run`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from draw_run import PlanSpan, RunRecord, Switch
 from elastic.loop import STATES, Gap
 from elastic.serve import Run
 from elastic.targets import change_label
 from elastic.workload import StreamedRequest
 
 from fjx.outputs import SwitchRecord
-from fjx.sharding.draw_run import PlanSpan, RunRecord, Switch
-from fjx.sharding.plan import Deployment
-from fjx.sharding.plan_json import deployment_to_json
+from fjx.sharding.plan.plan import Deployment
+from fjx.sharding.plan.plan_json import deployment_to_json
 
 _BUCKETS = 200
 

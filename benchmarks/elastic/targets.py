@@ -12,8 +12,8 @@ from tqdm import tqdm
 from fjx.engine.engine import Engine
 from fjx.outputs import SwitchRecord
 from fjx.pipeline.compiler import ProgramSpec
-from fjx.sharding.mesh_file import MeshFile, StageSpec
-from fjx.sharding.plan import Deployment
+from fjx.sharding.plan.plan import Deployment
+from fjx.sharding.planner.mesh_file import MeshFile, StageSpec
 
 POLL_SECONDS = 0.002
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from placement_baselines import best_fit, first_fit, random_fit
 from simulated.scenes import DATA, EAGER, RATE, Rungs, Shape, Stage, shape_name
 
-from fjx.pipeline.scorers import FlexPipeScorer
-from fjx.sharding.placement import place
-from fjx.sharding.placement_baselines import best_fit, first_fit, random_fit
-from fjx.sharding.topology import Link
+from fjx.granularity.scorers import FlexPipeScorer
+from fjx.sharding.placement.placement import place
+from fjx.sharding.topology.topology import Link
 from fjx.sim.changes import Switching
 from fjx.sim.cluster import Tenancy, flexpipe_hosts, tenancies_from_pods
 from fjx.sim.run import Result
@@ -18,7 +18,7 @@ from fjx.sim.setup import Setup
 from fjx.sim.speculation import Drafting
 from fjx.sim.systems import Foresight
 from fjx.sim.workload import SimRequest, Workload
-from fjx.speculation.policies import Fixed
+from fjx.speculation.policy.lengths import Fixed
 
 OURS = (
     "fjx",

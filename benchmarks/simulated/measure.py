@@ -11,9 +11,9 @@ from typing import Any
 from elastic.loop import Streams
 
 from fjx.engine.engine import Engine
-from fjx.engine.scheduler import ScheduledRows
-from fjx.engine.turns import Microbatch
 from fjx.sampling_params import SamplingParams
+from fjx.scheduling.microbatches import Microbatch
+from fjx.scheduling.scheduler import ScheduledRows
 from fjx.sim.workload import SimRequest
 
 _IDLE_SECONDS = 0.0005

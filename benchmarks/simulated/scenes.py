@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fjx.bench.traces import TraceEntry
-from fjx.pipeline.ladder import Ladder
-from fjx.pipeline.policy import PolicyConfig
-from fjx.pipeline.scorers import ServiceScorer
-from fjx.sharding.placement import Placer, place
-from fjx.sharding.plan import Deployment
-from fjx.sharding.topology import Link
+from fjx.granularity.ladder import Ladder
+from fjx.granularity.policy import PolicyConfig
+from fjx.granularity.scorers import ServiceScorer
+from fjx.sharding.placement.placement import Placer, place
+from fjx.sharding.plan.plan import Deployment
+from fjx.sharding.topology.topology import Link
 from fjx.sim.cluster import Cluster, Tenancy, flexpipe_hosts
 from fjx.sim.hardware import NETWORK
 from fjx.sim.run import Result, simulate

@@ -107,7 +107,7 @@ def what_it_does(config: DistillConfig) -> str:
 
 def acceptance_table(groups: Mapping[str, Acceptance]) -> str:
     """How often drafts of held-out prompts are right, as text."""
-    from fjx.sharding.table import aligned
+    from fjx.sharding.costs.table import aligned
 
     positions = max(len(found.shares) for found in groups.values())
     rows = [

@@ -245,7 +245,7 @@ def _filled(meant: str, value: str | None) -> str:
 
 def _mesh(name: str, lines: str) -> str:
     """A ready-made mesh, or how to write it."""
-    from fjx.sharding.mesh_file import READY_MADE
+    from fjx.sharding.planner.mesh_file import READY_MADE
 
     if name in READY_MADE:
         return name

@@ -23,8 +23,8 @@ from fjx.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from fjx.engine.engine import Engine
-    from fjx.engine.round_log import RoundLog
     from fjx.models.tokenizer import Tokenizer
+    from fjx.speculation.runtime.round_log import RoundLog
 
 ON_DEMAND = replace(ENGINE, defaults={"warmup": False})
 """The engine's options: a few prompts need few of the programs that a server may need."""
@@ -124,7 +124,7 @@ def _check_sizes(prompts: Sequence[Prompt], params: SamplingParams, config: Engi
     """
     context, vocabulary = read_sizes(config)
 
-    from fjx.engine.intake import check_ids, check_params
+    from fjx.engine.input_processor import check_ids, check_params
 
     check_params(params, vocabulary, config.max_waiting_requests)
     for prompt in prompts:
@@ -166,7 +166,7 @@ def _follow_rounds(engine: Engine) -> RoundLog:
     Raises:
         UserError: there will be none.
     """
-    from fjx.engine.round_log import RoundLog
+    from fjx.speculation.runtime.round_log import RoundLog
 
     if engine.speculator is None:
         raise UserError("draw-rounds: nothing is drafted with these options")
@@ -180,7 +180,7 @@ def _draw(path: Path, log: RoundLog, tokenizer: Tokenizer) -> None:
     Raises:
         UserError: nothing was, or the file cannot be written.
     """
-    from fjx.speculation.draw_rounds import rounds_svg
+    from fjx.plots.rounds import rounds_svg
 
     def text_of(token: int) -> str:
         return tokenizer.token_bytes(token).decode(errors="replace")

@@ -36,7 +36,7 @@ def write_picture(option: str, path: Path, svg: str) -> None:
         UserError: the file cannot be written.
         MeshError: PNG needs a package that is not installed.
     """
-    from fjx.sharding.draw import svg_to_png
+    from fjx.plots.plan import svg_to_png
 
     contents = svg_to_png(svg) if path.suffix == ".png" else svg.encode()
     try:

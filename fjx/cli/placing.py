@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fjx.cli.planning import default_kv_tokens, read_costs, read_machine
-from fjx.sharding.draw_placement import placement_svg
-from fjx.sharding.figures import Workload
-from fjx.sharding.fleet import Fleet
-from fjx.sharding.mesh_file import load_mesh
-from fjx.sharding.needs import PlanNeed, granularities
-from fjx.sharding.placement import Placement, place, place_all
-from fjx.sharding.placement_scorers import FlexPipeScorer, FragmentScorer, Scorer, demands_of
-from fjx.sharding.placement_table import placement_table
-from fjx.sharding.plan import Deployment
-from fjx.sharding.plan_json import deployment_to_json
-from fjx.sharding.planner import need_of_mesh
+from fjx.plots.placement import placement_svg
+from fjx.sharding.costs.figures import Workload
+from fjx.sharding.partition.needs import PlanNeed, granularities
+from fjx.sharding.placement.placement import Placement, place, place_all
+from fjx.sharding.placement.scorers import FlexPipeScorer, FragmentScorer, Scorer, demands_of
+from fjx.sharding.placement.table import placement_table
+from fjx.sharding.plan.plan import Deployment
+from fjx.sharding.plan.plan_json import deployment_to_json
+from fjx.sharding.planner.mesh_file import load_mesh
+from fjx.sharding.planner.planner import need_of_mesh
+from fjx.sharding.topology.fleet import Fleet
 
 
 class Placing:

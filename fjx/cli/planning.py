@@ -17,20 +17,20 @@ from fjx.models.costs import DEVICE_FIGURES, model_graph
 from fjx.models.loading.load import load_model_config
 from fjx.models.loading.source import resolve_config
 from fjx.pipeline.buckets import row_buckets
-from fjx.sharding.assign import assign_devices, places_of
-from fjx.sharding.cluster_file import read_cluster
-from fjx.sharding.difference import difference
-from fjx.sharding.draw import plan_svg
-from fjx.sharding.draw_change import Change
-from fjx.sharding.figures import Place, Workload
-from fjx.sharding.graph import GranuleGraph
-from fjx.sharding.mesh_file import MeshFile, load_mesh
-from fjx.sharding.plan import Deployment, Device
-from fjx.sharding.plan_json import deployment_to_json
-from fjx.sharding.planner import plan_auto, plan_mesh
-from fjx.sharding.profile import read_profile
-from fjx.sharding.table import difference_table, plan_table
-from fjx.sharding.topology import DeviceState, Topology, live_topology
+from fjx.plots.change import Change
+from fjx.plots.plan import plan_svg
+from fjx.sharding.costs.difference import difference
+from fjx.sharding.costs.figures import Place, Workload
+from fjx.sharding.costs.graph import GranuleGraph
+from fjx.sharding.costs.profile import read_profile
+from fjx.sharding.costs.table import difference_table, plan_table
+from fjx.sharding.plan.plan import Deployment, Device
+from fjx.sharding.plan.plan_json import deployment_to_json
+from fjx.sharding.planner.assign import assign_devices, places_of
+from fjx.sharding.planner.mesh_file import MeshFile, load_mesh
+from fjx.sharding.planner.planner import plan_auto, plan_mesh
+from fjx.sharding.topology.cluster_file import read_cluster
+from fjx.sharding.topology.topology import DeviceState, Topology, live_topology
 
 AUTO = "auto"
 

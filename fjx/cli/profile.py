@@ -16,7 +16,7 @@ from fjx.errors import UserError
 from fjx.output_files import check_output_file
 
 if TYPE_CHECKING:
-    from fjx.sharding.graph import GranuleGraph
+    from fjx.sharding.costs.graph import GranuleGraph
 
 EXAMPLES = """examples:
   fjx profile --model smollm2-135m --output profile.json
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     graph, machine = _measure(config)
     print(profile_table(graph, machine))
     if config.output is not None:
-        from fjx.sharding.profile import graph_to_json
+        from fjx.sharding.costs.profile import graph_to_json
 
         try:
             config.output.write_text(json.dumps(graph_to_json(graph, machine)) + "\n")
@@ -125,8 +125,8 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
     from fjx.models.loading.load import load_model_config
     from fjx.models.loading.source import program_cache, resolve_config
     from fjx.pipeline.compiler import Compiler
-    from fjx.pipeline.plan_target import make_cpu_devices
     from fjx.pipeline.profile import machine_of, measure
+    from fjx.regranularization.plan_target import make_cpu_devices
 
     engine = EngineConfig(
         model=config.model,
@@ -158,7 +158,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
 def profile_table(graph: GranuleGraph, machine: dict[str, str]) -> str:
     """Milliseconds of each piece in steps of each size, and of a whole step, as text; a table for
     each tensor degree."""
-    from fjx.sharding.table import aligned
+    from fjx.sharding.costs.table import aligned
 
     alike: dict[object, list[int]] = {}
     for index, granule in enumerate(graph.granules):

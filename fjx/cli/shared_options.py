@@ -149,8 +149,8 @@ def check_named(arguments: argparse.Namespace, meshes: Sequence[str]) -> None:
         )
     from fjx.engine.names import check_meshes
     from fjx.models.loading.source import check_model_name
-    from fjx.sharding.cluster_file import read_cluster
-    from fjx.sharding.profile import read_profile
+    from fjx.sharding.costs.profile import read_profile
+    from fjx.sharding.topology.cluster_file import read_cluster
 
     check_meshes(meshes)
     if arguments.cluster is not None:

@@ -16,10 +16,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fjx.cluster.lease import Lease
+from fjx.cluster.health.lease import Lease
+from fjx.cluster.health.speed import Level, Speed
+from fjx.cluster.messages import Beat, Setup
 from fjx.cluster.nodes import Node
-from fjx.cluster.orders import Beat, Setup
-from fjx.cluster.speed import Level, Speed
 from fjx.errors import StageLostError
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Going from one plan to another on a cluster, while requests are in flight.
 
-The states and the order of things are those of `fjx.pipeline.regranularize`. Here the workers do
+The states and the order of things are those of `fjx.regranularization.change`. Here the workers do
 the work: they compile and fetch parameters in a thread of their own while steps run in another;
 KV pages are offered between two steps and written into the new run beside the steps.
 """
@@ -17,13 +17,13 @@ import numpy as np
 from fjx.cluster.actor import Call, Member, results
 from fjx.cluster.cluster import Cluster, holdings
 from fjx.cluster.executor import ClusterExecutor
-from fjx.cluster.orders import PieceOffer, Remote
+from fjx.cluster.messages import PieceOffer, Remote
 from fjx.cluster.probe import Probe
 from fjx.outputs import SwitchRecord
-from fjx.pipeline.course import Course
-from fjx.pipeline.dirty_pages import DirtyPages
-from fjx.pipeline.home import Order
 from fjx.pipeline.programs import PAGE_COUNTS
+from fjx.regranularization.change_state import ChangeState
+from fjx.regranularization.dirty_pages import DirtyPages
+from fjx.regranularization.plan_runtime import Order
 
 _SLICE_BYTES = 4 << 20
 """KV pages that are under way at once while steps go on."""
@@ -56,7 +56,7 @@ class _Moving:
 
 
 class ClusterChange:
-    """One change of plan; see `fjx.pipeline.home.Change`."""
+    """One change of plan; see `fjx.regranularization.plan_runtime.Change`."""
 
     def __init__(self, order: Order, cluster: Cluster) -> None:
         self.expected: np.ndarray | None = None
@@ -68,7 +68,7 @@ class ClusterChange:
         self._rounds = 0
         self._pause: float | None = None
         self._counted = False
-        self.course = Course(order.number, self._prepare)
+        self.course = ChangeState(order.number, self._prepare)
 
     def record(self) -> SwitchRecord:
         """All that there is to say of it now."""

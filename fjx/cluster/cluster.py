@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from fjx.cluster.actor import START_SECONDS, Call, Member, results
-from fjx.cluster.cuts import Cuts
 from fjx.cluster.executor import ClusterExecutor, Driver, run_orders
+from fjx.cluster.health.cuts import Cuts
+from fjx.cluster.health.monitor import HealthMonitor
+from fjx.cluster.messages import PieceOffer, Remote, RunOrder, Setup
 from fjx.cluster.nodes import Node, live_nodes, topology_of
-from fjx.cluster.orders import PieceOffer, Remote, RunOrder, Setup
-from fjx.cluster.watch import Watch
 from fjx.cluster.wire import Wire
 from fjx.cluster.worker import Loaded
 from fjx.errors import MeshError, StageLostError
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.programs import Programs
-from fjx.sharding.errors import listed
-from fjx.sharding.plan import Deployment, Mesh, Plan
-from fjx.sharding.topology import Topology
+from fjx.sharding.plan.plan import Deployment, Mesh, Plan
+from fjx.sharding.topology.topology import Topology
+from fjx.wording import listed
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +43,14 @@ class Patience:
     mend: float = 600.0
     """For what is lost to be replaced, all attempts together, from when requests wait for it."""
     pause: float = 2.0
-    """From a replacement in vain to the next one, where no request waits; it grows, see `Tries`."""
+    """From a replacement in vain to the next one, where no request waits; it grows, see
+    `RestartBackoff`."""
 
 
 class Cluster:
     """Starts workers, gives them stages, and ends them.
 
-    Not thread-safe, but for `Watch`: one thread at a time changes workers and runs.
+    Not thread-safe, but for `HealthMonitor`: one thread at a time changes workers and runs.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Cluster:
         self.driver = Driver(programs, compiler, Wire(address), numbers, patience.step)
         self._runs = itertools.count(1)
         self._cuts = Cuts(patience.beat / 4)
-        self._watch = Watch(self.members, patience.beat, self._cuts)
+        self._watch = HealthMonitor(self.members, patience.beat, self._cuts)
         self._copies: dict[str, _Copy] = {}
         """Of pieces, in other workers' host memory."""
         self.loaded: list[Loaded] = []

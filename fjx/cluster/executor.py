@@ -12,19 +12,19 @@ from typing import Any
 import jax
 
 from fjx.cluster.actor import Call, Member
-from fjx.cluster.orders import Hop, Remote, RunOrder, StageAt, StepOrder, narrow
+from fjx.cluster.messages import Hop, Remote, RunOrder, StageAt, StepOrder, narrow
 from fjx.cluster.run import on_first
 from fjx.cluster.wire import Wire
 from fjx.errors import StageLostError
 from fjx.pipeline.batch import Batch
+from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.chain import Beside
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Pruner, StepOutput
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs
-from fjx.sharding.plan import Mesh, Plan
-from fjx.sharding.topology import key_of
+from fjx.sharding.plan.plan import Mesh, Plan
+from fjx.sharding.topology.topology import key_of
 
 logger = logging.getLogger(__name__)
 

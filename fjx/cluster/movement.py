@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from fjx.models.granules import WHOLE, Params
-from fjx.pipeline.pieces import place_piece
-from fjx.pipeline.placement import Placement
+from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.placed_model import place_piece
 from fjx.pipeline.programs import KV_PARTITION, Programs
 from fjx.pipeline.stage import Granule
-from fjx.pipeline.transfer import resplit
+from fjx.regranularization.transfer import resplit
 
 Fetch = Callable[[Sequence[Any]], list[Any]]
 """Gets the arrays of an offer, given their shapes, types and devices."""

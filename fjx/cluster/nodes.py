@@ -11,8 +11,8 @@ from typing import Any
 import ray
 
 from fjx.errors import UserError
-from fjx.sharding.plan import Device
-from fjx.sharding.topology import UNKNOWN_MEMORY, DeviceState, Topology
+from fjx.sharding.plan.plan import Device
+from fjx.sharding.topology.topology import UNKNOWN_MEMORY, DeviceState, Topology
 
 _REACH_SECONDS = 1.0
 """For a node to accept a connection."""

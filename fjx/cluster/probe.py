@@ -10,7 +10,7 @@ from fjx.cluster.executor import ClusterExecutor
 from fjx.errors import RegranularizationError, StageLostError
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.probe import two_tokens
+from fjx.regranularization.probe import two_tokens
 
 _TOLERANCE = 0.02
 """Largest difference of two log-probabilities. Another tensor degree sums in another order."""

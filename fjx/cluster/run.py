@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from fjx.cluster.orders import Hop, RunOrder, StepOrder, Timed, widen
-from fjx.cluster.pace import Pace, Span, copy
+from fjx.cluster.health.pace import Pace, Span, copy
+from fjx.cluster.messages import Hop, RunOrder, StepOrder, Timed, widen
 from fjx.cluster.wire import Wire
 from fjx.pipeline.batch import Batch
+from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.choice import choose_tokens
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule, Stage
 

@@ -10,19 +10,19 @@ import ray
 
 from fjx.cluster.cluster import Cluster, Patience
 from fjx.cluster.executor import ClusterExecutor
-from fjx.cluster.home import ClusterHome
+from fjx.cluster.messages import Setup
 from fjx.cluster.nodes import connect
-from fjx.cluster.orders import Setup
+from fjx.cluster.plan_runtime import ClusterPlanRuntime
 from fjx.models.granules import Model
-from fjx.pipeline.plan_target import Planner, PlanTarget
 from fjx.pipeline.programs import Programs
-from fjx.sharding.topology import Topology
+from fjx.regranularization.plan_target import Planner, PlanTarget
+from fjx.sharding.topology.topology import Topology
 
 
 class Started(NamedTuple):
     """A cluster that is ready to serve."""
 
-    home: ClusterHome
+    home: ClusterPlanRuntime
     planner: Planner
     executors: list[ClusterExecutor]
     """One for each replica."""
@@ -66,4 +66,4 @@ def start_cluster(
     except BaseException:
         cluster.close()
         raise
-    return Started(ClusterHome(cluster, idle_seconds), planner, executors)
+    return Started(ClusterPlanRuntime(cluster, idle_seconds), planner, executors)

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jax.experimental import transfer
 
-from fjx.cluster.orders import Remote
+from fjx.cluster.messages import Remote
 
 _POLL_SECONDS = 0.0001
 

@@ -16,23 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fjx.cluster.health.pace import Pace
+from fjx.cluster.health.reach import Reach
+from fjx.cluster.messages import Beat, PieceOffer, Remote, RunOrder, Setup, StepOrder
 from fjx.cluster.movement import fetch_pages, fetch_params, fetch_parts, params_offered
-from fjx.cluster.orders import Beat, PieceOffer, Remote, RunOrder, Setup, StepOrder
-from fjx.cluster.pace import Pace
-from fjx.cluster.reach import Reach
 from fjx.cluster.run import StageRun
 from fjx.cluster.wire import Wire, wait_for
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_params
 from fjx.models.tensors import random_tensors
 from fjx.pipeline.background import background_work, give_back_memory, keep_heap
+from fjx.pipeline.bound_mesh import Placement, bind
 from fjx.pipeline.compiler import Compiler, Place, ProgramSpec
 from fjx.pipeline.free_memory import free_host_bytes
-from fjx.pipeline.pieces import PieceLoader, new_kv_pages
-from fjx.pipeline.placement import Placement, bind
+from fjx.pipeline.placed_model import PieceLoader, new_kv_pages
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule
-from fjx.sharding.plan import Device
+from fjx.sharding.plan.plan import Device
 
 FETCH_SECONDS = 60.0
 """Limit for one piece's parameters, or some pages, to arrive."""

@@ -13,7 +13,6 @@ import numpy as np
 
 from fjx.distill.acceptance import Acceptance
 from fjx.distill.config import DistillConfig, open_work_folder
-from fjx.distill.draw import training_svg
 from fjx.distill.features import Example, read_examples
 from fjx.distill.generate import generate
 from fjx.distill.initial import initial_tensors
@@ -25,6 +24,7 @@ from fjx.distill.windows import head_vocabulary
 from fjx.errors import UserError
 from fjx.models.draft_head import DraftHead
 from fjx.models.loading.draft_head import DraftHeadConfig, save_draft_head
+from fjx.plots.training import training_svg
 
 
 def distill(

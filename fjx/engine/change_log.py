@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from fjx.outputs import SwitchRecord
-from fjx.sharding.fields import format_bytes, format_seconds
-from fjx.sharding.table import deployment_line
+from fjx.sharding.costs.table import deployment_line
+from fjx.wording import format_bytes, format_seconds
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fjx.engine.engine import Engine
-from fjx.engine.held import kv_bytes
-from fjx.sharding.errors import counted
-from fjx.sharding.fields import format_bytes
-from fjx.sharding.table import deployment_line
+from fjx.pipeline.held_bytes import kv_bytes
+from fjx.sharding.costs.table import deployment_line
+from fjx.wording import counted, format_bytes
 
 
 def engine_lines(engine: Engine) -> Iterator[str]:

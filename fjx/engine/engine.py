@@ -8,31 +8,31 @@ import time
 from collections.abc import Iterator, Sequence
 
 from fjx.config import EngineConfig
-from fjx.engine.autopilot import Autopilot
-from fjx.engine.draft_ahead import DraftAhead
+from fjx.engine.counters import EngineCounters
 from fjx.engine.held import held_memory
-from fjx.engine.intake import Intake
+from fjx.engine.input_processor import InputProcessor
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.progress import Progress, commit, score
-from fjx.engine.pruning import Pruning
-from fjx.engine.replica import Replica, RequestsFailedError
 from fjx.engine.replicas import Replicas
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows, Scheduler
-from fjx.engine.speculator import Speculator
-from fjx.engine.tally import Tally
 from fjx.engine.tracing import StepTrace
-from fjx.engine.turns import Gaps, InFlight, Microbatch
 from fjx.engine.unfinished import UnfinishedRequests
 from fjx.errors import MeshError, QueueFullError, RegranularizationError, StageLostError
+from fjx.granularity.autopilot import Autopilot
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, HeldMemory, SwitchRecord
 from fjx.pipeline.background import give_back_memory_soon
 from fjx.pipeline.executor import Pipeline, StepOutput
-from fjx.pipeline.home import Home
-from fjx.pipeline.plan_target import Planner, PlanTarget
+from fjx.regranularization.plan_runtime import PlanRuntime
+from fjx.regranularization.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams
-from fjx.sharding.plan import Deployment
+from fjx.scheduling.microbatches import Gaps, InFlight, Microbatch
+from fjx.scheduling.replica import Replica, RequestsFailedError
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows, Scheduler
+from fjx.sharding.plan.plan import Deployment
+from fjx.speculation.runtime.draft_ahead import DraftAhead
+from fjx.speculation.runtime.pruning import Pruning
+from fjx.speculation.runtime.speculator import Speculator
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Engine:
         planner: Planner,
         autopilot: Autopilot | None = None,
         speculator: Speculator | None = None,
-        home: Home | None = None,
+        home: PlanRuntime | None = None,
     ) -> None:
         """
         Args:
@@ -76,9 +76,9 @@ class Engine:
             executors[0].compiler,
             home,
         )
-        self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), Tally()
+        self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), EngineCounters()
         self._unfinished = UnfinishedRequests(
-            Intake(
+            InputProcessor(
                 max_model_len=limits.max_model_len,
                 vocabulary=programs.model.config.vocab_size,
                 end_tokens=tokenizer.eos_token_ids,

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import jax
-
-from fjx.cache.page_pool import PagePool
-from fjx.engine.drafter import Drafter
 from fjx.engine.replicas import Replicas
-from fjx.kernels.matmul import is_packed
 from fjx.outputs import HeldMemory
-from fjx.pipeline.programs import Programs
-from fjx.sharding.plan import Plan
+from fjx.pipeline.held_bytes import kv_bytes, parameter_bytes
+from fjx.scheduling.page_pool import PagePool
+from fjx.speculation.runtime.drafter import Drafter
 
 
 def held_memory(replicas: Replicas, drafter: Drafter | None) -> HeldMemory:
@@ -33,35 +26,6 @@ def held_memory(replicas: Replicas, drafter: Drafter | None) -> HeldMemory:
         draft_kv_bytes=draft_kv,
         programs=executors[0].compiler.num_programs,
     )
-
-
-def parameter_bytes(programs: Programs, plan: Plan) -> int:
-    """Bytes of a model's parameters where they lie by a plan."""
-    places = [plan.stages[0], *_stage_of_granule(plan), plan.stages[-1]]
-    sizes = {
-        piece: nbytes(programs.params(piece, stage.mesh.tensor))
-        for piece, stage in zip(programs.pieces, places, strict=True)
-    }
-    total = sum(sizes.values())
-    first, last = places[0].mesh, places[-1].mesh
-    if programs.model.config.tied_embeddings and first == last:
-        table = programs.params("embed", first.tensor)["tokens"]
-        total -= nbytes(table) if is_packed(table) else 0  # one array serves both ends
-    return total
-
-
-def kv_bytes(programs: Programs) -> int:
-    """Bytes of all KV pages of a replica."""
-    return sum(nbytes(programs.kv_struct(len(layers))) for layers in programs.model.granules)
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a pytree."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _stage_of_granule(plan: Plan) -> list[Any]:
-    return [stage for stage in plan.stages for _ in stage.granules]
 
 
 def _used_share(pool: PagePool) -> float:

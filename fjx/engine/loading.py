@@ -31,17 +31,17 @@ from fjx.models.loading.source import (
 from fjx.models.logit_lens import LogitLens
 from fjx.models.tensors import random_tensors
 from fjx.models.tokenizer import Tokenizer, load_tokenizer
+from fjx.pipeline.bound_mesh import live_devices
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import Loader, step_programs
-from fjx.pipeline.placement import live_devices
-from fjx.pipeline.plan_target import Planner, live_planner
+from fjx.pipeline.placed_model import Loader, step_programs
 from fjx.pipeline.profile import read_profile_of
 from fjx.pipeline.programs import Programs
+from fjx.regranularization.plan_target import Planner, live_planner
 from fjx.sampling_params import MAX_LOGIT_BIAS
-from fjx.sharding.figures import Workload
-from fjx.sharding.plan import Deployment
+from fjx.sharding.costs.figures import Workload
+from fjx.sharding.plan.plan import Deployment
 
 logger = logging.getLogger(__name__)
 

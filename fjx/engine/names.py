@@ -14,9 +14,9 @@ from fjx.models.loading.source import (
     not_found,
     program_cache,
 )
-from fjx.sharding.cluster_file import read_cluster
-from fjx.sharding.mesh_file import load_mesh
-from fjx.sharding.profile import read_profile
+from fjx.sharding.costs.profile import read_profile
+from fjx.sharding.planner.mesh_file import load_mesh
+from fjx.sharding.topology.cluster_file import read_cluster
 
 HEAD_SUFFIX = ".safetensors"
 NO_MODEL = ("auto", "ngram", "head", "off")

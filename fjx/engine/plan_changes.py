@@ -12,9 +12,9 @@ from fjx.errors import RegranularizationBusyError
 from fjx.outputs import PlanStats, PlanStatus, SwitchRecord
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Pipeline
-from fjx.pipeline.home import Change, Home, Order, ThisProcess
-from fjx.pipeline.plan_target import Planner, PlanTarget
-from fjx.sharding.plan import Deployment
+from fjx.regranularization.plan_runtime import Change, LocalPlanRuntime, Order, PlanRuntime
+from fjx.regranularization.plan_target import Planner, PlanTarget
+from fjx.sharding.plan.plan import Deployment
 
 _MEND_SECONDS = 0.02
 """How long one step waits for what replaces a lost stage."""
@@ -28,13 +28,13 @@ class PlanChanges:
         deployment: Deployment,
         planner: Planner,
         compiler: Compiler,
-        home: Home | None = None,
+        home: PlanRuntime | None = None,
     ) -> None:
         """``home``: where plans run; None: in this process."""
         self.deployment = deployment
         self.planner = planner
         self._compiler = compiler
-        self.home = home or ThisProcess()
+        self.home = home or LocalPlanRuntime()
         self._running: Change | None = None
         self._last: SwitchRecord | None = None
         self._number = 0
@@ -128,7 +128,7 @@ class PlanChanges:
         return mended.executors
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
-        """Nothing has been asked for so many seconds; see `Home.idle`."""
+        """Nothing has been asked for so many seconds; see `PlanRuntime.idle`."""
         return self.home.idle(executors, seconds)
 
     def advance(self) -> bool:

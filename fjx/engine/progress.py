@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fjx.engine.request import Request
-from fjx.engine.text import Transcripts
+from fjx.engine.detokenizer import Detokenizer
 from fjx.outputs import FinishReason, PositionLogprobs, TokenLogprob
 from fjx.pipeline.executor import StepOutput
+from fjx.scheduling.request import Request
 
 
 class Progress(NamedTuple):
@@ -31,7 +31,7 @@ class Verified(NamedTuple):
 
 
 def commit(
-    request: Request, chosen: list[int], output: StepOutput, first: int, transcripts: Transcripts
+    request: Request, chosen: list[int], output: StepOutput, first: int, transcripts: Detokenizer
 ) -> tuple[Progress, Verified]:
     """Take what a request's rows chose, up to the first token that was drafted otherwise, or that
     ends the request.

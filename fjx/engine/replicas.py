@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from fjx.engine.balance import even_out
-from fjx.engine.replica import Replica
-from fjx.engine.request import Request
-from fjx.engine.scheduler import Scheduler
-from fjx.engine.turns import Turn
 from fjx.pipeline.executor import Pipeline
+from fjx.scheduling.balance import even_out
+from fjx.scheduling.microbatches import Turn
+from fjx.scheduling.replica import Replica
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import Scheduler
 
 
 class Replicas:

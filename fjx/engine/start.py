@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 
 from fjx.config import EngineConfig
-from fjx.engine.autopilot import start_autopilot
 from fjx.engine.engine import Engine
 from fjx.engine.loading import find_model, load_executors, make_planner, make_programs
 from fjx.engine.names import check_names
@@ -17,10 +16,11 @@ from fjx.engine.start_speculator import (
     find_lens,
     start_speculator,
 )
+from fjx.granularity.autopilot import start_autopilot
 from fjx.pipeline.background import give_back_memory, keep_heap, release_heap, share_heaps
-from fjx.pipeline.pieces import move_programs, step_programs
-from fjx.pipeline.placement import live_devices
-from fjx.pipeline.plan_target import make_cpu_devices
+from fjx.pipeline.bound_mesh import live_devices
+from fjx.pipeline.placed_model import move_programs, step_programs
+from fjx.regranularization.plan_target import make_cpu_devices
 
 
 def start_engine(config: EngineConfig, progress: bool = True) -> Engine:

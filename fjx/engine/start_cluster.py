@@ -11,20 +11,20 @@ from typing import Any
 import jax
 
 from fjx.config import EngineConfig
-from fjx.engine.autopilot import start_autopilot
-from fjx.engine.drafter import Drafter, PromptLookup
 from fjx.engine.engine import Engine
 from fjx.engine.loading import find_model, make_planner, make_programs
 from fjx.engine.names import HEAD_SUFFIX, check_names
-from fjx.engine.speculator import Speculator
 from fjx.engine.start_speculator import remote_speculator, start_draft_model
 from fjx.errors import UserError
+from fjx.granularity.autopilot import start_autopilot
 from fjx.models.loading.source import cache_root
 from fjx.models.tokenizer import Tokenizer
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.plan_target import Planner
-from fjx.sharding.cluster_file import read_cluster
-from fjx.sharding.topology import Topology
+from fjx.regranularization.plan_target import Planner
+from fjx.sharding.topology.cluster_file import read_cluster
+from fjx.sharding.topology.topology import Topology
+from fjx.speculation.runtime.drafter import Drafter, PromptLookup
+from fjx.speculation.runtime.speculator import Speculator
 
 _LOOKUP = ("auto", "ngram")
 """Drafters that take no model."""
@@ -40,8 +40,8 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
     """
     try:
         from fjx.cluster.cluster import Patience
+        from fjx.cluster.messages import Setup, Weights
         from fjx.cluster.nodes import connect, live_nodes
-        from fjx.cluster.orders import Setup, Weights
         from fjx.cluster.start import start_cluster
     except ImportError as error:
         raise UserError(

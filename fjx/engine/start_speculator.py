@@ -13,14 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fjx.config import EngineConfig
-from fjx.engine.draft_head import HeadDrafter
-from fjx.engine.draft_model import DraftModel
-from fjx.engine.drafter import Drafter, LookupOrHead, PromptLookup
 from fjx.engine.loading import load_executors, make_planner, make_programs
 from fjx.engine.names import HEAD_SUFFIX, NO_MODEL, check_drafter_name
-from fjx.engine.pruning import Lens
-from fjx.engine.replica import Replica
-from fjx.engine.speculator import Speculator
 from fjx.errors import UserError
 from fjx.models.config import ModelConfig
 from fjx.models.draft_head import DraftHead
@@ -39,9 +33,15 @@ from fjx.pipeline.draft_programs import HeadPrograms
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.programs import Programs
-from fjx.sharding.plan import Deployment, Device
-from fjx.speculation.frontiers import FrontierDepth
-from fjx.speculation.policies import policy_by_name
+from fjx.scheduling.replica import Replica
+from fjx.sharding.plan.plan import Deployment, Device
+from fjx.speculation.policy.frontiers import FrontierDepth
+from fjx.speculation.policy.lengths import policy_by_name
+from fjx.speculation.runtime.draft_head import HeadDrafter
+from fjx.speculation.runtime.draft_model import DraftModel
+from fjx.speculation.runtime.drafter import Drafter, LookupOrHead, PromptLookup
+from fjx.speculation.runtime.pruning import Lens
+from fjx.speculation.runtime.speculator import Speculator
 
 logger = logging.getLogger(__name__)
 

@@ -6,18 +6,18 @@ import logging
 import time
 from collections.abc import Callable
 
-from fjx.engine.bad_words import bad_word_tokens
-from fjx.engine.intake import Intake
+from fjx.engine.counters import EngineCounters
+from fjx.engine.detokenizer import Detokenizer
+from fjx.engine.input_processor import InputProcessor
 from fjx.engine.progress import Progress
-from fjx.engine.queue_room import ServiceTimes, who_gives_way
 from fjx.engine.replicas import Replicas
-from fjx.engine.request import Request
-from fjx.engine.tally import Tally
-from fjx.engine.text import Transcripts
 from fjx.errors import QueueFullError
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import FinishReason
 from fjx.sampling_params import SamplingParams
+from fjx.scheduling.bad_words import bad_word_tokens
+from fjx.scheduling.queue_room import ServiceTimes, who_gives_way
+from fjx.scheduling.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,10 @@ class UnfinishedRequests:
 
     def __init__(
         self,
-        intake: Intake,
+        intake: InputProcessor,
         tokenizer: Tokenizer,
         replicas: Replicas,
-        tally: Tally,
+        tally: EngineCounters,
         ended: Callable[[Request], None],
         *,
         max_waiting: int,
@@ -46,7 +46,7 @@ class UnfinishedRequests:
             max_waiting: most requests in the queue.
             max_num_seqs: how many a replica serves at once.
         """
-        self.transcripts = Transcripts(tokenizer)
+        self.transcripts = Detokenizer(tokenizer)
         self.displaced: dict[str, QueueFullError] = {}
         """Requests that have lost their places to more urgent ones since somebody looked here."""
         self._intake = intake
@@ -73,7 +73,7 @@ class UnfinishedRequests:
         return bool(self._intake.unfinished(request_id))
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
-        """See `Intake.check`."""
+        """See `InputProcessor.check`."""
         self._intake.check(prompt, params)
 
     def add(

@@ -10,16 +10,16 @@ import numpy as np
 from jaxtyping import Int32
 
 from fjx.pipeline.batch import Batch
+from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.chain import Beside, Chain, beside
 from fjx.pipeline.choice import choose_tokens
 from fjx.pipeline.compiler import CompileJob, Compiler, ProgramSpec
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import Pieces
-from fjx.pipeline.placement import Placement
+from fjx.pipeline.placed_model import PlacedModel
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.prune_programs import plan_programs, segments_of
 from fjx.pipeline.stage import Stage
-from fjx.sharding.plan import Plan
+from fjx.sharding.plan.plan import Plan
 
 _STEPS_BEFORE_FUSING = 100
 """Work of this length is worth the fused programs' compilation."""
@@ -140,7 +140,7 @@ class Executor:
     done.
     """
 
-    def __init__(self, programs: Programs, compiler: Compiler, pieces: Pieces) -> None:
+    def __init__(self, programs: Programs, compiler: Compiler, pieces: PlacedModel) -> None:
         self.programs = programs
         self.compiler = compiler
         self.pieces = pieces

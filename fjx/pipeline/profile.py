@@ -22,20 +22,21 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Int32
 
+from fjx.errors import MeshError
 from fjx.models.granules import Model, Params
 from fjx.models.split import TENSOR_AXIS
+from fjx.pipeline.bound_mesh import Placement, bind, live_devices
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import new_kv_pages, place_piece
-from fjx.pipeline.placement import Placement, bind, live_devices
+from fjx.pipeline.placed_model import new_kv_pages, place_piece
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import Granule
 from fjx.progress_bar import progress_bar
-from fjx.sharding.errors import MeshError, counted
-from fjx.sharding.graph import GranuleGraph, PieceCost
-from fjx.sharding.plan import Mesh, check_degree
-from fjx.sharding.profile import read_profile
+from fjx.sharding.costs.graph import GranuleGraph, PieceCost
+from fjx.sharding.costs.profile import read_profile
+from fjx.sharding.plan.plan import Mesh, check_degree
+from fjx.wording import counted
 
 _SWEPT_BYTES = 256 << 20
 """More than the caches of most devices hold."""

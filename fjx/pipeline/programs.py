@@ -29,9 +29,9 @@ from fjx.kernels.token_rule import (
 from fjx.models.granules import WHOLE, Model, Params
 from fjx.models.logit_lens import LogitLens
 from fjx.models.split import TENSOR_AXIS, TensorSpec
+from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.placement import Placement
 from fjx.pipeline.structs import floats, ints, struct, words
 from fjx.sampling_params import MAX_LOGPROBS
 

@@ -11,9 +11,9 @@ import jax
 from fjx.kernels.rank import DraftedRows, drafted_ranks
 from fjx.models.granules import WHOLE
 from fjx.models.logit_lens import LogitLens
+from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import ProgramSpec
-from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.structs import floats, ints, words
 

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from fjx.models.granules import Params
+from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.chain import Beside
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import StageShape
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 from fjx.sim.steps import ReplicaLimits
 
 

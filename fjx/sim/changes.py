@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fjx.sharding.difference import difference
-from fjx.sharding.plan import Deployment, Device, Plan
+from fjx.sharding.costs.difference import difference
+from fjx.sharding.plan.plan import Deployment, Device, Plan
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import CopySeconds, copy_seconds
 from fjx.sim.replica import Process

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fjx.errors import UserError
-from fjx.sharding.errors import MemoryFitError
-from fjx.sharding.fleet import Fleet, Integers
-from fjx.sharding.needs import PlanNeed
-from fjx.sharding.placement import Placer, place
-from fjx.sharding.plan import Device, Mesh, Plan, Stage
-from fjx.sharding.topology import DeviceState, Link, Topology
+from fjx.errors import MemoryFitError, UserError
+from fjx.sharding.partition.needs import PlanNeed
+from fjx.sharding.placement.placement import Placer, place
+from fjx.sharding.plan.plan import Device, Mesh, Plan, Stage
+from fjx.sharding.topology.fleet import Fleet, Integers
+from fjx.sharding.topology.topology import DeviceState, Link, Topology
 from fjx.sim.hardware import NETWORK, WITHIN_HOST
 
 _POD_COLUMNS = ("num_gpu", "gpu_milli", "creation_time", "deletion_time")

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fjx.sharding.analytic import DeviceFigures, ModelSizes
-from fjx.sharding.assign import places_of
-from fjx.sharding.graph import GranuleGraph, PieceCost
-from fjx.sharding.plan import Plan
-from fjx.sharding.topology import Topology
+from fjx.sharding.costs.analytic import DeviceFigures, ModelSizes
+from fjx.sharding.costs.graph import GranuleGraph, PieceCost
+from fjx.sharding.plan.plan import Plan
+from fjx.sharding.planner.assign import places_of
+from fjx.sharding.topology.topology import Topology
 
 Floats = NDArray[np.float64]
 
@@ -143,7 +143,7 @@ def profile_costs(
     pair_seconds: float = 0.0,
     step_seconds: float = 0.0,
 ) -> StageCosts:
-    """A plan's costs by a measured profile, which `fjx.sharding.profile.read_profile` reads.
+    """A plan's costs by a measured profile, which `fjx.sharding.costs.profile.read_profile` reads.
 
     Steps are padded to the profile's buckets; beyond the largest one they cost in proportion.
 

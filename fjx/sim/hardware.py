@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fjx.sharding.analytic import DeviceFigures, ModelSizes
-from fjx.sharding.topology import Link
+from fjx.sharding.costs.analytic import DeviceFigures, ModelSizes
+from fjx.sharding.topology.topology import Link
 
 COMPUTE_EFFICIENCY = 0.5
 """Share of the peak arithmetic that dense products of served models reach. Published model-FLOPs

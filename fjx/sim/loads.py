@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fjx.sharding.difference import Difference
-from fjx.sharding.plan import Device
-from fjx.sharding.topology import Topology
+from fjx.sharding.costs.difference import Difference
+from fjx.sharding.plan.plan import Device
+from fjx.sharding.topology.topology import Topology
 from fjx.sim.cluster import Cluster
 from fjx.sim.hardware import Storage
 

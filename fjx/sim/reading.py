@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from fjx.engine.progress import commit
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 from fjx.sim.admission import Admission
 from fjx.sim.sight import OutOfSight
 from fjx.sim.speculation import SimSpeculation
@@ -18,7 +18,7 @@ class _Lengths:
     """Stands for the engine's transcripts: a request ends by its length."""
 
     def add(self, request: Request, token: int) -> tuple[str, str | None]:
-        """See `fjx.engine.text.Transcripts.add`."""
+        """See `fjx.engine.detokenizer.Detokenizer.add`."""
         return "", "length" if len(request.tokens) >= request.max_len else None
 
 

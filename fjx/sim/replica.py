@@ -20,10 +20,10 @@ from typing import Any
 
 import simpy
 
-from fjx.cache.page_pool import PagePool
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows, Scheduler
-from fjx.engine.turns import Turn
+from fjx.scheduling.microbatches import Turn
+from fjx.scheduling.page_pool import PagePool
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 from fjx.sim.admission import Admission
 from fjx.sim.costs import StageCosts
 from fjx.sim.reading import Reader

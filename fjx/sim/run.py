@@ -15,7 +15,7 @@ from fjx.sim.setup import Setup
 from fjx.sim.speculation import Drafting
 from fjx.sim.systems import System
 from fjx.sim.workload import Workload
-from fjx.speculation.policies import LengthPolicy
+from fjx.speculation.policy.lengths import LengthPolicy
 
 
 @dataclass(frozen=True)

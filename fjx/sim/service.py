@@ -12,10 +12,10 @@ from typing import Protocol
 import numpy as np
 import simpy
 
-from fjx.engine.balance import even_out
-from fjx.engine.request import Request
-from fjx.sharding.needs import PlanNeed
-from fjx.sharding.plan import Device, Plan
+from fjx.scheduling.balance import even_out
+from fjx.scheduling.request import Request
+from fjx.sharding.partition.needs import PlanNeed
+from fjx.sharding.plan.plan import Device, Plan
 from fjx.sim.cluster import Cluster
 from fjx.sim.costs import StageCosts
 from fjx.sim.metrics import Outcomes
@@ -24,7 +24,7 @@ from fjx.sim.setup import Setup
 from fjx.sim.speculation import Drafting, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.workload import Workload
-from fjx.speculation.policies import LengthPolicy
+from fjx.speculation.policy.lengths import LengthPolicy
 
 _SAMPLES = 200
 """Moments of a run that are kept for its picture."""

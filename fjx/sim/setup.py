@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from fjx.granularity.ladder import Ladder, ladder_from_graph
 from fjx.pipeline.buckets import row_buckets
-from fjx.pipeline.ladder import Ladder, ladder_from_graph
-from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
-from fjx.sharding.assign import places_of
-from fjx.sharding.figures import Workload as PlanWorkload
-from fjx.sharding.figures import plan_figures
-from fjx.sharding.graph import GranuleGraph
-from fjx.sharding.needs import PlanNeed, need_of
-from fjx.sharding.plan import Deployment, Device, Plan
-from fjx.sharding.planner import even_mesh, plan_auto, plan_mesh
-from fjx.sharding.topology import DeviceState, Link, Topology
+from fjx.sharding.costs.analytic import DeviceFigures, ModelSizes, analytic_graph
+from fjx.sharding.costs.figures import Workload as PlanWorkload
+from fjx.sharding.costs.figures import plan_figures
+from fjx.sharding.costs.graph import GranuleGraph
+from fjx.sharding.partition.needs import PlanNeed, need_of
+from fjx.sharding.plan.plan import Deployment, Device, Plan
+from fjx.sharding.planner.assign import places_of
+from fjx.sharding.planner.planner import even_mesh, plan_auto, plan_mesh
+from fjx.sharding.topology.topology import DeviceState, Link, Topology
 from fjx.sim.costs import StageCosts, roofline_costs
 from fjx.sim.hardware import GPUS, LAYERS, MODELS, NETWORK
 from fjx.sim.steps import ReplicaLimits

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fjx.cache.page_pool import PagePool
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows, Scheduler
+from fjx.scheduling.page_pool import PagePool
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 from fjx.sim.steady import Steady
 from fjx.sim.steps import TOKEN, Step, Stretch
 

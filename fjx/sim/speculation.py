@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import simpy
 
-from fjx.engine.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows
-from fjx.engine.speculator import Speculator
-from fjx.engine.turns import Microbatch, Turn
 from fjx.pipeline.buckets import row_buckets
+from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows
 from fjx.sim.steps import TOKEN
-from fjx.speculation.frontiers import FrontierDepth
-from fjx.speculation.policies import LengthPolicy, MarginalGain
+from fjx.speculation.policy.frontiers import FrontierDepth
+from fjx.speculation.policy.lengths import LengthPolicy, MarginalGain
+from fjx.speculation.runtime.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
+from fjx.speculation.runtime.speculator import Speculator
 
 DEEPEST = 4
 """Most steps with drafts under way at once: the engine's default."""
@@ -67,7 +67,7 @@ class Drafting:
 
 
 class SimDrafter:
-    """See `fjx.engine.drafter.Drafter`."""
+    """See `fjx.speculation.runtime.drafter.Drafter`."""
 
     name = "simulated"
     free = False

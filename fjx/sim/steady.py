@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from typing import NamedTuple
 
-from fjx.cache.page_pool import PagePool
-from fjx.engine.request import Request
+from fjx.scheduling.page_pool import PagePool
+from fjx.scheduling.request import Request
 
 
 class _Place(NamedTuple):

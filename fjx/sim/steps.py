@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import simpy
 
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows
 from fjx.sim.costs import StageCosts
 
 TOKEN = 1

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fjx.engine.autopilot import Autopilot
-from fjx.pipeline.ladder import Ladder
-from fjx.pipeline.policy import PolicyConfig
-from fjx.sharding.plan import Deployment
+from fjx.granularity.autopilot import Autopilot
+from fjx.granularity.ladder import Ladder
+from fjx.granularity.policy import PolicyConfig
+from fjx.sharding.plan.plan import Deployment
 from fjx.sim.changes import Deployed, Switching
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import Tier, load_seconds

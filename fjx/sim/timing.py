@@ -1,8 +1,8 @@
 """When the steps of a pipeline end: the inner loop, compiled.
 
-As in `fjx.sharding.timeline`, a stage takes steps in the order in which they were sent, and begins
-one when it is free and the stage before has finished it; the first stage begins a step when the
-part's step before has left the last stage, because its tokens feed it. On top of that, a step
+As in `fjx.sharding.costs.timeline`, a stage takes steps in the order in which they were sent, and
+begins one when it is free and the stage before has finished it; the first stage begins a step when
+the part's step before has left the last stage, because its tokens feed it. On top of that, a step
 begins when the host has sent it, which is when it has read the part's last step but one.
 """
 

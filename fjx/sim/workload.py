@@ -14,9 +14,9 @@ import numpy as np
 
 from fjx.bench.arrivals import arrival_times
 from fjx.bench.traces import TraceEntry, read_trace
-from fjx.engine.request import Request
 from fjx.errors import UserError
 from fjx.sampling_params import SamplingParams
+from fjx.scheduling.request import Request
 
 _PARAMS = SamplingParams()
 _UNKNOWN = -1

@@ -25,25 +25,25 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from fjx.engine.replica import Replica
-from fjx.engine.request import Request
-from fjx.engine.turns import Microbatch
 from fjx.kernels import mosaic, tuning
 from fjx.kernels.attention import api as attention
 from fjx.kernels.matmul import api as matmul
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model
 from fjx.models.loading.source import cache_root
+from fjx.pipeline.bound_mesh import live_devices
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import Pieces, stage_shapes, step_programs
-from fjx.pipeline.placement import live_devices
+from fjx.pipeline.placed_model import PlacedModel, stage_shapes, step_programs
 from fjx.pipeline.programs import Programs
 from fjx.pipeline.stage import End, Granule
 from fjx.sampling_params import SamplingParams
-from fjx.sharding.plan import Deployment, Mesh, Plan, Stage
+from fjx.scheduling.microbatches import Microbatch
+from fjx.scheduling.replica import Replica
+from fjx.scheduling.request import Request
+from fjx.sharding.plan.plan import Deployment, Mesh, Plan, Stage
 
 from .models import MODELS, PAGE_SIZE
 from .timing import copy_bandwidth
@@ -247,7 +247,7 @@ def _specs(programs: Programs, plan: Plan, requests: tuple[int, ...]) -> list[Pr
     return [spec for spec in every if spec.key[1] in wanted.get(spec.key[0], ())]  # type: ignore[index]
 
 
-def _random_pieces(programs: Programs, plan: Plan) -> Pieces:
+def _random_pieces(programs: Programs, plan: Plan) -> PlacedModel:
     (shape,) = shapes = stage_shapes(plan, live_devices())
     at = shape.placement
     params = {piece: _random(programs.params(piece, degree=1)) for piece in programs.pieces}
@@ -255,7 +255,7 @@ def _random_pieces(programs: Programs, plan: Plan) -> Pieces:
         Granule(at, len(layers), params[f"{index}"], _random(programs.kv_struct(len(layers))))
         for index, layers in enumerate(programs.model.granules)
     )
-    return Pieces(plan, shapes, End(at, params["embed"]), granules, End(at, params["head"]))
+    return PlacedModel(plan, shapes, End(at, params["embed"]), granules, End(at, params["head"]))
 
 
 def _random(structs: Any) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
-from fjx.cluster.local import local_nodes
+from benchmarks.local_cluster.nodes import local_nodes
 from fjx.llm import LLM
 from fjx.sampling_params import SamplingParams
 

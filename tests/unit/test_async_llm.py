@@ -14,11 +14,8 @@ import pytest
 import fjx.async_llm
 from fjx.async_llm import AsyncLLM
 from fjx.config import EngineConfig
-from fjx.engine.drafter import PromptLookup
+from fjx.engine.detokenizer import Detokenizer
 from fjx.engine.engine import Engine
-from fjx.engine.request import Request
-from fjx.engine.speculator import Speculator
-from fjx.engine.text import Transcripts
 from fjx.errors import (
     EngineDeadError,
     ModelError,
@@ -27,7 +24,10 @@ from fjx.errors import (
     UserError,
 )
 from fjx.sampling_params import SamplingParams
-from fjx.speculation.policies import Fixed
+from fjx.scheduling.request import Request
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.drafter import PromptLookup
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.async_cases import (
     GREEDY,
     LONG,
@@ -176,15 +176,15 @@ async def test_a_displaced_request_learns_so_and_nobody_else_is_disturbed() -> N
 
 @with_limit
 async def test_a_displaced_request_learns_so_even_if_the_other_one_fails() -> None:
-    begin = Transcripts.begin
+    begin = Detokenizer.begin
 
-    def breaks(self: Transcripts, request: Request) -> None:
+    def breaks(self: Detokenizer, request: Request) -> None:
         if request.id == "urgent":
             raise ZeroDivisionError("of the urgent one")
         begin(self, request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Transcripts, "begin", breaks)
+        patch.setattr(Detokenizer, "begin", breaks)
         async with serving(max_num_seqs=1, max_waiting_requests=2) as llm:
             first = asyncio.create_task(collect(llm, [1, 2], LONG, "first"))
             await until(lambda: llm.stats().num_requests_running == 1)
@@ -390,15 +390,15 @@ async def test_a_step_that_does_not_end_is_seen_and_left_behind() -> None:
 @with_limit
 async def test_a_request_that_fails_tells_why_and_others_go_on() -> None:
     engine = tiny_engine(max_num_batched_tokens=16, max_num_seqs=4)
-    add = Transcripts.add
+    add = Detokenizer.add
 
-    def breaks(self: Transcripts, request: Request, token: int) -> Any:
+    def breaks(self: Detokenizer, request: Request, token: int) -> Any:
         if request.id == "bad" and request.num_output > 2:
             raise ZeroDivisionError("of the bad one")
         return add(self, request, token)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Transcripts, "add", breaks)
+        patch.setattr(Detokenizer, "add", breaks)
         async with serving(engine) as llm:
             bad, good = await asyncio.gather(
                 collect(llm, [1, 2], GREEDY, "bad"), collect(llm, [3, 4], GREEDY, "good")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import fjx.pipeline.regranularize as regranularize
+import fjx.regranularization.change as regranularize
 from fjx.async_llm import AsyncLLM
 from fjx.engine.engine import Engine
 from fjx.errors import (

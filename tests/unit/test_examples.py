@@ -26,13 +26,13 @@ from fjx.cli.sections import FILE_SECTIONS
 from fjx.config import EngineConfig
 from fjx.serving.app import create_app
 from fjx.serving.config import ServerConfig
-from fjx.sharding.analytic import analytic_graph
-from fjx.sharding.cluster_file import parse_cluster
-from fjx.sharding.mesh_file import parse_mesh
-from fjx.sharding.profile import graph_to_json
+from fjx.sharding.costs.analytic import analytic_graph
+from fjx.sharding.costs.profile import graph_to_json
+from fjx.sharding.planner.mesh_file import parse_mesh
+from fjx.sharding.topology.cluster_file import parse_cluster
 from tests.unit.engine.tiny import LetterTokenizer, tiny_engine
 from tests.unit.example_blocks import ROOT, Block, Command, blocks, commands
-from tests.unit.pipeline.test_policy_log import eventful, written
+from tests.unit.granularity.test_policy_log import eventful, written
 from tests.unit.serving.conftest import serving
 from tests.unit.serving.fake_llm import FakeLLM
 from tests.unit.sharding.toy import FIGURES, SIZES

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fjx.engine.draft_model import DraftModel
-from fjx.engine.drafter import LookupOrHead, PromptLookup
-from fjx.engine.replica import Replica
-from fjx.engine.speculator import Speculator
 from fjx.engine.start_speculator import _waits_for
 from fjx.pipeline.compiler import Compiler
 from fjx.sampling_params import SamplingParams
-from fjx.speculation.policies import Fixed
-from tests.unit.engine.draft_cases import head_drafter
+from fjx.scheduling.replica import Replica
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.draft_model import DraftModel
+from fjx.speculation.runtime.drafter import LookupOrHead, PromptLookup
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.tiny import VOCABULARY, tiny_engine, tokens_alone
+from tests.unit.speculation.runtime.draft_cases import head_drafter
 
 
 def drawn_params(random: np.random.Generator) -> SamplingParams:

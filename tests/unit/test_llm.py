@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import fjx.llm
-import fjx.pipeline.regranularize as regranularize
-from fjx.engine.drafter import PromptLookup
+import fjx.regranularization.change as regranularize
 from fjx.engine.engine import Engine
-from fjx.engine.speculator import Speculator
 from fjx.errors import RegranularizationBusyError, RegranularizationError, RequestError
 from fjx.llm import LLM
 from fjx.sampling_params import SamplingParams
-from fjx.speculation.policies import Fixed
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.drafter import PromptLookup
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.plan_cases import (
     MIXED,
     Ask,

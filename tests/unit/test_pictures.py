@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from fjx.sharding.draw_run import run_svg
-from tests.unit.sharding.picture_cases import check_readable, texts_of
+from benchmarks.draw_run import run_svg
+from tests.unit.plots.picture_cases import check_readable, texts_of
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"

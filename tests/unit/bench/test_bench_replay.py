@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from fjx.engine.engine import Engine
-from fjx.engine.speculator import Speculator
-from fjx.speculation.policies import Fixed
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.plan_cases import MIXED, answers, deep_engine, expected
-from tests.unit.engine.test_speculation import Guesses
+from tests.unit.speculation.runtime.test_speculation import Guesses
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fjx.sharding.analytic import analytic_graph
-from fjx.sharding.profile import graph_to_json
+from fjx.sharding.costs.analytic import analytic_graph
+from fjx.sharding.costs.profile import graph_to_json
 from tests.unit.sharding.toy import FIGURES, SIZES
 
 

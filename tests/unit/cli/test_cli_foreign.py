@@ -8,7 +8,7 @@ import pytest
 
 from fjx.cli.foreign import FOREIGN_OPTIONS, meaning
 from fjx.cli.main import build_parser, main
-from fjx.sharding.mesh_file import parse_mesh
+from fjx.sharding.planner.mesh_file import parse_mesh
 
 
 def options_of(*commands: str) -> set[str]:

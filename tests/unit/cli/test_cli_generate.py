@@ -19,8 +19,8 @@ from fjx import (
     TokenLogprob,
 )
 from fjx.cli.main import main
-from fjx.engine.round_log import RoundLog
-from fjx.speculation.rounds import Step
+from fjx.speculation.policy.rounds import Step
+from fjx.speculation.runtime.round_log import RoundLog
 
 
 class FakeTokenizer:

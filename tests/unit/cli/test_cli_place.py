@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fjx.cli.main import main
-from fjx.sharding.plan_json import deployment_from_json
+from fjx.sharding.plan.plan_json import deployment_from_json
 
 Place = Callable[..., str]
 

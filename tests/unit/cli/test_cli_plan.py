@@ -17,11 +17,11 @@ from fjx.kernels.matmul import Quantization
 from fjx.models.config import ModelConfig
 from fjx.models.loading.orbax import save_checkpoint
 from fjx.models.tensors import canonical_tensors, random_tensors
-from fjx.sharding.fields import format_bytes
-from fjx.sharding.plan import Device
-from fjx.sharding.plan_json import deployment_from_json
+from fjx.sharding.plan.plan import Device
+from fjx.sharding.plan.plan_json import deployment_from_json
+from fjx.wording import format_bytes
 from tests.unit.engine.tiny import HF_CONFIG
-from tests.unit.sharding.picture_cases import texts_of
+from tests.unit.plots.picture_cases import texts_of
 
 Plan = Callable[..., str]
 

@@ -9,7 +9,7 @@ import pytest
 
 from fjx.cli.main import main
 from fjx.pipeline import compiler
-from fjx.sharding.profile import read_profile
+from fjx.sharding.costs.profile import read_profile
 from tests.unit.engine.tiny import HF_CONFIG
 
 SIZES = ["--max-num-seqs", "4", "--max-num-batched-tokens", "8", "--context", "40"]

@@ -13,19 +13,19 @@ from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
-from fjx.pipeline.plan_target import Planner, PlanTarget
-from fjx.sharding.figures import Workload
-from fjx.sharding.plan import Device, Mesh, Plan, Stage
-from fjx.sharding.topology import Topology
+from fjx.regranularization.plan_target import Planner, PlanTarget
+from fjx.sharding.costs.figures import Workload
+from fjx.sharding.plan.plan import Device, Mesh, Plan, Stage
+from fjx.sharding.topology.topology import Topology
 from tests.unit.engine.plan_cases import deep_engine
 from tests.unit.engine.tiny import HF_CONFIG, LetterTokenizer
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
-from fjx.cluster import local_networks
+from benchmarks.local_cluster import networks as local_networks
+from benchmarks.local_cluster.nodes import add_node, local_nodes
 from fjx.cluster.cluster import Patience
-from fjx.cluster.local import add_node, local_nodes
-from fjx.cluster.orders import Setup, Weights
+from fjx.cluster.messages import Setup, Weights
 from fjx.cluster.start import Started, start_cluster
 
 NODES = ("n0", "n1", "n2")

@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="package")
 def nodes() -> Iterator[Any]:
     """Three nodes, whose workers find this folder. Who adds nodes removes them."""
-    from fjx.cluster.local import local_nodes
+    from benchmarks.local_cluster.nodes import local_nodes
     from tests.unit.cluster.cluster_cases import NODES
 
     with local_nodes(NODES, str(Path.cwd())) as cluster:

@@ -6,8 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.local_cluster.workers import is_running, pid_of
 from fjx.cluster.cluster import Patience
-from fjx.cluster.local_workers import is_running, pid_of
 from tests.unit.cluster.cluster_cases import cluster_engine, separate_networks, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
+from benchmarks.local_cluster.workers import pid_of
 from fjx.cluster.cluster import Patience
-from fjx.cluster.local_workers import pid_of
 from tests.unit.cluster.cluster_cases import cluster_engine, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 

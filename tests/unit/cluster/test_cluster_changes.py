@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
-from fjx.cluster.local import add_node
-from fjx.cluster.local_workers import pid_of
+from benchmarks.local_cluster.nodes import add_node
+from benchmarks.local_cluster.workers import pid_of
 from tests.unit.cluster.cluster_cases import cluster_engine, spread
 from tests.unit.engine.plan_cases import MIXED, PATIENCE, Served, expected, serve_through
 

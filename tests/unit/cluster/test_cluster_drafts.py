@@ -13,16 +13,16 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
-from fjx.cluster.local_workers import pid_of
+from benchmarks.local_cluster.workers import pid_of
 from fjx.config import EngineConfig
-from fjx.engine.draft_model import DraftModel
-from fjx.engine.drafter import Drafter, PromptLookup
 from fjx.engine.start_speculator import remote_speculator
-from fjx.speculation.policies import Fixed
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.draft_model import DraftModel
+from fjx.speculation.runtime.drafter import Drafter, PromptLookup
 from tests.unit.cluster.cluster_cases import cluster_engine, spread
-from tests.unit.engine.draft_cases import LONGEST
 from tests.unit.engine.plan_cases import MIXED, PATIENCE, Ask, Served, expected
-from tests.unit.engine.test_speculation import draft_replica
+from tests.unit.speculation.runtime.draft_cases import LONGEST
+from tests.unit.speculation.runtime.test_speculation import draft_replica
 
 pytestmark = pytest.mark.slow
 

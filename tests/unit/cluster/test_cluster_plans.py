@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
-from fjx.cluster.local_workers import pid_of
-from fjx.sharding.cluster_file import parse_cluster
-from fjx.sharding.plan import Deployment
+from benchmarks.local_cluster.workers import pid_of
+from fjx.sharding.plan.plan import Deployment
+from fjx.sharding.topology.cluster_file import parse_cluster
 from tests.unit.cluster.cluster_cases import cluster_engine, placed
 from tests.unit.engine.plan_cases import MIXED, Served, expected, is_near_tie, serve_through
 

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has it")
 
+from benchmarks.local_cluster.workers import is_running, pid_of, stopped_mostly
 from fjx.cluster.cluster import Patience
-from fjx.cluster.local_workers import is_running, pid_of, stopped_mostly
 from tests.unit.cluster.cluster_cases import cluster_engine, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 

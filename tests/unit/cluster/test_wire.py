@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fjx.cluster.orders import Remote
+from fjx.cluster.messages import Remote
 from fjx.cluster.wire import Wire, wait_for
 
 

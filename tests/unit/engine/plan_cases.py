@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import jax
 
 from fjx.engine.engine import Engine
-from fjx.engine.request import Request
 from fjx.kernels.matmul import Quantization
 from fjx.outputs import PositionLogprobs, SwitchRecord
 from fjx.pipeline import background
 from fjx.pipeline.compiler import Compiler
 from fjx.sampling_params import SamplingParams
-from fjx.sharding.plan import Deployment, Plan, Stage
+from fjx.scheduling.request import Request
+from fjx.sharding.plan.plan import Deployment, Plan, Stage
 from tests.unit.engine.tiny import VOCABULARY, cpus, staged, tiny_engine
 
 NEAR_TIE = 1e-3

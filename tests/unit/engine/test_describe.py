@@ -8,13 +8,13 @@ import pytest
 
 from fjx.engine.change_log import ChangeLog
 from fjx.engine.describe import engine_lines, kv_bytes
-from fjx.engine.drafter import PromptLookup
-from fjx.engine.speculator import Speculator
 from fjx.outputs import SwitchRecord
 from fjx.sampling_params import SamplingParams
-from fjx.sharding.plan import Deployment
-from fjx.sharding.table import deployment_line
-from fjx.speculation.policies import Fixed
+from fjx.sharding.costs.table import deployment_line
+from fjx.sharding.plan.plan import Deployment
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.drafter import PromptLookup
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.tiny import cpus, staged, tiny_engine, tokens_alone
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from fjx.engine.batch_builder import BatchBuilder
+from fjx.engine.detokenizer import Detokenizer
 from fjx.engine.engine import Engine
 from fjx.engine.progress import Progress
-from fjx.engine.request import Request
-from fjx.engine.speculator import Speculator
-from fjx.engine.text import Transcripts
 from fjx.errors import RequestError
 from fjx.sampling_params import SamplingParams
-from fjx.speculation.policies import Fixed
-from tests.unit.engine.draft_cases import Guesses
+from fjx.scheduling.batch_builder import BatchBuilder
+from fjx.scheduling.request import Request
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.tiny import run, tiny_engine, tokens_alone
+from tests.unit.speculation.runtime.draft_cases import Guesses
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = {"a": [1, 2, 3], "bad": [4, 5, 6, 7], "c": [8] * 40}
@@ -95,14 +95,14 @@ def test_a_step_that_fails_for_no_single_request_ends_its_requests(
 @pytest.mark.parametrize("tokens", [0, 3])
 def test_what_cannot_be_read_ends_alone(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine()
-    add = Transcripts.add
+    add = Detokenizer.add
 
-    def breaks(self: Transcripts, request: Request, token: int) -> Any:
+    def breaks(self: Detokenizer, request: Request, token: int) -> Any:
         if request.id == "bad" and request.num_output > tokens:
             raise ZeroDivisionError("of the bad one")
         return add(self, request, token)
 
-    monkeypatch.setattr(Transcripts, "add", breaks)
+    monkeypatch.setattr(Detokenizer, "add", breaks)
     requests, progress = serve(engine)
     expect_only_the_bad_one_failed(engine, requests, progress)
     assert requests["bad"].num_output == tokens + 1
@@ -193,14 +193,14 @@ def test_a_request_that_cannot_be_begun_leaves_nothing_behind(
     begun: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = tiny_engine()
-    begin = Transcripts.begin
+    begin = Detokenizer.begin
 
-    def breaks(self: Transcripts, request: Request) -> None:
+    def breaks(self: Detokenizer, request: Request) -> None:
         if request.index >= begun:
             raise ZeroDivisionError("of the second completion")
         begin(self, request)
 
-    monkeypatch.setattr(Transcripts, "begin", breaks)
+    monkeypatch.setattr(Detokenizer, "begin", breaks)
     with pytest.raises(ZeroDivisionError):
         engine.add("twice", PROMPTS["a"], replace(GREEDY, n=2))
     assert not engine.has_work

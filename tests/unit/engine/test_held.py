@@ -12,14 +12,14 @@ import pytest
 
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
-from fjx.engine.held import parameter_bytes
 from fjx.engine.loading import make_programs
 from fjx.models.config import ModelConfig
 from fjx.models.tensors import random_tensors
-from fjx.pipeline.pieces import Loader, Pieces
-from fjx.pipeline.placement import live_devices
+from fjx.pipeline.bound_mesh import live_devices
+from fjx.pipeline.held_bytes import parameter_bytes
+from fjx.pipeline.placed_model import Loader, PlacedModel
 from fjx.sampling_params import SamplingParams
-from fjx.sharding.plan import Plan
+from fjx.sharding.plan.plan import Plan
 from tests.unit.engine.plan_cases import deep_engine, even
 from tests.unit.engine.tiny import HF_CONFIG, run, staged
 
@@ -31,7 +31,7 @@ def bytes_of(arrays: Iterable[Any]) -> int:
     return sum({id(array): array.nbytes for array in arrays}.values())
 
 
-def parameters_of(pieces: Pieces) -> int:
+def parameters_of(pieces: PlacedModel) -> int:
     pages = {id(granule.kv_pages) for granule in pieces.granules}
     return bytes_of(array for array in pieces.arrays() if id(array) not in pages)
 

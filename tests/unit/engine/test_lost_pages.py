@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import pytest
 
 from fjx.engine.engine import Engine
-from fjx.engine.speculator import Speculator
 from fjx.errors import StageLostError
 from fjx.pipeline.executor import Executor, Pipeline, StepOutput
-from fjx.pipeline.home import Mended, ThisProcess
-from fjx.pipeline.plan_target import Planner
-from fjx.speculation.frontiers import FrontierDepth
-from fjx.speculation.policies import Fixed
+from fjx.regranularization.plan_runtime import LocalPlanRuntime, Mended
+from fjx.regranularization.plan_target import Planner
+from fjx.speculation.policy.frontiers import FrontierDepth
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.plan_cases import MIXED, Served, deep_engine, even, expected
-from tests.unit.engine.test_speculation import guesses
+from tests.unit.speculation.runtime.test_speculation import guesses
 
 
 class Fragile:
@@ -63,7 +63,7 @@ class Fragile:
         )
 
 
-class FragileHome(ThisProcess):
+class FragileRuntime(LocalPlanRuntime):
     """Replaces lost executors after a few calls."""
 
     def __init__(self) -> None:
@@ -81,9 +81,9 @@ class FragileHome(ThisProcess):
 
 
 @contextmanager
-def fragile(engine: Engine, source: random.Random) -> Iterator[FragileHome]:
+def fragile(engine: Engine, source: random.Random) -> Iterator[FragileRuntime]:
     """Make an engine's pipelines fragile for a while; other tests use it, too."""
-    before, home = engine.plans.home, FragileHome()
+    before, home = engine.plans.home, FragileRuntime()
     engine.plans.home = home
     for replica in engine.replicas:
         replica.executor = Fragile(replica.local, source)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fjx.engine.engine import Engine
-from fjx.engine.request import Request
 from fjx.outputs import PositionLogprobs
 from fjx.sampling_params import SamplingParams
+from fjx.scheduling.request import Request
 from tests.unit.engine.tiny import VOCABULARY, run, tiny_engine, tokens_alone
 
 LONG = [(7 * i + 3) % VOCABULARY for i in range(70)]

@@ -13,20 +13,19 @@ import pytest
 
 from fjx.config import EngineConfig
 from fjx.engine.loading import make_programs
-from fjx.engine.speculator import Speculator
 from fjx.errors import UserError
 from fjx.kernels.matmul import Quantization
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model
 from fjx.models.tensors import random_tensors
-from fjx.pipeline.pieces import Loader
-from fjx.pipeline.placement import live_devices
+from fjx.pipeline.bound_mesh import live_devices
+from fjx.pipeline.placed_model import Loader
 from fjx.pipeline.programs import Programs
 from fjx.sampling_params import SamplingParams
-from fjx.sharding.difference import difference
-from fjx.speculation.frontiers import FrontierDepth
-from fjx.speculation.policies import Fixed
-from tests.unit.engine.draft_cases import Guesses
+from fjx.sharding.costs.difference import difference
+from fjx.speculation.policy.frontiers import FrontierDepth
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.plan_cases import (
     MIXED,
     PLAIN_TARGETS,
@@ -41,6 +40,7 @@ from tests.unit.engine.plan_cases import (
     serve_through,
 )
 from tests.unit.engine.tiny import HF_CONFIG, one_stage, tiny_engine
+from tests.unit.speculation.runtime.draft_cases import Guesses
 
 KINDS: list[Quantization] = ["int8", "fp8"]
 LONG = tuple(Ask(a.prompt, replace(a.params, max_tokens=40, min_tokens=40)) for a in MIXED)

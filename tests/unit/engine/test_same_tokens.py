@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fjx.engine.engine import Engine
-from fjx.engine.request import Request
 from fjx.sampling_params import SamplingParams
+from fjx.scheduling.request import Request
 from tests.unit.engine.tiny import VOCABULARY, run, tiny_engine, tokens_alone
 
 PLAIN = {"overlap": False, "enable_prefix_caching": False, "max_num_batched_tokens": 256}

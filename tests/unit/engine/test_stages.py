@@ -14,14 +14,14 @@ from fjx.engine.engine import Engine
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model
 from fjx.models.tensors import random_tensors
+from fjx.pipeline.bound_mesh import live_devices
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import Loader, stage_shapes
-from fjx.pipeline.placement import live_devices
+from fjx.pipeline.placed_model import Loader, stage_shapes
 from fjx.pipeline.programs import Programs
 from fjx.pipeline.stage import Stage
 from fjx.sampling_params import SamplingParams
-from fjx.sharding.plan import Plan
+from fjx.sharding.plan.plan import Plan
 from tests.accuracy.golden_models import CONFIGS
 from tests.unit.engine.plan_cases import (
     MIXED,

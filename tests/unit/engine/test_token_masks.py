@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from fjx.engine.bad_words import bad_word_tokens, banned_tokens
-from fjx.engine.batch_builder import token_bits
 from fjx.engine.engine import Engine
-from fjx.engine.speculator import Speculator
 from fjx.errors import RequestError
 from fjx.sampling_params import SamplingParams
-from fjx.speculation.policies import Fixed
-from tests.unit.engine.draft_cases import Guesses
+from fjx.scheduling.bad_words import bad_word_tokens, banned_tokens
+from fjx.scheduling.batch_builder import token_bits
+from fjx.speculation.policy.lengths import Fixed
+from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.tiny import END, VOCABULARY, run, tiny_engine, tokens_alone
+from tests.unit.speculation.runtime.draft_cases import Guesses
 
 PROMPT = [17, 4, 200, 31]
 

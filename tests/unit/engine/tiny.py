@@ -17,16 +17,16 @@ from fjx.models.costs import model_graph
 from fjx.models.granules import Model
 from fjx.models.logit_lens import LogitLens
 from fjx.models.tensors import random_tensors
+from fjx.pipeline.bound_mesh import live_devices
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.pieces import Loader, step_programs
-from fjx.pipeline.placement import live_devices
-from fjx.pipeline.plan_target import live_planner
+from fjx.pipeline.placed_model import Loader, step_programs
 from fjx.pipeline.programs import Programs
+from fjx.regranularization.plan_target import live_planner
 from fjx.sampling_params import MAX_LOGIT_BIAS, SamplingParams
-from fjx.sharding.figures import Workload
-from fjx.sharding.plan import Deployment, Device, Mesh, Plan, Stage
+from fjx.sharding.costs.figures import Workload
+from fjx.sharding.plan.plan import Deployment, Device, Mesh, Plan, Stage
 
 VOCABULARY = 384
 END = VOCABULARY - 1

@@ -15,7 +15,7 @@ from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
 from fjx.models.granules import Model
 from fjx.models.tensors import canonical_tensors, random_tensors
-from fjx.sharding.analytic import DeviceFigures
+from fjx.sharding.costs.analytic import DeviceFigures
 from tests.accuracy.golden_models import CONFIGS
 from tests.unit.engine.tiny import HF_CONFIG
 from tests.unit.models.test_config import GEMMA3_4B, OPT_125M, SMOLLM2_135M

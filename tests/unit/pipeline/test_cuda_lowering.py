@@ -23,12 +23,12 @@ from fjx.models.config import ModelConfig
 from fjx.models.draft_head import DraftHead
 from fjx.models.granules import Model
 from fjx.models.logit_lens import LogitLens
+from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.chain import Chain
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.draft_programs import HeadPrograms
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.overlap import overlapped
-from fjx.pipeline.placement import Placement
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.prune_programs import PrunePrograms
 from scripts.gpu_checks.models import MODELS

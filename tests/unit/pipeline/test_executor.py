@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fjx.engine.batch_builder import BatchBuilder
 from fjx.engine.engine import Engine
 from fjx.engine.progress import Progress
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows
 from fjx.pipeline.executor import Executor
 from fjx.sampling_params import SamplingParams
+from fjx.scheduling.batch_builder import BatchBuilder
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows
 from tests.unit.engine.tiny import END, VOCABULARY, run, tiny_engine, tokens_alone
 
 PROMPT = [9, 80, 3, 250, 41, 7]

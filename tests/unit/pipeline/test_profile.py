@@ -13,9 +13,7 @@ import pytest
 
 from fjx.config import EngineConfig
 from fjx.engine import loading, start
-from fjx.engine.batch_builder import BatchBuilder
-from fjx.engine.request import Request
-from fjx.engine.scheduler import ScheduledRows
+from fjx.errors import MeshError
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
 from fjx.models.granules import Model
@@ -25,9 +23,11 @@ from fjx.pipeline.limits import Limits
 from fjx.pipeline.profile import decoding_step, equal_granules, measure, read_profile_of
 from fjx.pipeline.programs import Programs
 from fjx.sampling_params import SamplingParams
-from fjx.sharding.errors import MeshError
-from fjx.sharding.graph import GranuleGraph
-from fjx.sharding.profile import graph_to_json, read_profile
+from fjx.scheduling.batch_builder import BatchBuilder
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows
+from fjx.sharding.costs.graph import GranuleGraph
+from fjx.sharding.costs.profile import graph_to_json, read_profile
 from tests.unit.engine.tiny import HF_CONFIG, LetterTokenizer
 from tests.unit.models.test_config import GEMMA3_4B
 

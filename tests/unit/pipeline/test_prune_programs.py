@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fjx.pipeline.placement import bind, live_devices
+from fjx.pipeline.bound_mesh import bind, live_devices
 from fjx.pipeline.programs import StageShape
 from fjx.pipeline.prune_programs import segments_of
 from tests.unit.engine.tiny import cpus

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fjx import PlanStatus, RegranularizationBusyError, RegranularizationError, SwitchRecord
-from fjx.sharding.mesh_file import load_mesh
-from fjx.sharding.plan import Deployment, Device, Mesh, Plan, Stage
-from fjx.sharding.plan_json import deployment_from_json
+from fjx.sharding.plan.plan import Deployment, Device, Mesh, Plan, Stage
+from fjx.sharding.plan.plan_json import deployment_from_json
+from fjx.sharding.planner.mesh_file import load_mesh
 
 GRANULES = 8
 

@@ -16,9 +16,9 @@ from fjx import (
     SwitchRecord,
     UserError,
 )
+from fjx.errors import MemoryFitError
 from fjx.serving.config import ServerConfig
-from fjx.sharding.errors import MemoryFitError
-from fjx.sharding.plan_json import deployment_from_json, deployment_to_json
+from fjx.sharding.plan.plan_json import deployment_from_json, deployment_to_json
 from tests.unit.serving.fake_plans import even
 
 PATH = "/v1/plan"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fjx.sharding.analytic import DeviceFigures, ModelSizes, analytic_graph
+from fjx.sharding.costs.analytic import DeviceFigures, ModelSizes, analytic_graph
 
 SIZES = ModelSizes(
     model="toy",

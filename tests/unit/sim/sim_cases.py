@@ -7,8 +7,8 @@ import functools
 import numpy as np
 import simpy
 
-from fjx.engine.request import Request
-from fjx.pipeline.policy import PolicyConfig
+from fjx.granularity.policy import PolicyConfig
+from fjx.scheduling.request import Request
 from fjx.sim.changes import Switching
 from fjx.sim.cluster import Cluster
 from fjx.sim.costs import StageCosts, table_costs
@@ -18,7 +18,7 @@ from fjx.sim.speculation import Drafting, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.systems import Elastic, Foresight, ScaleOut, Static, System
 from fjx.sim.workload import SimRequest, surge_arrivals
-from fjx.speculation.policies import LengthPolicy
+from fjx.speculation.policy.lengths import LengthPolicy
 
 DEVICES = 16
 

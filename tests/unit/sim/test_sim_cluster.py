@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.placement_baselines import first_fit, random_fit
 from fjx.errors import UserError
-from fjx.sharding.difference import difference
-from fjx.sharding.needs import PlanNeed, StageNeed
-from fjx.sharding.placement_baselines import first_fit, random_fit
-from fjx.sharding.topology import Link
+from fjx.sharding.costs.difference import difference
+from fjx.sharding.partition.needs import PlanNeed, StageNeed
+from fjx.sharding.topology.topology import Link
 from fjx.sim.cluster import Cluster, Tenancy, flexpipe_hosts, tenancies_from_pods
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import copy_seconds, load_seconds

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fjx.sharding.assign import places_of
-from fjx.sharding.figures import Workload, plan_figures
-from fjx.sharding.timeline import round_seconds
+from fjx.sharding.costs.figures import Workload, plan_figures
+from fjx.sharding.costs.timeline import round_seconds
+from fjx.sharding.planner.assign import places_of
 from fjx.sim.costs import StageCosts, profile_costs, roofline_costs
 from fjx.sim.setup import named_setup
 from fjx.sim.timing import Stages

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fjx.engine.progress
-import fjx.engine.scheduler
-import fjx.engine.speculator
+import fjx.scheduling.scheduler
+import fjx.speculation.runtime.speculator
 from fjx.sim import reading as reading_module
 from fjx.sim import speculation as speculation_module
 from fjx.sim.speculation import Drafting
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.workload import SimRequest
-from fjx.speculation.policies import Fixed
+from fjx.speculation.policy.lengths import Fixed
 from tests.unit.sim.sim_cases import constant_costs, pipeline_costs, poisson, serve
 
 LIMITS = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=256)
@@ -210,9 +210,9 @@ def test_drafting_for_all_parts_of_a_busy_pipeline_is_weighed(
 
 def test_what_decides_is_the_engines_own_code() -> None:
     _, replica = serve(poisson(5, 5.0), LIMITS, pipeline_costs(1, 256))
-    assert type(replica.scheduler) is fjx.engine.scheduler.Scheduler
+    assert type(replica.scheduler) is fjx.scheduling.scheduler.Scheduler
     assert reading_module.commit is fjx.engine.progress.commit
-    assert speculation_module.Speculator is fjx.engine.speculator.Speculator
+    assert speculation_module.Speculator is fjx.speculation.runtime.speculator.Speculator
 
 
 def test_a_request_that_fits_into_no_memory_is_an_error_not_an_endless_run() -> None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import fjx.engine.autopilot
-import fjx.sharding.difference
-from fjx.pipeline import policy
+import fjx.granularity.autopilot
+import fjx.sharding.costs.difference
+from fjx.granularity import policy
 from fjx.sim import changes as changes_module
 from fjx.sim import systems as systems_module
 from fjx.sim.cluster import Cluster, Tenancy
@@ -103,6 +103,6 @@ def test_a_request_longer_than_the_memory_is_refused_and_the_others_are_served()
 
 
 def test_decisions_and_bytes_are_those_of_the_engines_own_functions() -> None:
-    assert systems_module.Autopilot is fjx.engine.autopilot.Autopilot
-    assert vars(fjx.engine.autopilot)["decide"] is policy.decide
-    assert vars(changes_module)["difference"] is fjx.sharding.difference.difference
+    assert systems_module.Autopilot is fjx.granularity.autopilot.Autopilot
+    assert vars(fjx.granularity.autopilot)["decide"] is policy.decide
+    assert vars(changes_module)["difference"] is fjx.sharding.costs.difference.difference

@@ -1,0 +1,1 @@
+"""Several Ray nodes on one machine: for tests and benchmarks."""

@@ -1,1 +1,0 @@
-"""KV memory: logical pages, prefix sharing."""

@@ -1,0 +1,1 @@
+"""Who of a cluster is lost, slow or cut off."""

@@ -1,0 +1,154 @@
+"""Notices lost workers, and slow ones."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from fjx.cluster.actor import Call, Member, first_done
+from fjx.cluster.health.cuts import Cuts
+from fjx.cluster.health.speed import SLOW, SLOW_ANSWER, slowdown
+from fjx.cluster.messages import Beat
+from fjx.errors import StageLostError
+from fjx.wording import listed
+
+logger = logging.getLogger(__name__)
+
+_BEATS = 8
+"""Signs of life that are asked for within the limit."""
+
+
+class HealthMonitor:
+    """Asks all workers for signs of life, in a thread of its own."""
+
+    def __init__(self, members: Mapping[str, Member], seconds: float, cuts: Cuts) -> None:
+        """
+        Args:
+            members: those to watch; may change meanwhile.
+            seconds: without a sign of life after which a worker counts as lost.
+            cuts: is told who does not reach whom.
+        """
+        self._members, self._seconds, self._cuts = members, seconds, cuts
+        self._asked: dict[Member, tuple[Call, float]] = {}
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread = threading.Thread(target=self._run, name="fjx-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            next_time = time.monotonic() + self._seconds / _BEATS
+            self._ask()
+            while self._asked and (left := next_time - time.monotonic()) > 0:
+                done = first_done([call for call, _ in self._asked.values()], left)
+                for call in done:
+                    self._take(call)
+            self._lose_silent()
+            self._lose_cut_off()
+            self._judge()
+            self._stopped.wait(max(next_time - time.monotonic(), 0.0))
+
+    def _ask(self) -> None:
+        """Ask those that owe no answer."""
+        now = time.monotonic()
+        self._asked = {
+            member: self._asked.get(member) or (member.beat(), now) for member in self._live()
+        }
+
+    def _take(self, call: Call) -> None:
+        member = call.member
+        _, when = self._asked.pop(member)
+        try:
+            beat: Beat = call.result(1.0)
+        except StageLostError as error:
+            member.lose(str(error))
+            return
+        member.steps, learn = beat.steps, member.slowdown is None
+        seconds = time.monotonic() - when
+        member.answers_speed.observe(None, seconds, learn)
+        if beat.timed:
+            member.answers_level.observe(None, seconds)
+        at = {each.address: each.node.host for each in self._live()}
+        unreached = {at[address] for address in beat.unreached if address in at}
+        self._cuts.heard(member.node.host, when, unreached)
+        for timed in beat.timed:
+            member.steps_speed.observe((timed.run, timed.rows), timed.seconds, learn)
+            # A device that runs two plans, or stages of two replicas, is not compared.
+            if timed.layers and len(beat.steps) == 1:
+                kind = timed.run, timed.rows, timed.devices
+                member.layers_level.observe(kind, timed.seconds, timed.layers)
+
+    def _lose_silent(self) -> None:
+        for member, (_, when) in self._asked.items():
+            if time.monotonic() - when > self._seconds:
+                member.lose(f"{member} gave no sign of life for {self._seconds:g} s")
+
+    def _lose_cut_off(self) -> None:
+        members = {each.node.host: each for each in self._live()}
+        for host, others in self._cuts.judge(members).items():
+            members[host].lose(
+                f"{members[host]} and {listed(others)} do not reach each other, though both answer"
+            )
+
+    def _live(self) -> list[Member]:
+        members = list(self._members.values())
+        return [member for member in members if member.started and member.lost is None]
+
+    def _judge(self) -> None:
+        """Say who has become slow, and who is no longer."""
+        members = self._live()
+        for member in members:
+            was = member.slowdown is not None
+            slow = _slowness(member, [each for each in members if each is not member], was)
+            member.slowdown = None if slow is None else slow.factor
+            if slow is not None and not was:
+                logger.warning(
+                    "slow: %s: %s takes %.2g s, %.1f times as long as %s",
+                    member, slow.what, slow.seconds, slow.factor, slow.than,
+                )  # fmt: skip
+            elif was and slow is None:
+                logger.info("no longer slow: %s", member)
+
+
+class _Slow(NamedTuple):
+    """In what a worker may be slow."""
+
+    what: str
+    seconds: float
+    factor: float | None
+    """Times as long as it should; None: it is not slow in that."""
+    than: str
+
+
+def _slowness(member: Member, others: Sequence[Member], was: bool) -> _Slow | None:
+    """In what it is slow; None: in nothing. ``was``: whether it was slow so far."""
+    steps, answers = member.steps_speed, member.answers_speed
+    layers, level = member.layers_level, member.answers_level
+    load = [each.steps_speed.factor for each in others]
+    like = [each.layers_level for each in others if each.node.kind == member.node.kind]
+    levels = [each.answers_level for each in others]
+    part, answer = "its part of a step", "an answer"
+    judged = (
+        _Slow(part, steps.seconds, slowdown(steps.factor, load, SLOW, was), "usual"),
+        _Slow(answer, answers.seconds, slowdown(answers.factor, (), SLOW_ANSWER, was), "usual"),
+        _Slow(part, layers.seconds, slowdown(layers.against(like), (), SLOW, was), "elsewhere"),
+        _Slow(
+            answer,
+            level.seconds,
+            slowdown(level.against(levels), (), SLOW_ANSWER, was),
+            "elsewhere",
+        ),
+    )
+    return next((each for each in judged if each.factor is not None), None)

@@ -1,0 +1,1 @@
+"""Which plan of a ladder shall serve: observations, scores, a pure policy, its log."""

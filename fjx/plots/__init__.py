@@ -1,0 +1,1 @@
+"""Every picture that fjx draws, as SVG."""

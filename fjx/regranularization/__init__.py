@@ -1,0 +1,1 @@
+"""Going from one plan to another while requests are in flight."""

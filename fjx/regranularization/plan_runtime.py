@@ -1,0 +1,160 @@
+"""Where plans run: what an engine asks of it, and this process as the usual answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from fjx.outputs import SwitchRecord
+from fjx.pipeline.bound_mesh import live_devices
+from fjx.pipeline.executor import Executor, Pipeline
+from fjx.regranularization.admission import check_fits
+from fjx.regranularization.change import Regranularization
+from fjx.regranularization.change_state import ChangeState
+from fjx.regranularization.plan_target import Planner
+from fjx.sharding.plan.plan import Deployment, Device
+
+
+class Change(Protocol):
+    """A change of plan under way; see `Regranularization`, whose methods these are."""
+
+    course: ChangeState
+    """Where it stands; starts and ends it."""
+    expected: np.ndarray | None
+    """Logits of the probe, where they are known."""
+
+    def record(self) -> SwitchRecord:
+        """All that there is to say of it now."""
+
+    def wrote(self, replica: int, pages: Sequence[int]) -> None:
+        """A step that was just sent writes these pages."""
+
+    def advance(self) -> bool:
+        """Do a bounded piece of work; whether `switch` may be called now."""
+
+    def switch(self) -> Sequence[Pipeline] | None:
+        """Finish while no step is in flight; None: it failed."""
+
+
+class Order(NamedTuple):
+    """What a change is to do."""
+
+    number: int
+    """Counts from 1."""
+    reason: str
+    before: Deployment
+    after: Deployment
+    executors: Sequence[Pipeline]
+    """Those that serve."""
+    pages_in_use: Sequence[Callable[[], Sequence[int]]]
+    """For each of them, gives the pages that hold something."""
+    expected: np.ndarray | None
+    """Logits of the probe, where they are known from an earlier change."""
+
+
+class Mended(NamedTuple):
+    """What serves after stages were lost."""
+
+    planner: Planner
+    """Knows the devices that are left."""
+    executors: Sequence[Pipeline]
+    """One for each replica."""
+
+
+class PlanRuntime(Protocol):
+    """Where plans run: in this process, or on a cluster."""
+
+    def change(self, order: Order) -> Change:
+        """A change of plan, to be started.
+
+        Raises:
+            MeshError: there is not enough memory for both plans, or a device is not there.
+        """
+
+    def refresh(self, planner: Planner) -> Planner:
+        """The planner for the devices that are there now."""
+
+    def mend(
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
+    ) -> Mended | None:
+        """Work for a while on a replacement for those executors that are lost; None: it is not
+        there yet.
+
+        Args:
+            planner: for the devices that were there.
+            executors: all, lost or not.
+            seconds: for which to wait for it.
+            asked: whether requests wait for it.
+
+        Raises:
+            StageLostError: there will be none.
+        """
+
+    def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
+        """Nothing has been asked for so many seconds. Pipelines may be given up: they count as lost
+        then, and `mend` brings others when there is work.
+
+        Returns:
+            Seconds until it wants to be told again, and those that are lost are to be replaced
+            meanwhile; None: never, and they are not.
+        """
+
+    def slow(self) -> Mapping[str, float]:
+        """How many times as long as usual each of those places takes that are slow, by name."""
+
+    def replaced_in_vain(self) -> int:
+        """How many replacements in a row failed, or were lost before they had served."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class LocalPlanRuntime:
+    """Plans run on this process's devices."""
+
+    def __init__(self) -> None:
+        self._devices: Mapping[Device, jax.Device] = live_devices()
+
+    def change(self, order: Order) -> Change:
+        """See `PlanRuntime`."""
+        executors = [each for each in order.executors if isinstance(each, Executor)]
+        in_use = [len(pages()) for pages in order.pages_in_use]
+        check_fits(executors, order.after, self._devices, in_use)
+        return Regranularization(
+            order.number,
+            order.reason,
+            order.before,
+            order.after,
+            executors,
+            order.pages_in_use,
+            self._devices,
+            order.expected,
+        )
+
+    def refresh(self, planner: Planner) -> Planner:
+        """See `PlanRuntime`; they are always the same."""
+        return planner
+
+    def mend(
+        self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
+    ) -> Mended | None:
+        """See `PlanRuntime`; nothing is ever lost here."""
+        return Mended(planner, executors)
+
+    def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
+        """See `PlanRuntime`; this process keeps its devices."""
+        return None
+
+    def slow(self) -> Mapping[str, float]:
+        """See `PlanRuntime`; nobody looks."""
+        return {}
+
+    def replaced_in_vain(self) -> int:
+        """See `PlanRuntime`; nothing is ever lost here."""
+        return 0
+
+    def close(self) -> None:
+        """See `PlanRuntime`; the process ends with its memory."""

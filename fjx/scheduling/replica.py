@@ -1,0 +1,169 @@
+"""One pipeline with its requests: their pages, their batches, and which part's turn it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from fjx.pipeline.batch import Batch
+from fjx.pipeline.chain import Beside
+from fjx.pipeline.executor import Executor, Pipeline, Pruner
+from fjx.scheduling.batch_builder import BatchBuilder
+from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.page_pool import PagePool
+from fjx.scheduling.request import Request
+from fjx.scheduling.scheduler import ScheduledRows, Scheduler
+
+
+class PrunedStep(Pruner, Protocol):
+    """One step that is looked at while it is under way."""
+
+    scheduled: list[ScheduledRows]
+    """The rows that go on."""
+    batch: Batch
+    """Their step."""
+
+
+class PrunesSteps(Protocol):
+    """Takes rows out of steps under way."""
+
+    def begin(
+        self,
+        executor: Executor,
+        builder: BatchBuilder,
+        scheduled: list[ScheduledRows],
+        batch: Batch,
+    ) -> PrunedStep | None:
+        """A step is about to be sent; None: nobody looks at it."""
+
+
+class DraftsBesideSteps(Protocol):
+    """Drafts on the devices that a step uses, while it is under way."""
+
+    def begin(
+        self, executor: Executor, scheduled: Sequence[ScheduledRows], batch: Batch
+    ) -> Beside | None:
+        """A step is about to be sent; None: nothing is drafted beside it."""
+
+    def sent(self) -> None:
+        """The step was sent, with what is drafted beside it."""
+
+
+class RequestsFailedError(Exception):
+    """A step cannot be built because of some requests; without them it may."""
+
+    def __init__(self, errors: Mapping[Request, Exception]) -> None:
+        super().__init__("; ".join(f"{r.id}: {error!r}" for r, error in errors.items()))
+        self.errors = errors
+
+
+class Built(NamedTuple):
+    """A microbatch that can be sent."""
+
+    scheduled: list[ScheduledRows]
+    batch: Batch
+    turn: Turn
+    """Whose rows they are."""
+
+
+class Replica:
+    """Schedules and sends the steps of the requests that were given to it.
+
+    A plan of several microbatches serves its parts in turn, one in each step; a part that has
+    nothing to do is passed over.
+    """
+
+    def __init__(
+        self, executor: Pipeline, share_prefixes: bool, end_tokens: tuple[int, ...]
+    ) -> None:
+        limits = executor.limits
+        self.executor = executor
+        self.scheduler = Scheduler(
+            PagePool(limits.num_pages, limits.page_size, share_prefixes),
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            limits.max_draft_rows,
+        )
+        vocabulary = executor.programs.model.config.vocab_size
+        self._builder = BatchBuilder(limits, end_tokens, vocabulary)
+        self._next = 0
+
+    @property
+    def local(self) -> Executor:
+        """The executor, where its stages are in this process: what looks into steps, or sends
+        several at once, needs that."""
+        assert isinstance(self.executor, Executor)
+        return self.executor
+
+    @property
+    def load(self) -> int:
+        """Unfinished requests."""
+        return len(self.scheduler.running) + self.scheduler.num_waiting
+
+    @property
+    def turn(self) -> Turn | None:
+        """Whose turn it is; None: nobody has anything to do."""
+        return next((turn for turn in self._turns() if turn.has_rows), None)
+
+    def build(self) -> Built | None:
+        """The next step, which is taken to be sent; None: there is nothing to do.
+
+        Raises:
+            RequestsFailedError: some requests must end before; nothing is taken to be sent.
+        """
+        for turn in self._turns():
+            scheduled = turn.select()
+            if scheduled:
+                batch = self._batch(scheduled, turn.part)
+                self.scheduler.sent(scheduled)
+                self._next = turn.part + 1
+                return Built(scheduled, batch, turn)
+        return None
+
+    def _batch(self, scheduled: list[ScheduledRows], part: int) -> Batch:
+        try:
+            return self._builder.build(scheduled, part)
+        except Exception as error:
+            errors = {}
+            for rows in scheduled:
+                try:
+                    self._builder.build([rows], part)
+                except Exception as of_request:
+                    errors[rows.request] = of_request
+            # If each can be built alone, nobody knows which of them it is.
+            raise RequestsFailedError(
+                errors or dict.fromkeys((rows.request for rows in scheduled), error)
+            ) from error
+
+    def dispatch(
+        self, pruning: PrunesSteps | None = None, ahead: DraftsBesideSteps | None = None
+    ) -> Microbatch | None:
+        """Send the next step to the devices; ``pruning`` may take rows out of it, ``ahead`` may let
+        it draft on meanwhile. None: there was nothing to do.
+
+        Raises:
+            RequestsFailedError: see `build`.
+        """
+        begun = time.perf_counter()
+        built = None if self.executor.lost else self.build()
+        if built is None:
+            return None
+        scheduled, batch, turn = built
+        step = beside = None
+        if pruning is not None:
+            step = pruning.begin(self.local, self._builder, scheduled, batch)
+        if ahead is not None and step is None:
+            beside = ahead.begin(self.local, scheduled, batch)
+        output = self.executor.dispatch(batch, turn.part, step, beside)
+        if ahead is not None and beside is not None:
+            ahead.sent()
+        if step is not None:
+            scheduled, batch = step.scheduled, step.batch
+        return Microbatch(scheduled, batch, output, begun, turn)
+
+    def _turns(self) -> Iterator[Turn]:
+        """Of all parts, from the one that is next."""
+        parts = self.executor.plan.microbatches
+        for number in range(self._next, self._next + parts):
+            yield Turn(self.scheduler, number % parts, parts)

@@ -1,0 +1,1 @@
+"""How much to draft and to verify: statistics, costs and pure policies."""

@@ -1,0 +1,1 @@
+"""Speculation at work: what drafts, what is verified of it, and what came of it."""

@@ -1,0 +1,349 @@
+"""Drafting in the engine's step: when, for whom, how long; and what came of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from fjx.outputs import SpeculationStats
+from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.request import Request
+from fjx.sharding.plan.plan import Plan
+from fjx.speculation.policy.acceptance import AcceptanceModel
+from fjx.speculation.policy.cost import CostModel
+from fjx.speculation.policy.frontiers import FrontierDepth
+from fjx.speculation.policy.lengths import LengthPolicy, RequestView, RoundView
+from fjx.speculation.policy.worth import Mode, Round, Worth
+from fjx.speculation.runtime.draft_ahead import Ahead, DraftAhead, draft_ahead
+from fjx.speculation.runtime.drafter import Draft, Drafter, GoesOn
+from fjx.speculation.runtime.pruning import Lens, Pruning
+from fjx.speculation.runtime.round_log import RoundLog
+from fjx.speculation.runtime.step_times import Prepared, StepTimes
+
+_PATIENCE = 8
+"""Rounds in a row without a draft for each step that goes by without trying."""
+_LONGEST_REST = 4
+"""Most steps without trying."""
+_FREE_REST, _LONG_REST = 16, 1024
+"""Most steps without trying where speculation has lost: with a drafter that costs nothing, and with
+another one."""
+
+
+@dataclass
+class _Tries:
+    """How drafting went for a part of the requests."""
+
+    drafted: bool = False
+    """Whether drafts are under way."""
+    empty: int = 0
+    """Rounds in a row without a draft."""
+    rest: int = 0
+
+
+class Speculator:
+    """Gives requests drafts before a step, and learns from what the steps bring.
+
+    Only the part of the requests is drafted for whose step it is: those of other parts stay in
+    flight meanwhile. While drafts are verified, each step is read before the part's next one is
+    drafted for and sent, or a few steps later: see `FrontierDepth`. While none pay, steps overlap
+    as they do without speculation, and drafting is tried again now and then.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        policy: LengthPolicy,
+        buckets: Sequence[int],
+        frontiers: FrontierDepth | None = None,
+        lens: Lens | None = None,
+        prune_always: bool = False,
+        ahead: Ahead = "off",
+        clock: Callable[[], float] = time.perf_counter,
+        compiled: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """
+        Args:
+            drafter: proposes.
+            policy: decides how much.
+            buckets: padded sizes of the target's steps.
+            frontiers: decides how many steps with drafts are under way at once; None: one.
+            lens: looks into steps to prune them; None: nobody does.
+            prune_always: see `Pruning`.
+            ahead: whether to draft while steps verify, where the drafter can.
+            clock: seconds; what `observe_step` gets is of the same clock.
+            compiled: how often a step has waited for the compiler so far: what was timed meanwhile
+                says nothing of later steps.
+        """
+        self.drafter = drafter
+        self.policy = policy
+        self._clock = clock
+        self._compiled = compiled
+        self._compiled_before = compiled()
+        """When the last step was read."""
+        self.frontiers = frontiers or FrontierDepth(1)
+        self._acceptance = AcceptanceModel()
+        self._target_cost = CostModel(buckets, padded=True)
+        self._draft_cost = None if drafter.free else CostModel(buckets)
+        self._first_cost = CostModel(buckets)
+        self.worth: Worth | None = None
+        if policy.weighs_plain:
+            longest = _FREE_REST if drafter.free else _LONG_REST
+            self.worth = Worth(buckets, drafter.catching_up, longest)
+        self.pruning: Pruning | None = None
+        if lens is not None:
+            self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always)
+        self.ahead = draft_ahead(drafter, self._target_cost, ahead)
+        self.times = StepTimes()
+        self._tries: dict[int, _Tries] = defaultdict(_Tries)
+        """By part."""
+        self._part = self._running = 0
+        self._mode = Mode.DRAFT
+        self._drafting_seconds = 0.0
+        self.round_log: RoundLog | None = None
+        """Follows a request, where one wants to see its rounds."""
+        self._counts: Counter[str] = Counter()
+        self._accepted_at: Counter[int] = Counter()
+        self._lengths: Counter[int] = Counter()
+
+    def due(self, turns: Sequence[Turn]) -> bool:
+        """Whether `draft` is to be called before the next step, which is that of these turns, one
+        of each replica."""
+        self._mode = Mode.READ
+        if not turns:
+            return False
+        self._mode, self._part = Mode.DRAFT, turns[0].part
+        self._running = sum(turn.share for turn in turns)
+        if self.worth is not None and self._running:
+            self.worth.parts = turns[0].parts
+            self._mode = self.worth.next_mode(self._running)
+        tries = self._tries[self._part]
+        if self._mode is Mode.DRAFT and not tries.drafted:
+            tries.rest = max(tries.rest - 1, 0)
+            if tries.rest:
+                self._mode = Mode.READ
+        return self._mode is Mode.DRAFT
+
+    @property
+    def steps_behind(self) -> int:
+        """How many steps of a part may be unread when `draft` is called for it."""
+        return self.frontiers.depth - 1
+
+    @property
+    def may_draft_ahead(self) -> DraftAhead | None:
+        """What drafts while the next step verifies; None: nothing."""
+        return self.ahead if self.frontiers.depth == 1 else None
+
+    def draft(self, turns: Sequence[Turn]) -> None:
+        """Give drafts to the requests of these turns, one of each replica, that can have one, where
+        the policy says that they pay."""
+        if not turns:
+            return
+        self._part = turns[0].part
+        self._tries[self._part].drafted = False
+        running = [request for turn in turns for request in turn.running]
+        most = {
+            request: turn.scheduler.reserve(request, self._most(request))
+            for turn in turns
+            for request in turn.running
+            if request.awaits_draft
+        }
+        view = self._view(most, running, turns)
+        if not any(each.most for each in view.requests):
+            if most:
+                self._count_empty(True)
+            return
+        begun, waiting = self._clock(), list(most)
+        lengths = self.policy.draft_lengths(view)
+        drafts = self._propose(waiting, lengths, partial(self.policy.goes_on, view))
+        kept = self.policy.verify_lengths(view, [draft.confidences for draft in drafts])
+        if self.round_log is not None:
+            self.round_log.drafted(begun, self._clock(), waiting, drafts, kept)
+        for request, draft, length in zip(waiting, drafts, kept, strict=True):
+            self._give(request, draft, length)
+        self._count_empty(not self._tries[self._part].drafted)
+
+    def _propose(
+        self, waiting: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+    ) -> list[Draft]:
+        """Draft, and learn what a round of it costs."""
+        begun, compiled = self._clock(), self._compiled()
+        drafts = self.drafter.propose(waiting, lengths, goes_on)
+        for request, draft in zip(waiting, drafts, strict=True):
+            self._acceptance.propose(request, draft.confidences)
+        spent = self._clock() - begun
+        if self._compiled() > compiled:
+            return drafts
+        count, seconds = self.drafter.rounds
+        context = sum(r.num_tokens for r, k in zip(waiting, lengths, strict=True) if k)
+        if self.ahead is not None:
+            in_turn = self._drafting_in_turn(lengths, context)
+            self.ahead.observe_drafting(in_turn, spent)
+        if self._draft_cost is not None and seconds:
+            self._drafting_seconds = spent
+            self._first_cost.offer(count, context, seconds[0])
+            if len(seconds) > 1:
+                self._draft_cost.offer(count, context, statistics.fmean(seconds[1:]))
+        return drafts
+
+    def _drafting_in_turn(self, lengths: Sequence[int], context: int) -> float:
+        """Seconds that drafts of these lengths take where none of them is there already."""
+        count, rounds = sum(map(bool, lengths)), max(lengths, default=0)
+        if self._draft_cost is None or not count:
+            return 0.0
+        first = self._first_cost.seconds(count, context)
+        return first + (rounds - 1) * self._draft_cost.seconds(count, context)
+
+    def sent(self, step: Sequence[Microbatch]) -> None:
+        """A step has been sent; empty: there was nothing to do."""
+        if not step:
+            return
+        take = self.drafter.miss if self._mode is Mode.REST else self.drafter.feed
+        for microbatch in step:
+            take(microbatch)
+        prepared = Prepared(
+            mode=self._mode,
+            running=self._running,
+            drafted=self._mode is Mode.DRAFT and self._tries[self._part].drafted,
+            drafting_seconds=self._drafting_seconds,
+        )
+        self._drafting_seconds = 0.0
+        self.times.sent(step, prepared, self._clock())
+        if self.round_log is not None:
+            self.round_log.sent(step)
+
+    def observe(
+        self, request: Request, confidences: Sequence[float], drafted: int, accepted: int
+    ) -> None:
+        """A step has verified so many tokens of a request's draft."""
+        self._counts.update(drafts=1, drafted=drafted, accepted=accepted)
+        self._lengths[drafted] += 1
+        self._accepted_at.update(range(accepted))
+        self.frontiers.observe_frontier(drafted, accepted)
+        if self.pruning is not None:
+            self.pruning.observe(request, drafted, accepted)
+        self._acceptance.observe(request, tuple(confidences[:drafted]), accepted)
+
+    def observe_step(self, step: Sequence[Microbatch], now: float, tokens: Sequence[int]) -> None:
+        """A step has brought so many tokens to each of some requests, at this time of
+        ``time.perf_counter``."""
+        if self.round_log is not None:
+            self.round_log.read(step, now)
+        timed = self.times.read(step, now)
+        before, self._compiled_before = self._compiled_before, self._compiled()
+        if timed is None or self._compiled_before > before:
+            return
+        scheduled = [rows for each in step for rows in each.scheduled]
+        rows = sum(each.count for each in scheduled)
+        context = sum(each.start + each.count for each in scheduled)
+        prepared, seconds, cycle, is_plain, work, was_late = timed
+        ordinary = prepared.mode is not Mode.REST
+        for watcher in (self.pruning, self.ahead):
+            if watcher is not None:
+                for each in step:
+                    ordinary &= not watcher.observe_step(each.scheduled, seconds)
+        if was_late:
+            ordinary &= seconds < self._target_cost.seconds(rows, context)
+        if self.frontiers.depth == 1 and ordinary:
+            self._target_cost.offer(rows, context, seconds)
+        if cycle is None:
+            return
+        if prepared.drafted:
+            alone = self._target_cost.seconds(rows, context)
+            self.frontiers.observe_step(cycle, alone, prepared.drafting_seconds)
+        if self.worth is None or not tokens:
+            return
+        if prepared.mode is Mode.DRAFT:
+            made = Round(*work, seconds=cycle, tokens=sum(tokens), requests=len(tokens))
+            self.worth.observe_round(prepared.running, made)
+        elif is_plain:
+            self.worth.observe_plain(work.rows, work.context, cycle)
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+        self.drafter.forget(request)
+        self._acceptance.forget(request)
+        if self.pruning is not None:
+            self.pruning.forget(request)
+
+    def plan_changed(self, plan: Plan) -> None:
+        """The target runs by another plan now."""
+        self.frontiers.stages = len(plan.stages)
+        self.times.plan_changed()
+        if self.pruning is not None:
+            self.pruning.plan_changed()
+
+    def check_idle(self) -> None:
+        """Audit what is held while no request runs."""
+        self.drafter.check_idle()
+        if self.pruning is not None:
+            self.pruning.check_idle()
+
+    def stats(self) -> SpeculationStats:
+        """Counters since the start."""
+        longest = max(self._accepted_at, default=-1) + 1
+        pruning = self.pruning
+        return SpeculationStats(
+            drafter=self.drafter.name,
+            policy=self.policy.name,
+            num_drafts=self._counts["drafts"],
+            num_draft_tokens=self._counts["drafted"],
+            num_accepted_tokens=self._counts["accepted"],
+            num_trimmed_tokens=self._counts["proposed"] - self._counts["given"],
+            num_pruned_tokens={} if pruning is None else dict(pruning.pruned),
+            prune_looks=0 if pruning is None else pruning.looks,
+            prune_seconds_expected=0.0 if pruning is None else pruning.estimated_seconds,
+            prune_seconds_saved=0.0 if pruning is None else pruning.measured_seconds,
+            frontiers=self.frontiers.depth,
+            drafts_ahead=self.ahead is not None and self.ahead.pays,
+            ahead_steps=0 if self.ahead is None else self.ahead.steps,
+            ahead_seconds_hidden=0.0 if self.ahead is None else self.ahead.hidden_seconds,
+            ahead_seconds_slowdown=0.0 if self.ahead is None else self.ahead.slowdown_seconds,
+            saved_seconds=0.0 if self.worth is None else self.worth.saved_seconds,
+            accepted_per_position=tuple(self._accepted_at[i] for i in range(longest)),
+            draft_lengths=dict(self._lengths),
+        )
+
+    def _view(
+        self, most: Mapping[Request, int], running: Sequence[Request], turns: Sequence[Turn]
+    ) -> RoundView:
+        others = sum(request.wanted_rows for request in running) - len(most)
+        budget = sum(turn.scheduler.max_num_batched_tokens for turn in turns) - len(most)
+        return RoundView(
+            requests=tuple(
+                RequestView(request, longest, request.num_tokens)
+                for request, longest in most.items()
+            ),
+            other_rows=max(min(others, budget), 0),
+            most_rows=sum(turn.scheduler.max_draft_rows for turn in turns),
+            acceptance=self._acceptance,
+            target_cost=self._target_cost,
+            draft_cost=self._draft_cost,
+            first_cost=self._first_cost,
+            parts=max((turn.busy_parts for turn in turns), default=1),
+            stops=self.drafter.stops,
+        )
+
+    def _most(self, request: Request) -> int:
+        """Longest draft that can be of use: the last token of a request needs none behind it."""
+        asked = request.params.max_draft_tokens
+        longest = self.drafter.longest if asked is None else min(asked, self.drafter.longest)
+        return max(min(longest, request.max_len - request.num_tokens - 1), 0)
+
+    def _give(self, request: Request, draft: Draft, length: int) -> None:
+        self._counts["proposed"] += len(draft.tokens)
+        if not length:
+            self._lengths[0] += 1
+        else:
+            self._counts["given"] += length
+            request.extend_draft(draft.tokens[:length], draft.confidences[:length])
+            self._tries[self._part].drafted = True
+
+    def _count_empty(self, empty: bool) -> None:
+        """After rounds without a draft, rest for a while."""
+        tries = self._tries[self._part]
+        tries.empty = tries.empty + 1 if empty else 0
+        tries.rest = min(tries.empty // _PATIENCE, _LONGEST_REST) + 1

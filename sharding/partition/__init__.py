@@ -1,0 +1,1 @@
+"""Which granules go to which stage, and what the stages then need."""

@@ -1,0 +1,1 @@
+"""Which devices the stages of a model get, where devices are fragments."""

@@ -1,0 +1,1 @@
+"""From a mesh, a machine and a model to a plan."""

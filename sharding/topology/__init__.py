@@ -1,0 +1,1 @@
+"""The machine as values: devices, links, and what is free."""
