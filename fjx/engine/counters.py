@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from fjx.engine.replicas import Replicas
 from fjx.outputs import EngineStats, FinishReason, PlanStats, SpeculationStats
@@ -14,7 +14,8 @@ from fjx.outputs import EngineStats, FinishReason, PlanStats, SpeculationStats
 class EngineCounters:
     """Counters since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._step_tokens: Counter[int] = Counter()
@@ -35,16 +36,16 @@ class EngineCounters:
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Around each step."""
-        started = time.perf_counter()
+        started = self._clock()
         yield
-        self._step_seconds += time.perf_counter() - started
+        self._step_seconds += self._clock() - started
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around what waits for a device, in a step."""
-        started = time.perf_counter()
+        started = self._clock()
         yield
-        self._wait_seconds += time.perf_counter() - started
+        self._wait_seconds += self._clock() - started
 
     def stats(
         self,

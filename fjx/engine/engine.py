@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fjx.config import EngineConfig
 from fjx.engine.counters import EngineCounters
@@ -51,6 +51,7 @@ class Engine:
         autopilot: Autopilot | None = None,
         speculator: Speculator | None = None,
         home: PlanRuntime | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -61,13 +62,19 @@ class Engine:
             autopilot: changes plans by itself.
             speculator: drafts tokens; None: every request gets one row a step.
             home: where plans run; None: in this process.
+            clock: seconds, for all that the engine times; the autopilot's and the speculator's,
+                too. By default the one of which callers give the arrival of their requests, and of
+                which outputs tell times.
         """
         programs = executors[0].programs
         limits = programs.limits
         self.config = config
         self.tokenizer = tokenizer
         self.max_model_len = limits.max_model_len
-        self.replicas = Replicas(executors, config.enable_prefix_caching, tokenizer.eos_token_ids)
+        self._clock = clock
+        self.replicas = Replicas(
+            executors, config.enable_prefix_caching, tokenizer.eos_token_ids, clock
+        )
         self.autopilot = autopilot
         self.speculator = speculator
         self.plans = PlanChanges(
@@ -76,7 +83,7 @@ class Engine:
             executors[0].compiler,
             home,
         )
-        self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), EngineCounters()
+        self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), EngineCounters(clock)
         self._unfinished = UnfinishedRequests(
             InputProcessor(
                 max_model_len=limits.max_model_len,
@@ -89,6 +96,7 @@ class Engine:
             self.replicas,
             self._tally,
             self._ended,
+            clock,
             max_waiting=config.max_waiting_requests,
             max_num_seqs=config.max_num_seqs,
         )
@@ -118,7 +126,7 @@ class Engine:
         Returns:
             Seconds after which to call again if there is none until then; None: no need to.
         """
-        now = time.monotonic()
+        now = self._clock()
         self._idle_since = now if self._idle_since is None else self._idle_since
         wait = self.plans.idle(self.replicas.executors, now - self._idle_since)
         if wait is not None:
@@ -220,7 +228,7 @@ class Engine:
         if self.autopilot is not None:
             with self._policy():
                 for _ in requests:
-                    self.autopilot.arrived(time.monotonic())
+                    self.autopilot.arrived(self._clock())
         return requests
 
     @property
@@ -292,7 +300,7 @@ class Engine:
 
     def look(self) -> None:
         """Let the policy look at the engine and change the plan, if there is one and it is time."""
-        pilot, now = self.autopilot, time.monotonic()
+        pilot, now = self.autopilot, self._clock()
         if pilot is None:
             return
         with self._policy():
@@ -334,7 +342,7 @@ class Engine:
         """
         sent: list[Microbatch] = []
         failed: list[Progress] = []
-        now = time.monotonic()
+        now = self._clock()
         pruning = None if drafting is None else drafting.pruning
         ahead = None if drafting is None else drafting.may_draft_ahead
         for index, replica in enumerate(self.replicas):
@@ -397,7 +405,7 @@ class Engine:
         if self.speculator is not None and not self.replicas.lost:
             with self._speculation():
                 counts = [len(each.token_ids) for each in progress]
-                self.speculator.observe_step(step, time.perf_counter(), counts)
+                self.speculator.observe_step(step, self._clock(), counts)
         return progress
 
     def _read(self, microbatch: Microbatch) -> list[Progress]:
@@ -407,7 +415,7 @@ class Engine:
                 tokens = microbatch.output.read_tokens()
         except StageLostError:
             return []  # see `_mend`
-        now = time.monotonic()
+        now = self._clock()
         progress, end = [], 0
         for rows in microbatch.scheduled:
             begin, end = end, end + rows.reads

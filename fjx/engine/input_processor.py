@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-import time
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 
@@ -48,7 +47,7 @@ class InputProcessor:
         prompt: list[int],
         params: SamplingParams,
         priority: int,
-        arrival: float | None,
+        arrival: float,
         room: int,
         cache_salt: str = "",
         bad_words: tuple[tuple[int, ...], ...] = (),
@@ -56,6 +55,7 @@ class InputProcessor:
         """The ``params.n`` completions of a prompt that was checked.
 
         Args:
+            arrival: when it came, by the engine's clock.
             room: how many may still wait.
             bad_words: those of ``params`` as tokens.
 
@@ -87,7 +87,7 @@ class InputProcessor:
                 params=params,
                 seed=seed + index,
                 max_len=end,
-                arrival=time.monotonic() if arrival is None else arrival,
+                arrival=arrival,
                 index=index,
                 priority=priority,
                 end_tokens=own.union(params.stop_token_ids) if params.stop_token_ids else own,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fjx.pipeline.executor import Pipeline
 from fjx.scheduling.balance import even_out
@@ -17,22 +18,28 @@ class Replicas:
     """Gives requests to replicas, and takes part in changes of their number."""
 
     def __init__(
-        self, executors: Sequence[Pipeline], share_prefixes: bool, end_tokens: tuple[int, ...]
+        self,
+        executors: Sequence[Pipeline],
+        share_prefixes: bool,
+        end_tokens: tuple[int, ...],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             executors: one for each replica.
             share_prefixes: whether equal beginnings of prompts share pages.
             end_tokens: end-of-sequence tokens of the model.
+            clock: the engine's, seconds.
         """
         self._share_prefixes, self._end_tokens = share_prefixes, end_tokens
+        self._clock = clock
         self._all = [self._new(executor) for executor in executors]
         self._of: dict[Request, Replica] = {}
         self._before: Counter[str] = Counter()
         """Counts of schedulers that have ended."""
 
     def _new(self, executor: Pipeline) -> Replica:
-        return Replica(executor, self._share_prefixes, self._end_tokens)
+        return Replica(executor, self._share_prefixes, self._end_tokens, self._clock)
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._all)

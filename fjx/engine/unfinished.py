@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 from fjx.engine.counters import EngineCounters
@@ -32,6 +31,7 @@ class UnfinishedRequests:
         replicas: Replicas,
         tally: EngineCounters,
         ended: Callable[[Request], None],
+        clock: Callable[[], float],
         *,
         max_waiting: int,
         max_num_seqs: int,
@@ -43,6 +43,7 @@ class UnfinishedRequests:
             replicas: serve them.
             tally: counts how they end.
             ended: called when a request has ended.
+            clock: the engine's, seconds.
             max_waiting: most requests in the queue.
             max_num_seqs: how many a replica serves at once.
         """
@@ -54,6 +55,7 @@ class UnfinishedRequests:
         self._replicas = replicas
         self._tally = tally
         self._ended = ended
+        self._clock = clock
         self._max_waiting = max_waiting
         self._max_num_seqs = max_num_seqs
         self._service_times = ServiceTimes()
@@ -88,10 +90,11 @@ class UnfinishedRequests:
         """See `Engine.add`. What raises leaves nothing of the request behind."""
         self.check(prompt, params)
         bad_words = bad_word_tokens(self._tokenizer, params.bad_words)
+        arrived = self._clock() if arrival is None else arrival
 
         def made() -> list[Request]:
             return self._intake.requests(
-                request_id, prompt, params, priority, arrival, self.room, cache_salt, bad_words
+                request_id, prompt, params, priority, arrived, self.room, cache_salt, bad_words
             )
 
         try:
@@ -117,7 +120,7 @@ class UnfinishedRequests:
         waiting = [each for replica in self._replicas for each in replica.scheduler.waiting]
         running = [each for replica in self._replicas for each in replica.scheduler.running]
         full.retry_after = self._service_times.retry_after(
-            len(waiting), running, self._max_num_seqs * len(self._replicas), time.monotonic()
+            len(waiting), running, self._max_num_seqs * len(self._replicas), self._clock()
         )
         ids = who_gives_way(waiting, priority, wanted - self.room)
         if ids is None:
@@ -151,7 +154,7 @@ class UnfinishedRequests:
     def finish(self, request: Request, reason: FinishReason) -> None:
         """A request has ended; its pages are free, and its id when all its completions have."""
         request.finish_reason = reason
-        request.ended = time.monotonic()
+        request.ended = self._clock()
         self._replicas.finish(request)
         self._tally.finished(reason)
         self._service_times.ended(request)

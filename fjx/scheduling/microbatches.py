@@ -55,7 +55,7 @@ class Microbatch:
     batch: Batch
     output: StepOutput
     sent: float
-    """When the step was begun, in seconds of ``time.perf_counter``."""
+    """When the step was begun, in seconds of the engine's clock."""
     turn: Turn
     """Whose rows they are."""
 

@@ -36,7 +36,7 @@ class ServiceTimes:
             waiting: how many do.
             running: those that have begun.
             at_once: how many may run.
-            now: by time.monotonic.
+            now: by the engine's clock.
         """
         ages = [now - request.scheduled for request in running if request.scheduled is not None]
         return seconds_until_begun(waiting, at_once, self._recent, ages)

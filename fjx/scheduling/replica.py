@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from fjx.pipeline.batch import Batch
@@ -75,10 +75,15 @@ class Replica:
     """
 
     def __init__(
-        self, executor: Pipeline, share_prefixes: bool, end_tokens: tuple[int, ...]
+        self,
+        executor: Pipeline,
+        share_prefixes: bool,
+        end_tokens: tuple[int, ...],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         limits = executor.limits
         self.executor = executor
+        self._clock = clock
         self.scheduler = Scheduler(
             PagePool(limits.num_pages, limits.page_size, share_prefixes),
             limits.max_num_seqs,
@@ -145,7 +150,7 @@ class Replica:
         Raises:
             RequestsFailedError: see `build`.
         """
-        begun = time.perf_counter()
+        begun = self._clock()
         built = None if self.executor.lost else self.build()
         if built is None:
             return None

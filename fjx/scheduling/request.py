@@ -35,7 +35,7 @@ class Request:
     max_len: int
     """The request ends when it has this many tokens, prompt included."""
     arrival: float
-    """Seconds of time.monotonic."""
+    """In seconds of the engine's clock."""
     end_tokens: frozenset[int] = frozenset()
     """Tokens that end the request."""
     index: int = 0

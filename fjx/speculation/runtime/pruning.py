@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,7 +73,12 @@ class Pruning:
     """
 
     def __init__(
-        self, lens: Lens, acceptance: AcceptanceModel, cost: CostModel, always: bool = False
+        self,
+        lens: Lens,
+        acceptance: AcceptanceModel,
+        cost: CostModel,
+        always: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -81,8 +86,10 @@ class Pruning:
             acceptance: how likely tokens are without their ranks.
             cost: of the target's steps.
             always: look at every step, and cut what seems to pay, whatever a look costs.
+            clock: the engine's, seconds.
         """
         self.lens = lens
+        self.clock = clock
         self._acceptance = acceptance
         self._cost = cost
         self._always = always
@@ -275,7 +282,7 @@ class PrunedStep:
         self._pruning = pruning
         self._executor = executor
         self._builder = builder
-        self._begun = time.perf_counter()
+        self._begun = pruning.clock()
         self.scheduled = scheduled
         """The rows that go on."""
         self.batch = batch
@@ -311,7 +318,7 @@ class PrunedStep:
         base = rows - sum(map(len, ranks.values()))
         # The head counts as a granule.
         left = (granules - behind.granules.stop + 1) / (granules + 1)
-        remaining = pruning.remaining(time.perf_counter() - self._begun, left, rows, self.context)
+        remaining = pruning.remaining(pruning.clock() - self._begun, left, rows, self.context)
         kept = dict(
             zip(ranks, pruning.keep(list(survivals.values()), remaining, base), strict=True)
         )

@@ -62,7 +62,7 @@ class Speculator:
         lens: Lens | None = None,
         prune_always: bool = False,
         ahead: Ahead = "off",
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
         compiled: Callable[[], int] = lambda: 0,
     ) -> None:
         """
@@ -74,7 +74,7 @@ class Speculator:
             lens: looks into steps to prune them; None: nobody does.
             prune_always: see `Pruning`.
             ahead: whether to draft while steps verify, where the drafter can.
-            clock: seconds; what `observe_step` gets is of the same clock.
+            clock: the engine's, seconds; what `observe_step` gets is of the same clock.
             compiled: how often a step has waited for the compiler so far: what was timed meanwhile
                 says nothing of later steps.
         """
@@ -95,7 +95,7 @@ class Speculator:
             self.worth = Worth(buckets, drafter.catching_up, longest)
         self.pruning: Pruning | None = None
         if lens is not None:
-            self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always)
+            self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always, clock)
         self.ahead = draft_ahead(drafter, self._target_cost, ahead)
         self.times = StepTimes()
         self._tries: dict[int, _Tries] = defaultdict(_Tries)
@@ -228,8 +228,8 @@ class Speculator:
         self._acceptance.observe(request, tuple(confidences[:drafted]), accepted)
 
     def observe_step(self, step: Sequence[Microbatch], now: float, tokens: Sequence[int]) -> None:
-        """A step has brought so many tokens to each of some requests, at this time of
-        ``time.perf_counter``."""
+        """A step has brought so many tokens to each of some requests, at this time of the
+        clock."""
         if self.round_log is not None:
             self.round_log.read(step, now)
         timed = self.times.read(step, now)

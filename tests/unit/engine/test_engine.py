@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -378,3 +379,15 @@ def test_steps_are_counted_by_their_tokens() -> None:
     assert new == {16: 2, 8: 1, 1: 3}
     assert stats.num_steps - before.num_steps == 6
     assert stats.kv_pages == 24 - 1, "the first one holds nothing"
+
+
+def test_all_times_are_of_the_clock_that_was_given() -> None:
+    ticks = itertools.count(1000.0)
+    ours = tiny_engine(compiler=engine().executor.compiler, clock=lambda: next(ticks))
+    (request,) = ours.add("r", PROMPT, greedy(max_tokens=3))
+    run(ours)
+    times = [request.arrival, request.scheduled, request.first_token, request.ended]
+    assert times == sorted(times)
+    assert len(set(times)) == 4
+    assert 1000.0 <= request.arrival < request.ended < next(ticks)
+    assert ours.stats().step_seconds >= ours.stats().num_steps

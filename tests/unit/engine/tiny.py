@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -109,6 +111,7 @@ def tiny_engine(
     quantization: Quantization | None = None,
     deployment: Deployment | None = None,
     compiler: Compiler | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """An engine of this shape; made once and idle again after each use.
 
@@ -157,7 +160,13 @@ def tiny_engine(
     )
     graph = model_graph(config, jnp.dtype(dtype), granule_layers, limits.row_buckets)
     planner = live_planner(graph, Workload(rows=max_num_seqs, kv_tokens=16 * num_pages))
-    return Engine(engine_config, executors, LetterTokenizer(), planner)  # type: ignore[arg-type]
+    return Engine(
+        engine_config,
+        executors,
+        LetterTokenizer(),  # type: ignore[arg-type]
+        planner,
+        clock=clock,
+    )
 
 
 def run(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +34,8 @@ IMPATIENT = PolicyConfig(
 )
 
 
-def engine_with_pilot(log: Path | None = None) -> Engine:
-    engine = tiny_engine(layers=8, granule_layers=1, num_pages=131)  # of these tests alone
+def engine_with_pilot(clock: Callable[[], float], log: Path | None = None) -> Engine:
+    engine = tiny_engine(layers=8, granule_layers=1, num_pages=131, clock=clock)
     planner = engine.plans.planner
     ladder = ladder_from_graph(
         planner.graph,
@@ -54,12 +55,11 @@ def stages(engine: Engine) -> int:
 
 @pytest.mark.slow
 def test_a_queue_makes_the_pipeline_finer_and_quiet_makes_it_coarse_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     log = tmp_path / "decisions.jsonl"
-    engine = engine_with_pilot(log)
     now = 1000.0
-    monkeypatch.setattr("fjx.engine.engine.time.monotonic", lambda: now)
+    engine = engine_with_pilot(lambda: now, log)
     prompts = [[7, 8, 9 + i] for i in range(40)]
     requests = [engine.add(str(i), prompt, PARAMS)[0] for i, prompt in enumerate(prompts)]
     seen = []
@@ -86,14 +86,13 @@ def test_a_queue_makes_the_pipeline_finer_and_quiet_makes_it_coarse_again(
 def test_a_change_that_is_refused_is_logged_and_the_engine_serves_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = engine_with_pilot()
+    now = 1000.0
+    engine = engine_with_pilot(lambda: now)
 
     def refuse(*_: object) -> None:
         raise MemoryFitError("both plans need more than there is")
 
     monkeypatch.setattr(home, "check_fits", refuse)
-    now = 1000.0
-    monkeypatch.setattr("fjx.engine.engine.time.monotonic", lambda: now)
     requests = [engine.add(str(i), [5, 6, i], PARAMS)[0] for i in range(30)]
     with caplog.at_level(logging.WARNING):
         while engine.has_work:

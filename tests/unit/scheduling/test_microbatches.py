@@ -194,8 +194,8 @@ def test_the_other_part_stays_in_flight_while_one_is_drafted_for(
 
 
 def test_the_gap_that_is_observed_is_that_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = deep_engine(even(4, microbatches=4))
-    gaps: list[float] = []
+    now, gaps = 0.0, list[float]()
+    engine = deep_engine(even(4, microbatches=4), clock=lambda: now)
 
     class Pilot:
         """Hears of steps."""
@@ -210,8 +210,6 @@ def test_the_gap_that_is_observed_is_that_of_a_request(monkeypatch: pytest.Monke
         def due(self, now: float) -> bool:
             return False
 
-    now = 0.0
-    monkeypatch.setattr("fjx.engine.engine.time.monotonic", lambda: now)
     monkeypatch.setattr(engine, "autopilot", Pilot())
     begin(engine, 8)
     for _ in range(6):
