@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 _CHANGE_POLL_SECONDS = 0.005
 """How often an idle engine looks after a change of plan."""
+_STATS_SECONDS = 0.05
+"""How old the counters of a busy engine may be: making them takes longer than all else that a short
+step does for its report."""
 
 
 class AsyncLLM:
@@ -51,6 +55,7 @@ class AsyncLLM:
         self._streams: dict[str, Unread] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stats = EngineStats()
+        self._stats_due = -math.inf
         self._plan_status: PlanStatus | None = None
         self._awaited: dict[int, asyncio.Future[SwitchRecord]] = {}
         self._working_since: float | None = None
@@ -169,7 +174,7 @@ class AsyncLLM:
         )
 
     def stats(self) -> EngineStats:
-        """Counters and gauges as of the last step."""
+        """Counters and gauges, at most 50 ms old; while a step takes longer, those before it."""
         return self._stats
 
     def memory(self) -> HeldMemory:
@@ -293,7 +298,7 @@ class AsyncLLM:
             engine = start_engine(self.config)
             for line in engine_lines(engine):
                 logger.info("%s", line)
-            self._report(engine)
+            self._report(engine, requests_changed=True)
         except BaseException as error:
             self.error = str(error) if isinstance(error, UserError) else repr(error)
             self._end()
@@ -304,12 +309,14 @@ class AsyncLLM:
         try:
             while self._may_go_on(engine):
                 self._working_since = time.monotonic()
-                self._take_calls(engine)
+                changed = self._take_calls(engine)
                 if engine.has_work or engine.plans.active:
-                    self._deliver(engine.step())
+                    progress = engine.step()
+                    self._deliver(progress)
+                    changed |= any(each.finish_reason is not None for each in progress)
                 else:
                     engine.look()
-                self._report(engine)
+                self._report(engine, changed)
                 self._working_since = None
         except BaseException as error:
             self._working_since = None
@@ -342,17 +349,25 @@ class AsyncLLM:
                 logger.exception("the idle engine holds what it should not; please report this")
                 self._is_sound = False
 
-    def _report(self, engine: Engine) -> None:
-        """Let others see how the engine stands; tell who waits for a change of plan."""
-        self._stats = engine.stats()
+    def _report(self, engine: Engine, requests_changed: bool) -> None:
+        """Let others see how the engine stands; tell who waits for a change of plan.
+
+        Other threads read what was made here last, which never changes: they need no lock, and do
+        not wait for a step that hangs.
+        """
+        now, busy = time.monotonic(), engine.has_work or engine.plans.active
+        if requests_changed or not busy or now >= self._stats_due:
+            self._stats, self._stats_due = engine.stats(), now + _STATS_SECONDS
         status = self._plan_status = engine.plans.status()
         if status.last is not None and status.last.number in self._awaited:
             ended = self._awaited.pop(status.last.number)
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(_settle, ended, status.last)
 
-    def _take_calls(self, engine: Engine) -> None:
-        for _ in range(len(self._calls)):
+    def _take_calls(self, engine: Engine) -> bool:
+        """Do what was asked for between two steps; whether anything was."""
+        count = len(self._calls)
+        for _ in range(count):
             with self._wake:
                 function, future = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
@@ -365,6 +380,7 @@ class AsyncLLM:
                     raise  # somebody ends the process; those that are left are told by `_end`
             else:
                 future.set_result(result)
+        return count > 0
 
     def _tell_displaced(self, engine: Engine) -> None:
         """Let readers know that their requests have lost their places."""

@@ -23,6 +23,7 @@ from fjx.errors import (
     RequestError,
     UserError,
 )
+from fjx.outputs import EngineStats
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.request import Request
 from fjx.speculation.policy.lengths import Fixed
@@ -114,6 +115,30 @@ async def test_closing_a_stream_aborts_the_request() -> None:
         await stream.aclose()
         await until(is_idle(llm))
         assert llm.stats().requests_finished["abort"] >= 1
+
+
+def test_steps_that_change_no_request_make_no_new_counters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, asked = list[EngineStats](), replace(GREEDY, max_tokens=60)
+    stats = Engine.stats
+
+    def counted(self: Engine) -> EngineStats:
+        made.append(stats(self))
+        return made[-1]
+
+    async def run() -> None:
+        async with serving() as llm:
+            before = llm.stats()
+            await collect(llm, [3, 4], asked, "one")
+            await until(is_idle(llm))
+            assert llm.stats().num_steps - before.num_steps >= 60
+            assert llm.stats().generation_tokens - before.generation_tokens == 60
+
+    monkeypatch.setattr("fjx.async_llm._STATS_SECONDS", 1000.0)
+    monkeypatch.setattr(Engine, "stats", counted)
+    with_limit(run)()
+    assert len(made) <= 5, "start, arrival, end, and once idle"
 
 
 @with_limit
