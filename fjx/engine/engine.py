@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from fjx.config import EngineConfig
 from fjx.engine.counters import EngineCounters
 from fjx.engine.held import held_memory
 from fjx.engine.input_processor import InputProcessor
 from fjx.engine.plan_changes import PlanChanges
+from fjx.engine.plan_policy import PlanPolicy
 from fjx.engine.progress import Progress, commit, score
 from fjx.engine.replicas import Replicas
+from fjx.engine.speculation import Speculation
 from fjx.engine.tracing import StepTrace
 from fjx.engine.unfinished import UnfinishedRequests
-from fjx.errors import MeshError, QueueFullError, RegranularizationError, StageLostError
+from fjx.errors import QueueFullError, StageLostError
 from fjx.granularity.autopilot import Autopilot
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, HeldMemory, SwitchRecord
@@ -33,8 +34,6 @@ from fjx.sharding.plan.plan import Deployment
 from fjx.speculation.runtime.draft_ahead import DraftAhead
 from fjx.speculation.runtime.pruning import Pruning
 from fjx.speculation.runtime.speculator import Speculator
-
-logger = logging.getLogger(__name__)
 
 _STEPS_BEFORE_TRACE = 20
 
@@ -75,8 +74,8 @@ class Engine:
         self.replicas = Replicas(
             executors, config.enable_prefix_caching, tokenizer.eos_token_ids, clock
         )
-        self.autopilot = autopilot
-        self.speculator = speculator
+        self.policy = PlanPolicy(autopilot)
+        self.speculation = Speculation(speculator)
         self.plans = PlanChanges(
             Deployment(tuple(each.plan for each in executors)),
             planner,
@@ -116,6 +115,24 @@ class Engine:
         return self.replicas[0].scheduler
 
     @property
+    def speculator(self) -> Speculator | None:
+        """What drafts tokens; None: speculation is off."""
+        return self.speculation.speculator
+
+    @speculator.setter
+    def speculator(self, speculator: Speculator | None) -> None:
+        self.speculation = Speculation(speculator)
+
+    @property
+    def autopilot(self) -> Autopilot | None:
+        """What changes plans by itself; None: nothing."""
+        return self.policy.autopilot
+
+    @autopilot.setter
+    def autopilot(self, autopilot: Autopilot | None) -> None:
+        self.policy = PlanPolicy(autopilot)
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._in_flight) or self.replicas.has_work
@@ -144,54 +161,23 @@ class Engine:
     def _step(self) -> list[Progress]:
         self.look()
         progress = self._mend()
-        drafting = self._drafting()
+        drafts = self.speculation.due(self.replicas.turns)
         if self.plans.advance():
             progress += self._collect_until(0)
             self._adopt(self.plans.switch())
-        behind = 1 if drafting is None else drafting.steps_behind
-        progress += self._collect_for_turns(behind, drafts=drafting is not None)
-        if drafting is not None and not self.replicas.lost:
-            with self._speculation():
-                drafting.draft(self.replicas.turns)
-        sent, failed = self._dispatch(None if self.speculator is None else drafting)
+        behind = self.speculation.steps_behind if drafts else 1
+        progress += self._collect_for_turns(behind, drafts)
+        if drafts and not self.replicas.lost:
+            self.speculation.draft(self.replicas.turns)
+        sent, failed = self._dispatch(drafts)
         progress += failed
-        if self.speculator is not None:
-            with self._speculation():
-                self.speculator.sent(sent)
+        self.speculation.sent(sent)
         if sent:
-            most = behind + (drafting is not None) if self.config.overlap else 0
+            most = behind + drafts if self.config.overlap else 0
             progress += self._collect_until(most)
         elif self._in_flight:
             progress += self._collect(self._in_flight.take())
         return progress
-
-    @contextlib.contextmanager
-    def _speculation(self) -> Iterator[None]:
-        """Around what speculation does. Where it fails it is off from then on: that changes how
-        fast tokens come, not which."""
-        try:
-            yield
-        except Exception:
-            logger.exception("speculation failed, and is off from now on")
-            self.speculator = None
-
-    @contextlib.contextmanager
-    def _policy(self) -> Iterator[None]:
-        """Around what the granularity policy does and is told: where it fails, plans stay as they
-        are from then on."""
-        try:
-            yield
-        except Exception:
-            logger.exception("the granularity policy failed, and is off from now on")
-            self.autopilot = None
-
-    def _drafting(self) -> Speculator | None:
-        """What drafts for the next step; None: nothing."""
-        speculator, due = self.speculator, False
-        if speculator is not None:
-            with self._speculation():
-                due = speculator.due(self.replicas.turns)
-        return speculator if due else None
 
     def _mend(self) -> list[Progress]:
         """Have replicas that lost their pages replaced, and compute their requests again."""
@@ -225,10 +211,8 @@ class Engine:
                 enough; see `displaced`.
         """
         requests = self._unfinished.add(request_id, prompt, params, priority, arrival, cache_salt)
-        if self.autopilot is not None:
-            with self._policy():
-                for _ in requests:
-                    self.autopilot.arrived(self._clock())
+        for _ in requests:
+            self.policy.arrived(self._clock())
         return requests
 
     @property
@@ -267,8 +251,8 @@ class Engine:
         return self._tally.stats(
             self.replicas,
             self.executor.compiler.counts,
-            self.plans.stats(None if self.autopilot is None else self.autopilot.decisions),
-            None if self.speculator is None else self.speculator.stats(),
+            self.plans.stats(self.policy.decisions),
+            self.speculation.stats(),
         )
 
     def memory(self) -> HeldMemory:
@@ -280,8 +264,7 @@ class Engine:
         """Audit what is held while nothing runs."""
         self.replicas.check_idle()
         self._unfinished.check_idle()
-        if self.speculator is not None:
-            self.speculator.check_idle()
+        self.speculation.check_idle()
 
     def regranularize(self, target: PlanTarget, reason: str = "request") -> SwitchRecord:
         """Begin to change to another plan; steps go on meanwhile, and do the work.
@@ -300,28 +283,7 @@ class Engine:
 
     def look(self) -> None:
         """Let the policy look at the engine and change the plan, if there is one and it is time."""
-        pilot, now = self.autopilot, self._clock()
-        if pilot is None:
-            return
-        with self._policy():
-            if not pilot.due(now):
-                return
-            decision = pilot.look(
-                now,
-                serving=self.plans.deployment,
-                switching=self.plans.active,
-                running=self.replicas.num_running,
-                waiting=self.replicas.num_waiting,
-                kv_usage=self.replicas.kv_usage,
-                preemptions=self.replicas.counts["preemptions"],
-            )
-            if decision.target is None:
-                return
-            target = pilot.ladder.rung(decision.target).deployment
-            try:
-                self.regranularize(target, decision.reason)
-            except (MeshError, RegranularizationError) as error:
-                logger.warning("the policy's change to %s was refused: %s", decision.target, error)
+        self.policy.adjust(self._clock(), self.plans, self.replicas, self.regranularize)
 
     def _adopt(self, executors: Sequence[Pipeline] | None) -> None:
         """Go on with the executors of a new plan; None: with the old ones."""
@@ -330,12 +292,10 @@ class Engine:
         self.replicas.adopt(executors)
         give_back_memory_soon()
         self._gaps.clear()
-        if self.speculator is not None:
-            with self._speculation():
-                self.speculator.plan_changed(executors[0].plan)
+        self.speculation.plan_changed(executors[0].plan)
 
-    def _dispatch(self, drafting: Speculator | None) -> tuple[list[Microbatch], list[Progress]]:
-        """Send the step of each replica's turn; ``drafting``: if it may have drafts.
+    def _dispatch(self, drafts: bool) -> tuple[list[Microbatch], list[Progress]]:
+        """Send the step of each replica's turn; ``drafts``: whether it may have some.
 
         Returns:
             What was sent, and the requests that failed before.
@@ -343,8 +303,8 @@ class Engine:
         sent: list[Microbatch] = []
         failed: list[Progress] = []
         now = self._clock()
-        pruning = None if drafting is None else drafting.pruning
-        ahead = None if drafting is None else drafting.may_draft_ahead
+        pruning = self.speculation.pruning if drafts else None
+        ahead = self.speculation.may_draft_ahead if drafts else None
         for index, replica in enumerate(self.replicas):
             microbatch = self._send(replica, pruning, ahead, failed)
             if self.plans.active:
@@ -402,10 +362,9 @@ class Engine:
     def _collect(self, step: list[Microbatch]) -> list[Progress]:
         """Read what a step has brought."""
         progress = [each for microbatch in step for each in self._read(microbatch)]
-        if self.speculator is not None and not self.replicas.lost:
-            with self._speculation():
-                counts = [len(each.token_ids) for each in progress]
-                self.speculator.observe_step(step, self._clock(), counts)
+        if not self.replicas.lost:
+            counts = [len(each.token_ids) for each in progress]
+            self.speculation.observe_step(step, self._clock(), counts)
         return progress
 
     def _read(self, microbatch: Microbatch) -> list[Progress]:
@@ -426,9 +385,8 @@ class Engine:
             except Exception as error:
                 progress.append(self._unfinished.fail(rows.request, error))
         gap = self._gaps.read(microbatch.turn, now)
-        if self.autopilot is not None and gap is not None and tokens:
-            with self._policy():
-                self.autopilot.step(now, gap)
+        if gap is not None and tokens:
+            self.policy.step(now, gap)
         return progress
 
     def _take(
@@ -443,15 +401,12 @@ class Engine:
         chosen, first = chosen[rows.scored :], first + rows.scored
         if request.first_token is None:
             request.first_token = now
-            if self.autopilot is not None:
-                with self._policy():
-                    self.autopilot.first_token(now, now - request.arrival)
+            self.policy.first_token(now, now - request.arrival)
         progress, verified = commit(request, chosen, output, first, self._unfinished.transcripts)
-        if verified.drafted and self.speculator is not None:
+        if verified.drafted:
             if progress.finish_reason is not None:
                 confidences = confidences[: len(progress.token_ids)]  # the rest was not decided
-            with self._speculation():
-                self.speculator.observe(request, confidences, *verified)
+            self.speculation.observe(request, confidences, *verified)
         if progress.finish_reason is not None:
             self._unfinished.finish(request, progress.finish_reason)
         self._tally.count(generation_tokens=len(progress.token_ids))
@@ -459,9 +414,6 @@ class Engine:
 
     def _ended(self, request: Request) -> None:
         """A request has ended, in whatever way."""
-        if self.speculator is not None:
-            with self._speculation():
-                self.speculator.forget(request)
-        if self.autopilot is not None and request.ended is not None:
-            with self._policy():
-                self.autopilot.ended(request.ended, len(request.tokens))
+        self.speculation.forget(request)
+        if request.ended is not None:
+            self.policy.ended(request.ended, len(request.tokens))
