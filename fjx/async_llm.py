@@ -315,7 +315,7 @@ class AsyncLLM:
                     self._deliver(progress)
                     changed |= any(each.finish_reason is not None for each in progress)
                 else:
-                    engine.look()
+                    engine.adjust_plan()
                 self._report(engine, changed)
                 self._working_since = None
         except BaseException as error:
@@ -332,9 +332,7 @@ class AsyncLLM:
                     self._wake.wait(_CHANGE_POLL_SECONDS)
                 else:
                     self._audit(engine)
-                    pilot = engine.autopilot
-                    waits = engine.rest(), None if pilot is None else pilot.interval
-                    self._wake.wait(min((s for s in waits if s is not None), default=None))
+                    self._wake.wait(engine.idle())
             if not self._stopping:
                 return True
             late = self._deadline is not None and time.monotonic() >= self._deadline

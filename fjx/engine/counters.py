@@ -22,27 +22,27 @@ class EngineCounters:
         self._step_seconds = self._wait_seconds = 0.0
 
     def count(self, **numbers: int) -> None:
-        """Add to ``steps``, ``prompt_tokens`` or ``generation_tokens``."""
+        """Add to ``steps`` (of replicas), ``prompt_tokens`` or ``generation_tokens``."""
         self._counts.update(numbers)
 
-    def step_of(self, tokens: int) -> None:
-        """A step was sent, of so many tokens."""
+    def count_step(self, tokens: int) -> None:
+        """Count a step of this number of tokens."""
         self._step_tokens[tokens] += 1
 
-    def finished(self, reason: FinishReason) -> None:
-        """A request has ended."""
+    def count_finished(self, reason: FinishReason) -> None:
+        """Count a request that has ended."""
         self._finished[reason] += 1
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around each step."""
+        """Time a step."""
         started = self._clock()
         yield
         self._step_seconds += self._clock() - started
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for a device, in a step."""
+        """Time what waits for a device, in a step."""
         started = self._clock()
         yield
         self._wait_seconds += self._clock() - started

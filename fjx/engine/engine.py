@@ -1,35 +1,36 @@
-"""The engine: schedule, dispatch, collect a step that was sent before, report."""
+"""The engine: schedule a step, dispatch it, and collect one that was dispatched before."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from fjx.config import EngineConfig
 from fjx.engine.counters import EngineCounters
 from fjx.engine.held import held_memory
 from fjx.engine.input_processor import InputProcessor
+from fjx.engine.output_processor import OutputProcessor
 from fjx.engine.plan_changes import PlanChanges
 from fjx.engine.plan_policy import PlanPolicy
-from fjx.engine.progress import Progress, commit, score
+from fjx.engine.progress import Progress
 from fjx.engine.replicas import Replicas
 from fjx.engine.speculation import Speculation
 from fjx.engine.tracing import StepTrace
 from fjx.engine.unfinished import UnfinishedRequests
-from fjx.errors import QueueFullError, StageLostError
+from fjx.errors import QueueFullError
 from fjx.granularity.autopilot import Autopilot
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, HeldMemory, SwitchRecord
 from fjx.pipeline.background import give_back_memory_soon
-from fjx.pipeline.executor import Pipeline, StepOutput
+from fjx.pipeline.executor import Pipeline
 from fjx.regranularization.plan_runtime import PlanRuntime
 from fjx.regranularization.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams
-from fjx.scheduling.microbatches import Gaps, InFlight, Microbatch
+from fjx.scheduling.microbatches import InFlight, Microbatch, Turn
 from fjx.scheduling.replica import Replica, RequestsFailedError
 from fjx.scheduling.request import Request
-from fjx.scheduling.scheduler import ScheduledRows, Scheduler
+from fjx.scheduling.scheduler import Scheduler
 from fjx.sharding.plan.plan import Deployment
 from fjx.speculation.runtime.draft_ahead import DraftAhead
 from fjx.speculation.runtime.pruning import Pruning
@@ -58,9 +59,9 @@ class Engine:
             executors: one for each replica.
             tokenizer: the model's.
             planner: finds the plans that `regranularize` is asked for.
-            autopilot: changes plans by itself.
-            speculator: drafts tokens; None: every request gets one row a step.
-            home: where plans run; None: in this process.
+            autopilot: changes plans by itself; by default they change on request only.
+            speculator: drafts tokens; by default every step brings a request one token.
+            home: where plans run; by default in this process.
             clock: seconds, for all that the engine times; the autopilot's and the speculator's,
                 too. By default the one of which callers give the arrival of their requests, and of
                 which outputs tell times.
@@ -82,7 +83,8 @@ class Engine:
             executors[0].compiler,
             home,
         )
-        self._in_flight, self._gaps, self._tally = InFlight(), Gaps(), EngineCounters(clock)
+        self._in_flight = InFlight()
+        self._counters = EngineCounters(clock)
         self._unfinished = UnfinishedRequests(
             InputProcessor(
                 max_model_len=limits.max_model_len,
@@ -93,16 +95,21 @@ class Engine:
             ),
             tokenizer,
             self.replicas,
-            self._tally,
+            self._counters,
             self._ended,
             clock,
             max_waiting=config.max_waiting_requests,
             max_num_seqs=config.max_num_seqs,
         )
+        self._outputs = OutputProcessor(
+            self._unfinished, self._counters, self.speculation, self.policy, clock
+        )
         self._idle_since: float | None = None
-        self._trace: StepTrace | None = None
+        self._progress: list[Progress] = []
+        self._trace: Callable[[], AbstractContextManager[None]] = nullcontext
         if config.trace_dir is not None:
-            self._trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
+            trace = StepTrace(config.trace_dir, _STEPS_BEFORE_TRACE, config.trace_steps)
+            self._trace = trace.step
 
     @property
     def executor(self) -> Pipeline:
@@ -121,7 +128,7 @@ class Engine:
 
     @speculator.setter
     def speculator(self, speculator: Speculator | None) -> None:
-        self.speculation = Speculation(speculator)
+        self.speculation.speculator = speculator
 
     @property
     def autopilot(self) -> Autopilot | None:
@@ -130,66 +137,87 @@ class Engine:
 
     @autopilot.setter
     def autopilot(self, autopilot: Autopilot | None) -> None:
-        self.policy = PlanPolicy(autopilot)
+        self.policy.autopilot = autopilot
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._in_flight) or self.replicas.has_work
 
-    def rest(self) -> float | None:
-        """There is no work; what is lost is replaced.
+    def step(self) -> list[Progress]:
+        """Dispatch the next step, then collect the oldest one in flight: while the host schedules
+        and collects, the devices compute.
+
+        With speculation, requests are drafted for before; with several microbatches, a step is of
+        those requests only whose turn it is. A change of plan takes place between two steps.
 
         Returns:
-            Seconds after which to call again if there is none until then; None: no need to.
+            What became of requests: their new tokens, and how they ended.
+        """
+        self._idle_since, self._progress = None, []
+        with self._trace(), self._counters.step():
+            self.adjust_plan()
+            self._replace_lost()
+            self._switch_plan()
+            turns = self.replicas.turns
+            drafting = self.speculation.due(turns)
+            max_unread = self.speculation.steps_behind if drafting else 1
+            turns = self._collect_for(turns, max_unread, drafting)
+            if drafting and not self.replicas.lost:
+                self.speculation.draft(turns)
+            sent = self._dispatch(drafting)
+            self.speculation.sent(sent)
+            if sent:  # with drafts it is collected when its requests are drafted for again
+                self._collect_until(max_unread + drafting if self.config.overlap else 0)
+            elif self._in_flight:
+                self._collect()
+        return self._progress
+
+    def idle(self) -> float | None:
+        """Call this instead of `step` while there is no work: it replaces stages that were lost.
+
+        Returns:
+            The seconds after which to call it again, if there is no work until then; None if that
+            is not necessary.
         """
         now = self._clock()
         self._idle_since = now if self._idle_since is None else self._idle_since
         wait = self.plans.idle(self.replicas.executors, now - self._idle_since)
         if wait is not None:
-            self._mend()
-        return wait
+            self._replace_lost()
+        waits = (wait, self.policy.interval)
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
-    def step(self) -> list[Progress]:
-        """Send one step, of the part of the requests whose turn it is, and read one that was sent
-        before: while the host does so, the devices run this one, and those of the other parts."""
-        self._idle_since = None
-        trace = contextlib.nullcontext() if self._trace is None else self._trace.step()
-        with trace, self._tally.step():
-            return self._step()
+    def adjust_plan(self) -> None:
+        """Let the granularity policy begin a change of plan, if it is on and it is time."""
+        self.policy.adjust(self._clock(), self.plans, self.replicas, self.regranularize)
 
-    def _step(self) -> list[Progress]:
-        self.look()
-        progress = self._mend()
-        drafts = self.speculation.due(self.replicas.turns)
-        if self.plans.advance():
-            progress += self._collect_until(0)
-            self._adopt(self.plans.switch())
-        behind = self.speculation.steps_behind if drafts else 1
-        progress += self._collect_for_turns(behind, drafts)
-        if drafts and not self.replicas.lost:
-            self.speculation.draft(self.replicas.turns)
-        sent, failed = self._dispatch(drafts)
-        progress += failed
-        self.speculation.sent(sent)
-        if sent:
-            most = behind + drafts if self.config.overlap else 0
-            progress += self._collect_until(most)
-        elif self._in_flight:
-            progress += self._collect(self._in_flight.take())
-        return progress
-
-    def _mend(self) -> list[Progress]:
-        """Have replicas that lost their pages replaced, and compute their requests again."""
+    def _replace_lost(self) -> None:
+        """Work on a replacement for pipelines that lost a stage, and with it their KV pages; their
+        requests are computed again."""
         if not self.replicas.lost:
-            return []
-        progress = self._collect_until(0)
-        lost = self.replicas.lost  # reading may have shown that others are, too
+            return
+        self._collect_until(0)
+        lost = self.replicas.lost  # collecting may have shown that others are, too
         for replica in lost:
             replica.scheduler.lose_pages()
-        asked = any(replica.scheduler.has_work for replica in lost)
-        self._adopt(self.plans.mend(self.replicas.executors, asked))
-        return progress
+        needed = any(replica.scheduler.has_work for replica in lost)
+        self._use(self.plans.replace_lost(self.replicas.executors, needed))
+
+    def _switch_plan(self) -> None:
+        """Go on with a change of plan; when it is ready, switch while no step is in flight."""
+        if self.plans.advance():
+            self._collect_until(0)
+            self._use(self.plans.switch())
+
+    def _use(self, executors: Sequence[Pipeline] | None) -> None:
+        """Use the executors of a new plan; None: those of the old one stay."""
+        if executors is None:
+            return
+        self.replicas.adopt(executors)
+        give_back_memory_soon()
+        self._outputs.plan_changed()
+        self.speculation.plan_changed(executors[0].plan)
 
     def add(
         self,
@@ -248,7 +276,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics."""
-        return self._tally.stats(
+        return self._counters.stats(
             self.replicas,
             self.executor.compiler.counts,
             self.plans.stats(self.policy.decisions),
@@ -281,32 +309,21 @@ class Engine:
             [replica.scheduler.pool.pages_in_use for replica in self.replicas],
         )
 
-    def look(self) -> None:
-        """Let the policy look at the engine and change the plan, if there is one and it is time."""
-        self.policy.adjust(self._clock(), self.plans, self.replicas, self.regranularize)
+    def _dispatch(self, drafting: bool) -> list[Microbatch]:
+        """Schedule and dispatch the next step of each replica.
 
-    def _adopt(self, executors: Sequence[Pipeline] | None) -> None:
-        """Go on with the executors of a new plan; None: with the old ones."""
-        if executors is None:
-            return
-        self.replicas.adopt(executors)
-        give_back_memory_soon()
-        self._gaps.clear()
-        self.speculation.plan_changed(executors[0].plan)
-
-    def _dispatch(self, drafts: bool) -> tuple[list[Microbatch], list[Progress]]:
-        """Send the step of each replica's turn; ``drafts``: whether it may have some.
+        Args:
+            drafting: whether there may be drafts in it, which can be pruned, and drafted on behind.
 
         Returns:
-            What was sent, and the requests that failed before.
+            A microbatch for each replica that has anything to do.
         """
         sent: list[Microbatch] = []
-        failed: list[Progress] = []
         now = self._clock()
-        pruning = self.speculation.pruning if drafts else None
-        ahead = self.speculation.may_draft_ahead if drafts else None
+        pruning = self.speculation.pruning if drafting else None
+        ahead = self.speculation.may_draft_ahead if drafting else None
         for index, replica in enumerate(self.replicas):
-            microbatch = self._send(replica, pruning, ahead, failed)
+            microbatch = self._dispatch_one(replica, pruning, ahead)
             if self.plans.active:
                 pages = [] if microbatch is None else microbatch.written_pages()
                 self.plans.wrote(index, pages)
@@ -316,101 +333,54 @@ class Engine:
             for request, *_ in microbatch.scheduled:
                 if request.scheduled is None:
                     request.scheduled = now
-                    self._tally.count(prompt_tokens=request.prompt_len)
+                    self._counters.count(prompt_tokens=request.prompt_len)
         if sent:
             self._in_flight.add(sent)
-            self._tally.step_of(sum(count for each in sent for _, _, count, *_ in each.scheduled))
-        self._tally.count(steps=len(sent))
-        return sent, failed
+            self._counters.count_step(sum(rows.count for each in sent for rows in each.scheduled))
+        self._counters.count(steps=len(sent))
+        return sent
 
-    def _send(
-        self,
-        replica: Replica,
-        pruning: Pruning | None,
-        ahead: DraftAhead | None,
-        failed: list[Progress],
+    def _dispatch_one(
+        self, replica: Replica, pruning: Pruning | None, ahead: DraftAhead | None
     ) -> Microbatch | None:
-        """Send a replica's next step, without those requests of which none can be built; they are
-        added to ``failed``."""
+        """Dispatch a replica's next step; requests of which none can be built fail."""
         while True:
             try:
                 return replica.dispatch(pruning, ahead)
             except RequestsFailedError as failure:
-                failed += [self._unfinished.fail(*each) for each in failure.errors.items()]
+                for request, error in failure.errors.items():
+                    self._progress.append(self._unfinished.fail(request, error))
 
-    def _collect_until(self, most: int) -> list[Progress]:
-        """Read the oldest steps until at most so many of any part are in flight."""
-        progress: list[Progress] = []
-        while self._in_flight.most_of() > most:
-            progress += self._collect(self._in_flight.take())
-        return progress
+    def _collect_for(self, turns: list[Turn], max_unread: int, drafting: bool) -> list[Turn]:
+        """Collect the oldest steps until the next one can be scheduled for the parts whose turn it
+        is: at most ``max_unread`` of theirs are in flight.
 
-    def _collect_for_turns(self, most: int, drafts: bool) -> list[Progress]:
-        """Read the oldest steps until at most so many are in flight of the parts whose turn it is;
-        ``drafts``: and until the host knows enough of their requests to draft."""
-        progress: list[Progress] = []
+        Returns:
+            Whose turn it is then: a part all of whose requests have ended is passed over.
+        """
         while self._in_flight:
-            turns = self.replicas.turns
-            # With several steps under way, a request that has no draft runs too far ahead of the
-            # host for one.
-            far = drafts and any(r.unread > 1 for turn in turns for r in turn.running)
-            if self._in_flight.most_of(turns) <= most and not far:
+            # With several steps in flight, a request that has no draft gets too far ahead of what
+            # the host knows of it to be drafted for.
+            ahead = drafting and any(r.unread > 1 for turn in turns for r in turn.running)
+            if self._in_flight.max_steps(turns) <= max_unread and not ahead:
                 break
-            progress += self._collect(self._in_flight.take())
-        return progress
+            self._collect()
+            turns = self.replicas.turns
+        return turns
 
-    def _collect(self, step: list[Microbatch]) -> list[Progress]:
-        """Read what a step has brought."""
-        progress = [each for microbatch in step for each in self._read(microbatch)]
+    def _collect_until(self, max_unread: int) -> None:
+        """Collect the oldest steps until at most so many of any part are in flight."""
+        while self._in_flight.max_steps() > max_unread:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Collect the oldest step in flight."""
+        step = self._in_flight.pop()
+        progress = [each for microbatch in step for each in self._outputs.process(microbatch)]
         if not self.replicas.lost:
             counts = [len(each.token_ids) for each in progress]
             self.speculation.observe_step(step, self._clock(), counts)
-        return progress
-
-    def _read(self, microbatch: Microbatch) -> list[Progress]:
-        """Read the tokens that were chosen: extend, stop, stream and free."""
-        try:
-            with self._tally.waiting():
-                tokens = microbatch.output.read_tokens()
-        except StageLostError:
-            return []  # see `_mend`
-        now = self._clock()
-        progress, end = [], 0
-        for rows in microbatch.scheduled:
-            begin, end = end, end + rows.reads
-            if begin == end or rows.request.finished or rows.is_void:
-                continue
-            try:
-                progress += self._take(rows, tokens[begin:end], microbatch.output, begin, now)
-            except Exception as error:
-                progress.append(self._unfinished.fail(rows.request, error))
-        gap = self._gaps.read(microbatch.turn, now)
-        if gap is not None and tokens:
-            self.policy.step(now, gap)
-        return progress
-
-    def _take(
-        self, rows: ScheduledRows, chosen: list[int], output: StepOutput, first: int, now: float
-    ) -> list[Progress]:
-        """Commit what a request's rows chose; empty: they were scored only."""
-        request, confidences = rows.request, list(rows.request.confidences)
-        for row, position in enumerate(rows.scored_positions, start=first):
-            score(request, position, output, row)
-        if not rows.samples:
-            return []
-        chosen, first = chosen[rows.scored :], first + rows.scored
-        if request.first_token is None:
-            request.first_token = now
-            self.policy.first_token(now, now - request.arrival)
-        progress, verified = commit(request, chosen, output, first, self._unfinished.transcripts)
-        if verified.drafted:
-            if progress.finish_reason is not None:
-                confidences = confidences[: len(progress.token_ids)]  # the rest was not decided
-            self.speculation.observe(request, confidences, *verified)
-        if progress.finish_reason is not None:
-            self._unfinished.finish(request, progress.finish_reason)
-        self._tally.count(generation_tokens=len(progress.token_ids))
-        return [progress]
+        self._progress += progress
 
     def _ended(self, request: Request) -> None:
         """A request has ended, in whatever way."""

@@ -16,7 +16,7 @@ from fjx.regranularization.plan_runtime import Change, LocalPlanRuntime, Order, 
 from fjx.regranularization.plan_target import Planner, PlanTarget
 from fjx.sharding.plan.plan import Deployment
 
-_MEND_SECONDS = 0.02
+_REPLACE_SECONDS = 0.02
 """How long one step waits for what replaces a lost stage."""
 
 
@@ -108,19 +108,25 @@ class PlanChanges:
         self._running.advance()
         self._close_ended()
 
-    def mend(self, executors: Sequence[Pipeline], asked: bool) -> Sequence[Pipeline] | None:
+    def replace_lost(
+        self, executors: Sequence[Pipeline], needed: bool
+    ) -> Sequence[Pipeline] | None:
         """Work for a moment on a replacement for executors that are lost; a change under way is
-        given up. ``asked``: whether requests wait for it.
+        given up.
+
+        Args:
+            executors: of all replicas.
+            needed: whether requests wait for it.
 
         Returns:
-            For each replica its executor, once they are there.
+            An executor for each replica; None: they are not there yet.
 
         Raises:
             StageLostError: there will be none.
         """
         self._end_change("a stage was lost")
-        seconds = _MEND_SECONDS if asked else 0.0
-        mended = self.home.mend(self.planner, executors, seconds, asked)
+        seconds = _REPLACE_SECONDS if needed else 0.0
+        mended = self.home.mend(self.planner, executors, seconds, needed)
         if mended is None:
             return None
         self.planner = mended.planner

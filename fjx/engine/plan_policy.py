@@ -45,8 +45,12 @@ class PlanPolicy:
 
     @property
     def autopilot(self) -> Autopilot | None:
-        """None: it is off."""
+        """What decides; None: plans are changed on request only."""
         return self._guarded.on
+
+    @autopilot.setter
+    def autopilot(self, autopilot: Autopilot | None) -> None:
+        self._guarded.on = autopilot
 
     @property
     def interval(self) -> float | None:

@@ -34,8 +34,8 @@ class Replicas:
         self._share_prefixes, self._end_tokens = share_prefixes, end_tokens
         self._clock = clock
         self._all = [self._new(executor) for executor in executors]
-        self._of: dict[Request, Replica] = {}
-        self._before: Counter[str] = Counter()
+        self._replica_of: dict[Request, Replica] = {}
+        self._ended_counts: Counter[str] = Counter()
         """Counts of schedulers that have ended."""
 
     def _new(self, executor: Pipeline) -> Replica:
@@ -94,22 +94,22 @@ class Replicas:
     def counts(self) -> Counter[str]:
         """Preemptions, prompt tokens looked up in the prefix cache, and those found there, since
         the start."""
-        counts = Counter(self._before)
+        counts = Counter(self._ended_counts)
         for replica in self._all:
             counts.update(_counts(replica.scheduler))
         return counts
 
     def add(self, request: Request) -> None:
         """Give a request to the replica with the fewest unfinished ones."""
-        self._give(request, min(self._all, key=lambda replica: replica.load))
+        self._assign(request, min(self._all, key=lambda replica: replica.load))
 
-    def _give(self, request: Request, replica: Replica) -> None:
-        self._of[request] = replica
+    def _assign(self, request: Request, replica: Replica) -> None:
+        self._replica_of[request] = replica
         replica.scheduler.add(request)
 
     def finish(self, request: Request) -> None:
         """Take a finished or cancelled request out, wherever it is."""
-        scheduler = self._of.pop(request).scheduler
+        scheduler = self._replica_of.pop(request).scheduler
         scheduler.share_full_pages(request)
         scheduler.finish(request)
 
@@ -122,7 +122,7 @@ class Replicas:
         begun = [self._new(executor) for executor in executors[len(self._all) :]]
         self._all = [*self._all[: len(executors)], *begun]
         for replica in dropped:
-            self._before.update(_counts(replica.scheduler))
+            self._ended_counts.update(_counts(replica.scheduler))
             for request in replica.scheduler.take_all():
                 self.add(request)
         if begun:
@@ -133,15 +133,15 @@ class Replicas:
         queues = [replica.scheduler.waiting for replica in self._all]
         moves = even_out([replica.load for replica in self._all], queues)
         for request, _ in moves:
-            self._of[request].scheduler.take(request)
+            self._replica_of[request].scheduler.take(request)
         for request, to in moves:
-            self._give(request, self._all[to])
+            self._assign(request, self._all[to])
 
     def check_idle(self) -> None:
         """Audit pages and slots while nothing runs; see `Scheduler.check`."""
         for replica in self._all:
             replica.scheduler.check()
-        assert not self._of, "a finished request still has a replica"
+        assert not self._replica_of, "a finished request still has a replica"
 
 
 def _counts(scheduler: Scheduler) -> dict[str, int]:

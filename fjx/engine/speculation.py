@@ -62,8 +62,12 @@ class Speculation:
 
     @property
     def speculator(self) -> Speculator | None:
-        """None: speculation is off."""
+        """What drafts; None: speculation is off."""
         return self._guarded.on
+
+    @speculator.setter
+    def speculator(self, speculator: Speculator | None) -> None:
+        self._guarded.on = speculator
 
     @property
     def steps_behind(self) -> int:

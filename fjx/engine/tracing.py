@@ -28,7 +28,7 @@ class StepTrace:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around each step."""
+        """Trace a step, if it is one of those."""
         if self._done == self._first:
             jax.profiler.start_trace(str(self._folder))
         self._done += 1

@@ -29,7 +29,7 @@ class UnfinishedRequests:
         intake: InputProcessor,
         tokenizer: Tokenizer,
         replicas: Replicas,
-        tally: EngineCounters,
+        counters: EngineCounters,
         ended: Callable[[Request], None],
         clock: Callable[[], float],
         *,
@@ -41,7 +41,7 @@ class UnfinishedRequests:
             intake: makes requests.
             tokenizer: the model's.
             replicas: serve them.
-            tally: counts how they end.
+            counters: count how they end.
             ended: called when a request has ended.
             clock: the engine's, seconds.
             max_waiting: most requests in the queue.
@@ -49,11 +49,11 @@ class UnfinishedRequests:
         """
         self.transcripts = Detokenizer(tokenizer)
         self.displaced: dict[str, QueueFullError] = {}
-        """Requests that have lost their places to more urgent ones since somebody looked here."""
+        """Requests that gave way to more urgent ones, by id, until they are told."""
         self._intake = intake
         self._tokenizer = tokenizer
         self._replicas = replicas
-        self._tally = tally
+        self._counters = counters
         self._ended = ended
         self._clock = clock
         self._max_waiting = max_waiting
@@ -156,7 +156,7 @@ class UnfinishedRequests:
         request.finish_reason = reason
         request.ended = self._clock()
         self._replicas.finish(request)
-        self._tally.finished(reason)
+        self._counters.count_finished(reason)
         self._service_times.ended(request)
         self._ended(request)
         self._intake.ended(request)

@@ -83,31 +83,35 @@ class InFlight:
         """A step was sent."""
         self._steps.append(step)
 
-    def take(self) -> list[Microbatch]:
-        """The oldest step, which the caller reads."""
+    def pop(self) -> list[Microbatch]:
+        """Take out the oldest step, which the caller collects."""
         return self._steps.popleft()
 
-    def most_of(self, turns: Collection[Turn] = ()) -> int:
-        """How many steps are in flight of the one of these parts that has the most; of any part, if
-        none is given."""
+    def max_steps(self, turns: Collection[Turn] = ()) -> int:
+        """The greatest number of steps that any of these parts has in flight; of all parts, if none
+        is given."""
         in_flight = Counter(each.turn for step in self._steps for each in step)
         return max((in_flight[turn] for turn in turns or in_flight), default=0)
 
 
-class Gaps:
-    """From one step of a part to the next one: the gap that its requests see."""
+class TokenGaps:
+    """Times between the tokens of a request: from one step of its part to the next."""
 
     def __init__(self) -> None:
         self._read: dict[Turn, float] = {}
 
     def read(self, turn: Turn, now: float) -> float | None:
-        """A step of this part has brought its tokens: seconds since the one before; None: there was
-        none, or no request has waited."""
+        """Note that a step of this part has brought its tokens now.
+
+        Returns:
+            Seconds since the part's step before; None for its first one, and for the first one
+            after all of its requests had ended.
+        """
         before = self._read.pop(turn, None)
         if turn.running:
             self._read[turn] = now
         return None if before is None else now - before
 
     def clear(self) -> None:
-        """The parts are others now."""
+        """Forget all steps: a new plan has other parts."""
         self._read.clear()

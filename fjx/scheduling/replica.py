@@ -35,7 +35,11 @@ class PrunesSteps(Protocol):
         scheduled: list[ScheduledRows],
         batch: Batch,
     ) -> PrunedStep | None:
-        """A step is about to be sent; None: nobody looks at it."""
+        """Called before a step is sent.
+
+        Returns:
+            What is called between its stages, and may take rows out; None: it runs as it is.
+        """
 
 
 class DraftsBesideSteps(Protocol):
@@ -44,7 +48,11 @@ class DraftsBesideSteps(Protocol):
     def begin(
         self, executor: Executor, scheduled: Sequence[ScheduledRows], batch: Batch
     ) -> Beside | None:
-        """A step is about to be sent; None: nothing is drafted beside it."""
+        """Called before a step is sent.
+
+        Returns:
+            The programs that draft beside it; None: nothing is drafted.
+        """
 
     def sent(self) -> None:
         """The step was sent, with what is drafted beside it."""
@@ -108,11 +116,14 @@ class Replica:
 
     @property
     def turn(self) -> Turn | None:
-        """Whose turn it is; None: nobody has anything to do."""
+        """The part whose step is next; None: no part has anything to do."""
         return next((turn for turn in self._turns() if turn.has_rows), None)
 
     def build(self) -> Built | None:
-        """The next step, which is taken to be sent; None: there is nothing to do.
+        """Schedule the next step and lay out its batch; the caller must send it.
+
+        Returns:
+            None if there is nothing to do.
 
         Raises:
             RequestsFailedError: some requests must end before; nothing is taken to be sent.
@@ -144,8 +155,14 @@ class Replica:
     def dispatch(
         self, pruning: PrunesSteps | None = None, ahead: DraftsBesideSteps | None = None
     ) -> Microbatch | None:
-        """Send the next step to the devices; ``pruning`` may take rows out of it, ``ahead`` may let
-        it draft on meanwhile. None: there was nothing to do.
+        """Send the next step to the devices.
+
+        Args:
+            pruning: may take rows out of it.
+            ahead: may draft beside it.
+
+        Returns:
+            None if there was nothing to do.
 
         Raises:
             RequestsFailedError: see `build`.

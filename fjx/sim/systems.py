@@ -95,7 +95,7 @@ class Elastic:
             yield env.timeout(autopilot.interval)
 
     def _look(self, service: Service, autopilot: Autopilot, deployed: Deployed) -> None:
-        """As `Engine.look`."""
+        """As `Engine.adjust_plan`."""
         replicas = [each.replica for each in service.instances]
         for replica in replicas:
             replica.catch_up()

@@ -24,24 +24,25 @@ from fjx.speculation.runtime.pruning import Lens, Pruning
 from fjx.speculation.runtime.round_log import RoundLog
 from fjx.speculation.runtime.step_times import Prepared, StepTimes
 
-_PATIENCE = 8
-"""Rounds in a row without a draft for each step that goes by without trying."""
-_LONGEST_REST = 4
-"""Most steps without trying."""
-_FREE_REST, _LONG_REST = 16, 1024
-"""Most steps without trying where speculation has lost: with a drafter that costs nothing, and with
-another one."""
+_ROUNDS_PER_SKIP = 8
+"""Of rounds in a row without a draft, so many add one step in which drafting is not attempted."""
+_MAX_SKIPPED_STEPS = 4
+"""Most steps between two attempts."""
+_MAX_SKIPPED_FREE, _MAX_SKIPPED_COSTLY = 16, 1024
+"""Most steps between two attempts where speculation was slower than plain decoding: with a drafter
+that costs nothing, and with one that costs something."""
 
 
 @dataclass
-class _Tries:
+class _DraftAttempts:
     """How drafting went for a part of the requests."""
 
     drafted: bool = False
     """Whether drafts are under way."""
     empty: int = 0
     """Rounds in a row without a draft."""
-    rest: int = 0
+    steps_to_skip: int = 0
+    """Before the next attempt."""
 
 
 class Speculator:
@@ -91,14 +92,14 @@ class Speculator:
         self._first_cost = CostModel(buckets)
         self.worth: Worth | None = None
         if policy.weighs_plain:
-            longest = _FREE_REST if drafter.free else _LONG_REST
+            longest = _MAX_SKIPPED_FREE if drafter.free else _MAX_SKIPPED_COSTLY
             self.worth = Worth(buckets, drafter.catching_up, longest)
         self.pruning: Pruning | None = None
         if lens is not None:
             self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always, clock)
         self.ahead = draft_ahead(drafter, self._target_cost, ahead)
         self.times = StepTimes()
-        self._tries: dict[int, _Tries] = defaultdict(_Tries)
+        self._attempts: dict[int, _DraftAttempts] = defaultdict(_DraftAttempts)
         """By part."""
         self._part = self._running = 0
         self._mode = Mode.DRAFT
@@ -120,10 +121,10 @@ class Speculator:
         if self.worth is not None and self._running:
             self.worth.parts = turns[0].parts
             self._mode = self.worth.next_mode(self._running)
-        tries = self._tries[self._part]
-        if self._mode is Mode.DRAFT and not tries.drafted:
-            tries.rest = max(tries.rest - 1, 0)
-            if tries.rest:
+        attempts = self._attempts[self._part]
+        if self._mode is Mode.DRAFT and not attempts.drafted:
+            attempts.steps_to_skip = max(attempts.steps_to_skip - 1, 0)
+            if attempts.steps_to_skip:
                 self._mode = Mode.READ
         return self._mode is Mode.DRAFT
 
@@ -143,10 +144,10 @@ class Speculator:
         if not turns:
             return
         self._part = turns[0].part
-        self._tries[self._part].drafted = False
+        self._attempts[self._part].drafted = False
         running = [request for turn in turns for request in turn.running]
         most = {
-            request: turn.scheduler.reserve(request, self._most(request))
+            request: turn.scheduler.reserve(request, self._max_draft_length(request))
             for turn in turns
             for request in turn.running
             if request.awaits_draft
@@ -154,7 +155,7 @@ class Speculator:
         view = self._view(most, running, turns)
         if not any(each.most for each in view.requests):
             if most:
-                self._count_empty(True)
+                self._count_attempt(True)
             return
         begun, waiting = self._clock(), list(most)
         lengths = self.policy.draft_lengths(view)
@@ -163,8 +164,8 @@ class Speculator:
         if self.round_log is not None:
             self.round_log.drafted(begun, self._clock(), waiting, drafts, kept)
         for request, draft, length in zip(waiting, drafts, kept, strict=True):
-            self._give(request, draft, length)
-        self._count_empty(not self._tries[self._part].drafted)
+            self._set_draft(request, draft, length)
+        self._count_attempt(not self._attempts[self._part].drafted)
 
     def _propose(
         self, waiting: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
@@ -207,7 +208,7 @@ class Speculator:
         prepared = Prepared(
             mode=self._mode,
             running=self._running,
-            drafted=self._mode is Mode.DRAFT and self._tries[self._part].drafted,
+            drafted=self._mode is Mode.DRAFT and self._attempts[self._part].drafted,
             drafting_seconds=self._drafting_seconds,
         )
         self._drafting_seconds = 0.0
@@ -327,23 +328,23 @@ class Speculator:
             stops=self.drafter.stops,
         )
 
-    def _most(self, request: Request) -> int:
+    def _max_draft_length(self, request: Request) -> int:
         """Longest draft that can be of use: the last token of a request needs none behind it."""
         asked = request.params.max_draft_tokens
         longest = self.drafter.longest if asked is None else min(asked, self.drafter.longest)
         return max(min(longest, request.max_len - request.num_tokens - 1), 0)
 
-    def _give(self, request: Request, draft: Draft, length: int) -> None:
+    def _set_draft(self, request: Request, draft: Draft, length: int) -> None:
         self._counts["proposed"] += len(draft.tokens)
         if not length:
             self._lengths[0] += 1
         else:
             self._counts["given"] += length
             request.extend_draft(draft.tokens[:length], draft.confidences[:length])
-            self._tries[self._part].drafted = True
+            self._attempts[self._part].drafted = True
 
-    def _count_empty(self, empty: bool) -> None:
-        """After rounds without a draft, rest for a while."""
-        tries = self._tries[self._part]
-        tries.empty = tries.empty + 1 if empty else 0
-        tries.rest = min(tries.empty // _PATIENCE, _LONGEST_REST) + 1
+    def _count_attempt(self, empty: bool) -> None:
+        """Where rounds bring no draft, make fewer attempts."""
+        attempts = self._attempts[self._part]
+        attempts.empty = attempts.empty + 1 if empty else 0
+        attempts.steps_to_skip = min(attempts.empty // _ROUNDS_PER_SKIP, _MAX_SKIPPED_STEPS) + 1

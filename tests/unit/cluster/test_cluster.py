@@ -59,11 +59,11 @@ def test_an_idle_cluster_holds_no_worker_and_wakes_on_a_request(nodes: Any, cach
     try:
         ask = MIXED[1]
         assert Served(engine, [ask], "first").finish() == [expected(ask)]
-        wait = engine.rest()
+        wait = engine.idle()
         assert wait is not None
         assert len(cluster.members) == 2
         time.sleep(wait + 0.01)
-        assert engine.rest() is None
+        assert engine.idle() is None
         assert not cluster.members
         assert Served(engine, [ask], "second").finish() == [expected(ask)]
         engine.check_idle()

@@ -87,7 +87,7 @@ def test_what_is_lost_while_nothing_is_asked_is_replaced_at_once(nodes: Any, cac
         os.kill(pid_of(home.cluster.members["n1"]), signal.SIGKILL)
 
         def replaced() -> bool:
-            wait = engine.rest()
+            wait = engine.idle()
             assert wait is not None
             assert wait <= 1.0
             return bool(home.repairs) and not engine.executor.lost

@@ -92,7 +92,7 @@ def test_a_worker_that_ends_over_and_over_is_awaited_and_serves_who_asks(
         wait_until(lambda: engine.executor.lost)
 
     def replaced() -> bool:
-        engine.rest()
+        engine.idle()
         return not engine.executor.lost
 
     try:
