@@ -3,6 +3,7 @@ else."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fjx.engine.engine import Engine
+from fjx.engine.plain import generate_plainly
+from fjx.errors import RequestError
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.request import Request
-from tests.unit.engine.tiny import VOCABULARY, run, tiny_engine, tokens_alone
+from tests.unit.engine.tiny import VOCABULARY, run, tiny_engine, tokens_alone, tokens_plainly
 
 PLAIN = {"overlap": False, "enable_prefix_caching": False, "max_num_batched_tokens": 256}
 SHAPES = {
@@ -27,6 +30,12 @@ SHAPES = {
     "one granule": {"granule_layers": 4},
     "fused stage": {"fused": True},
 }
+SAMPLED = [
+    SamplingParams(temperature=0.8, top_p=0.9, max_tokens=20),
+    SamplingParams(temperature=1.0, top_k=5, repetition_penalty=1.2, max_tokens=20),
+    SamplingParams(temperature=0.8, bad_words=("\u4e08\u4e08",), max_tokens=20),
+    SamplingParams(temperature=0, prompt_logprobs=2, max_tokens=20),
+]
 BFLOAT16_SHAPES = ("small chunks", "few pages", "two at a time", "fused stage")
 SIZES_OF: dict[str, dict[str, Any]] = {
     "large chunks": PLAIN,
@@ -71,7 +80,7 @@ requests = st.tuples(prompts, sampling, st.integers(0, 6), st.booleans())
 
 @cache
 def expected(dtype: str, prompt: tuple[int, ...], params: SamplingParams) -> list[int]:
-    return tokens_alone(tiny_engine(dtype, **PLAIN), list(prompt), params)
+    return tokens_plainly(tiny_engine(dtype, **PLAIN), list(prompt), params)
 
 
 def engine_of(dtype: str, shape: str) -> Engine:
@@ -119,6 +128,36 @@ def test_tokens_do_not_depend_on_the_schedule(dtype: str, shape: str, workload: 
             assert got == full[: len(got)]
         else:
             assert got == full
+
+
+@pytest.mark.parametrize("shape", ["overlapped", "small chunks", "few pages"])
+def test_the_engine_gives_what_the_plain_loop_gives(shape: str) -> None:
+    asks = [
+        ([7 * i + 1, 5, i] * (1 + 4 * i), replace(params, seed=i, ignore_eos=True))
+        for i, params in enumerate([*[SamplingParams(temperature=0, max_tokens=20)] * 5, *SAMPLED])
+    ]
+    plain = tiny_engine(**PLAIN)
+    right = generate_plainly(plain.executor, plain.scheduler, plain.tokenizer, asks)
+    engine = engine_of("float32", shape)
+    requests = [engine.add(str(i), *ask)[0] for i, ask in enumerate(asks)]
+    run(engine)
+    for request, other in zip(requests, right, strict=True):
+        assert request.tokens == other.tokens
+        assert request.finish_reason == other.finish_reason == "length"
+        assert request.prompt_logprobs == other.prompt_logprobs
+    for (prompt, params), other in zip(asks, right, strict=True):
+        assert tokens_plainly(plain, prompt, params) == other.tokens[other.prompt_len :]
+
+
+def test_the_plain_loop_stops_and_refuses_as_the_engine_does() -> None:
+    engine = tiny_engine(**PLAIN)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    tokens = tokens_plainly(engine, [17, 4, 200, 31], params)
+    stopping = replace(params, stop_token_ids=(tokens[5],))
+    stopped = tokens_alone(engine, [17, 4, 200, 31], stopping)
+    assert tokens_plainly(engine, [17, 4, 200, 31], stopping) == stopped == tokens[:6]
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        tokens_plainly(engine, [], params)
 
 
 def test_preemption_happens_where_pages_are_few() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
+from fjx.engine.plain import generate_plainly
 from fjx.kernels.matmul import Quantization
 from fjx.models.config import ModelConfig
 from fjx.models.costs import model_graph
@@ -174,6 +175,15 @@ def run(engine: Engine) -> None:
     while engine.has_work:
         engine.step()
     engine.check_idle()
+
+
+def tokens_plainly(engine: Engine, prompt: list[int], params: SamplingParams) -> list[int]:
+    """What a request gives by the plain loop, on an idle engine's executor."""
+    (request,) = generate_plainly(
+        engine.executor, engine.scheduler, engine.tokenizer, [(prompt, params)]
+    )
+    engine.check_idle()
+    return request.tokens[request.prompt_len :]
 
 
 def tokens_alone(engine: Engine, prompt: list[int], params: SamplingParams) -> list[int]:
