@@ -1,15 +1,13 @@
-"""Going from one plan to another on a cluster, while requests are in flight.
+"""A change of plan on a cluster: the workers do the work.
 
-The states and the order of things are those of `fjx.regranularization.change`. Here the workers do
-the work: they compile and fetch parameters in a thread of their own while steps run in another;
-KV pages are offered between two steps and written into the new run beside the steps.
+They compile and fetch parameters in a thread of their own while steps run in another; KV pages are
+offered between two steps and written into the new run beside the steps.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -18,15 +16,66 @@ from fjx.cluster.actor import Call, Member, results
 from fjx.cluster.cluster import Cluster, holdings
 from fjx.cluster.executor import ClusterExecutor
 from fjx.cluster.messages import PieceOffer, Remote
-from fjx.cluster.probe import Probe
-from fjx.outputs import SwitchRecord
+from fjx.errors import StageLostError
+from fjx.pipeline.batch import Batch
+from fjx.pipeline.executor import StepOutput
+from fjx.pipeline.limits import Limits
 from fjx.pipeline.programs import PAGE_COUNTS
-from fjx.regranularization.change_state import ChangeState
-from fjx.regranularization.dirty_pages import DirtyPages
-from fjx.regranularization.plan_runtime import Order
+from fjx.regranularization.change import Check, Order, PageTransport
+from fjx.regranularization.probe import LOG_PROBABILITIES, Probe, two_tokens
 
-_SLICE_BYTES = 4 << 20
-"""KV pages that are under way at once while steps go on."""
+
+class ClusterTransport:
+    """Has workers compile, fetch and copy; see `PlanTransport`."""
+
+    probed = LOG_PROBABILITIES
+
+    def __init__(self, order: Order, cluster: Cluster) -> None:
+        self.parameter_bytes = 0
+        self._plans, self._cluster = order.after.replicas, cluster
+        self._old = [each for each in order.executors if isinstance(each, ClusterExecutor)]
+        self._new: list[ClusterExecutor] = []
+
+    @property
+    def prepared(self) -> float:
+        """See `PlanTransport`."""
+        return len(self._new) / len(self._plans)
+
+    def compile(self, check: Check) -> None:
+        """See `PlanTransport`; a run's workers get its parameters, too."""
+        for index, plan in enumerate(self._plans):
+            check()
+            old = self._old_of(index)
+            self._new.append(
+                self._cluster.open(index, plan, old, self._old, keeps_pages=True, check=check)
+            )
+            self.parameter_bytes += sum(each.fetched_bytes for each in self._cluster.loaded)
+
+    def load(self, index: int, check: Check) -> PageTransport:
+        """See `PlanTransport`; the parameters are there."""
+        return _WorkerPages(self._cluster, self._old_of(index), self._new[index])
+
+    def _old_of(self, index: int) -> ClusterExecutor | None:
+        return self._old[index] if index < len(self._old) else None
+
+    def probe(self, index: int | None) -> Probe:
+        """See `PlanTransport`; it is sent at once."""
+        executor = self._old[0] if index is None else self._new[index]
+        return _answer(executor, executor.dispatch(_probe(executor.limits)))
+
+    def take_over(self) -> Sequence[ClusterExecutor]:
+        """See `PlanTransport`."""
+        for old in self._old:
+            old.retire()
+        self._cluster.end_unused(self._new)
+        self._cluster.copy_to_hosts(self._new)
+        return self._new
+
+    def give_up(self) -> None:
+        """See `PlanTransport`."""
+        for new in self._new:
+            new.retire()
+        self._cluster.end_unused(self._old)
 
 
 @dataclass(frozen=True)
@@ -40,189 +89,53 @@ class _Route:
     granules: tuple[str, ...]
 
 
-@dataclass
-class _Moving:
-    """What becomes of one replica."""
+class _WorkerPages:
+    """Copies a replica's pages from worker to worker; see `PageTransport`."""
 
-    old: ClusterExecutor | None
-    """None: the replica is new."""
-    new: ClusterExecutor
-    routes: Sequence[_Route] = ()
-    page_bytes: int = 0
-    """Bytes that cross for one page."""
-    dirty: DirtyPages = field(default_factory=lambda: DirtyPages(()))
-    calls: list[Call] = field(default_factory=list)
-    """Copies under way."""
+    def __init__(self, cluster: Cluster, old: ClusterExecutor | None, new: ClusterExecutor) -> None:
+        """``old``: None: the replica is new."""
+        self._cluster, self._new = cluster, new.number
+        self._old = 0 if old is None else old.number
+        self._routes = [] if old is None else _routes(old, new)
+        self._calls: list[Call] = []
+        """Copies under way."""
+        self.page_bytes = sum(self._page_bytes(route) for route in self._routes)
 
-
-class ClusterChange:
-    """One change of plan; see `fjx.regranularization.plan_runtime.Change`."""
-
-    def __init__(self, order: Order, cluster: Cluster) -> None:
-        self.expected: np.ndarray | None = None
-        self._order, self._cluster = order, cluster
-        self._old = [each for each in order.executors if isinstance(each, ClusterExecutor)]
-        self._moving: list[_Moving] = []
-        self._probe: Probe | None = None
-        self._bytes = {"parameters": 0, "kv": 0, "dirty": 0}
-        self._rounds = 0
-        self._pause: float | None = None
-        self._counted = False
-        self.course = ChangeState(order.number, self._prepare)
-
-    def record(self) -> SwitchRecord:
-        """All that there is to say of it now."""
-        left = sum(len(each.dirty) for each in self._moving)
-        return SwitchRecord(
-            number=self._order.number,
-            reason=self._order.reason,
-            before=self._order.before,
-            after=self._order.after,
-            state=self.course.state,
-            progress=self._progress(left),
-            error=self.course.error,
-            seconds=self.course.seconds,
-            pause_seconds=self._pause,
-            planned_bytes=self._bytes["parameters"] + self._bytes["kv"],
-            parameter_bytes=self._bytes["parameters"],
-            kv_bytes=self._bytes["kv"],
-            dirty_bytes=self._bytes["dirty"],
-            dirty_pages=left,
-            rounds=self._rounds,
-        )
-
-    # In the engine's thread, between two steps.
-
-    def wrote(self, replica: int, pages: Sequence[int]) -> None:
-        """A step that was just sent to an old replica writes these pages."""
-        if self._counted and replica < len(self._moving):
-            self._moving[replica].dirty.wrote(pages)
-
-    def advance(self) -> bool:
-        """Do a bounded piece of work; whether `switch` may be called now."""
-        if self.course.ended or self.course.prepares:
-            return False
-        try:
-            self.course.check_wanted()
-            if self._probe is None:
-                old, new = self._old[0], [each.new for each in self._moving]
-                self._probe = Probe([old, *new])
-            if not self._probe.done:
-                return False
-            if not self._counted:
-                self._count_pages()
-            return self._copy_slices()
-        except Exception as error:
-            self._give_up(error)
-            return False
-
-    def switch(self) -> list[ClusterExecutor] | None:
-        """Copy what is left and give the new executors; no step may be in flight."""
-        begun = time.perf_counter()
-        self.course.enter("switching")
-        try:
-            for each in self._moving:
-                self._copy(each, each.dirty.take(len(each.dirty)))
-            for each in self._moving:
-                results(each.calls, self._cluster.patience.step)
-        except Exception as error:
-            self._give_up(error)
-            return None
-        executors = [each.new for each in self._moving]
-        for old in self._old:
-            old.retire()
-        self._cluster.end_unused(executors)
-        self._cluster.copy_to_hosts(executors)
-        self._pause = time.perf_counter() - begun
-        self.course.enter("done")
-        self._moving, self._old = [], []
-        return executors
-
-    def _count_pages(self) -> None:
-        order = self._order
-        for each, in_use, plan in zip(
-            self._moving, order.pages_in_use, order.before.replicas, strict=False
-        ):
-            if each.page_bytes:
-                each.dirty = DirtyPages(in_use(), plan.microbatches)
-        self._counted = True
-
-    def _copy_slices(self) -> bool:
-        """Copy some pages of each replica; whether what is left is as little as it can be."""
-        ready = True
-        for each in self._moving:
-            if not all(call.done for call in each.calls):
-                ready = False
-                continue
-            results(each.calls, self._cluster.patience.step)
-            each.calls = []
-            written = each.dirty.written_again()  # it is left for the switch
-            if each.page_bytes and len(each.dirty) > written:
-                ready = False
-                most = max(_SLICE_BYTES // each.page_bytes, 1)
-                self._copy(each, each.dirty.take(min(most, len(each.dirty) - written)))
-        self._rounds += 1
-        return ready
-
-    def _copy(self, moving: _Moving, pages: Sequence[int]) -> None:
-        """Begin to copy pages, as the steps sent before leave them."""
-        if moving.old is None:
-            return
-        first = sum(moving.dirty.first_time(page) for page in pages)
-        self._bytes["kv"] += first * moving.page_bytes
-        self._bytes["dirty"] += (len(pages) - first) * moving.page_bytes
+    def copy(self, pages: Sequence[int]) -> None:
+        """See `PageTransport`."""
         begin = 0
         while begin < len(pages):
             count = next(count for count in PAGE_COUNTS if count <= len(pages) - begin)
             ids = list(pages[begin : begin + count])
             begin += count
-            for route in moving.routes:
+            for route in self._routes:
                 numbers = list(islice(self._cluster.driver.numbers, len(route.granules)))
                 offered = PieceOffer(Remote(route.source.address, numbers[0]), route.degree)
-                old, new = moving.old.number, moving.new.number
-                moving.calls += [
-                    route.source.step("offer_pages", old, route.granules, ids, numbers[0]),
-                    route.target.call("put_pages", new, route.granules, ids, offered),
+                self._calls += [
+                    route.source.step("offer_pages", self._old, route.granules, ids, numbers[0]),
+                    route.target.call("put_pages", self._new, route.granules, ids, offered),
                 ]
 
-    def _give_up(self, error: Exception) -> None:
-        self.course.give_up(error)
-        for each in self._moving:
-            each.new.retire()
-        self._cluster.end_unused(self._old)
-        self._moving, self._old = [], []
+    def finish(self) -> bool:
+        """See `PageTransport`; one slice is under way at once."""
+        if not all(call.done for call in self._calls):
+            return False
+        self.wait()
+        return True
 
-    def _progress(self, left: int) -> float:
-        """Programs with parameters, and pages, count a half each."""
-        if self.course.state == "done":
-            return 1.0
-        if not self._counted:
-            return 0.5 * (len(self._moving) / len(self._order.after.replicas))
-        total = sum(each.dirty.total for each in self._moving)
-        return 1.0 - 0.5 * left / max(total, 1)
+    @property
+    def arrived(self) -> bool:
+        """See `PageTransport`."""
+        return all(call.done for call in self._calls)
 
-    # In a thread of its own.
+    def wait(self) -> None:
+        """See `PageTransport`.
 
-    def _prepare(self) -> None:
-        self.course.enter("compiling")
-        for index in range(len(self._order.after.replicas)):
-            self.course.check_wanted()
-            self._moving.append(self._prepared(index))
-        self.course.enter("copying")
-
-    def _prepared(self, index: int) -> _Moving:
-        """Let the workers of a replica compile its programs and get its parameters."""
-        plan, old = self._order.after.replicas[index], None
-        if index < len(self._old):
-            old = self._old[index]
-        new = self._cluster.open(
-            index, plan, old, self._old, keeps_pages=True, check=self.course.check_wanted
-        )
-        self._bytes["parameters"] += sum(each.fetched_bytes for each in self._cluster.loaded)
-        if old is None:
-            return _Moving(None, new)
-        routes = _routes(old, new)
-        return _Moving(old, new, routes, sum(self._page_bytes(route) for route in routes))
+        Raises:
+            StageLostError: a worker is lost, and the copies with it.
+        """
+        results(self._calls, self._cluster.patience.step)
+        self._calls = []
 
     def _page_bytes(self, route: _Route) -> int:
         programs = self._cluster.driver.programs
@@ -243,3 +156,34 @@ def _routes(old: ClusterExecutor, new: ClusterExecutor) -> list[_Route]:
         _Route(source, target, degree, tuple(names))
         for (source, target, degree), names in grouped.items()
     ]
+
+
+def _answer(executor: ClusterExecutor, output: StepOutput) -> Probe:
+    """Log-probabilities of the likeliest tokens after the probe.
+
+    Raises:
+        StageLostError: a stage is lost.
+    """
+    while not output.tokens.is_ready():
+        if executor.failure is not None:
+            raise StageLostError(executor.failure)  # what it promised may never come
+        yield
+    output.read_tokens()
+    _, _, best, _ = output.read_logprobs()
+    first: np.ndarray = best[0]
+    return first
+
+
+def _probe(limits: Limits) -> Batch:
+    layout = limits.layout(limits.row_buckets[0])
+    return Batch(
+        packed=two_tokens(layout),
+        num_rows=layout.rows,
+        num_samples=1,
+        sample_bucket=limits.coarse_sample_buckets[0],
+        sampling=None,
+        edits=None,
+        pending_slot=None,
+        logprobs=True,
+        scored=np.full(layout.samples, -1, np.int32),
+    )

@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fjx.cluster.change import ClusterChange
+from fjx.cluster.change import ClusterTransport
 from fjx.cluster.cluster import Cluster
 from fjx.cluster.executor import ClusterExecutor
 from fjx.cluster.health.restart_backoff import RestartBackoff
 from fjx.errors import MeshError, RegranularizationBusyError, StageLostError
 from fjx.pipeline.executor import Pipeline
-from fjx.regranularization.plan_runtime import Change, Mended, Order
+from fjx.regranularization.change import Order, PlanTransport
+from fjx.regranularization.plan_runtime import Mended
 from fjx.regranularization.plan_target import Planner
 from fjx.sharding.plan.plan import Deployment, Device, Plan
 from fjx.sharding.planner.planner import even_mesh
@@ -48,11 +49,11 @@ class ClusterPlanRuntime:
         self.repairs: list[float] = []
         """Seconds that each replacement of lost stages took."""
 
-    def change(self, order: Order) -> Change:
+    def transport(self, order: Order) -> PlanTransport:
         """See `PlanRuntime`."""
         if any(each.lost for each in order.executors):
             raise RegranularizationBusyError("lost stages are being replaced; try again later")
-        return ClusterChange(order, self.cluster)
+        return ClusterTransport(order, self.cluster)
 
     def refresh(self, planner: Planner) -> Planner:
         """See `PlanRuntime`: nodes come and go."""

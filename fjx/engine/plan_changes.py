@@ -12,7 +12,8 @@ from fjx.errors import RegranularizationBusyError
 from fjx.outputs import PlanStats, PlanStatus, SwitchRecord
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.executor import Pipeline
-from fjx.regranularization.plan_runtime import Change, LocalPlanRuntime, Order, PlanRuntime
+from fjx.regranularization.change import Order, Regranularization
+from fjx.regranularization.plan_runtime import LocalPlanRuntime, PlanRuntime
 from fjx.regranularization.plan_target import Planner, PlanTarget
 from fjx.sharding.plan.plan import Deployment
 
@@ -35,7 +36,7 @@ class PlanChanges:
         self.planner = planner
         self._compiler = compiler
         self.home = home or LocalPlanRuntime()
-        self._running: Change | None = None
+        self._running: Regranularization | None = None
         self._last: SwitchRecord | None = None
         self._number = 0
         self._outcomes: Counter[str] = Counter()
@@ -80,7 +81,7 @@ class PlanChanges:
             pages_in_use,
             self._expected,
         )
-        change = self.home.change(order)
+        change = Regranularization(order, self.home.transport(order))
         self._number = order.number
         self._compiler.hold_background(True)
         change.course.start()

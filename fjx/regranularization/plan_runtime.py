@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
-import numpy as np
 
-from fjx.outputs import SwitchRecord
 from fjx.pipeline.bound_mesh import live_devices
 from fjx.pipeline.executor import Executor, Pipeline
 from fjx.regranularization.admission import check_fits
-from fjx.regranularization.change import Regranularization
-from fjx.regranularization.change_state import ChangeState
+from fjx.regranularization.change import Order, PlanTransport
+from fjx.regranularization.in_process import LocalTransport
 from fjx.regranularization.plan_target import Planner
-from fjx.sharding.plan.plan import Deployment, Device
-
-
-class Change(Protocol):
-    """A change of plan under way; see `Regranularization`, whose methods these are."""
-
-    course: ChangeState
-    """Where it stands; starts and ends it."""
-    expected: np.ndarray | None
-    """Logits of the probe, where they are known."""
-
-    def record(self) -> SwitchRecord:
-        """All that there is to say of it now."""
-
-    def wrote(self, replica: int, pages: Sequence[int]) -> None:
-        """A step that was just sent writes these pages."""
-
-    def advance(self) -> bool:
-        """Do a bounded piece of work; whether `switch` may be called now."""
-
-    def switch(self) -> Sequence[Pipeline] | None:
-        """Finish while no step is in flight; None: it failed."""
-
-
-class Order(NamedTuple):
-    """What a change is to do."""
-
-    number: int
-    """Counts from 1."""
-    reason: str
-    before: Deployment
-    after: Deployment
-    executors: Sequence[Pipeline]
-    """Those that serve."""
-    pages_in_use: Sequence[Callable[[], Sequence[int]]]
-    """For each of them, gives the pages that hold something."""
-    expected: np.ndarray | None
-    """Logits of the probe, where they are known from an earlier change."""
+from fjx.sharding.plan.plan import Device
 
 
 class Mended(NamedTuple):
@@ -67,8 +28,8 @@ class Mended(NamedTuple):
 class PlanRuntime(Protocol):
     """Where plans run: in this process, or on a cluster."""
 
-    def change(self, order: Order) -> Change:
-        """A change of plan, to be started.
+    def transport(self, order: Order) -> PlanTransport:
+        """What brings executors and pages to where another plan wants them.
 
         Raises:
             MeshError: there is not enough memory for both plans, or a device is not there.
@@ -118,21 +79,12 @@ class LocalPlanRuntime:
     def __init__(self) -> None:
         self._devices: Mapping[Device, jax.Device] = live_devices()
 
-    def change(self, order: Order) -> Change:
+    def transport(self, order: Order) -> PlanTransport:
         """See `PlanRuntime`."""
         executors = [each for each in order.executors if isinstance(each, Executor)]
         in_use = [len(pages()) for pages in order.pages_in_use]
         check_fits(executors, order.after, self._devices, in_use)
-        return Regranularization(
-            order.number,
-            order.reason,
-            order.before,
-            order.after,
-            executors,
-            order.pages_in_use,
-            self._devices,
-            order.expected,
-        )
+        return LocalTransport(executors, order.after, self._devices)
 
     def refresh(self, planner: Planner) -> Planner:
         """See `PlanRuntime`; they are always the same."""

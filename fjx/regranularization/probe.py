@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,13 +15,25 @@ from fjx.pipeline.placed_model import PlacedModel
 from fjx.pipeline.programs import Programs
 
 _TOLERANCE = 0.02
-"""Largest difference of two plans' logits, relative to the largest logit. Another tensor degree
-sums in another order."""
+"""Largest difference of what two plans give. Another tensor degree sums in another order."""
+
+Probe = Generator[None, None, np.ndarray]
+"""A probe under way: it yields until it gives what is compared."""
 
 
-def run_probe(
-    programs: Programs, compiler: Compiler, pieces: PlacedModel
-) -> Generator[None, None, np.ndarray]:
+class Probed(NamedTuple):
+    """What a probe gives."""
+
+    name: str
+    relative: bool
+    """Whether a difference counts relative to the largest value."""
+
+
+LOGITS = Probed("logits", relative=True)
+LOG_PROBABILITIES = Probed("log-probabilities", relative=False)
+
+
+def run_probe(programs: Programs, compiler: Compiler, pieces: PlacedModel) -> Probe:
     """Run two tokens through all pieces.
 
     It sends one granule after another and yields in between, so that it can be spread over the gaps
@@ -57,7 +69,7 @@ def run_probe(
     return first
 
 
-def compare_logits(number: int, expected: np.ndarray, got: np.ndarray) -> None:
+def compare(probed: Probed, number: int, expected: np.ndarray, got: np.ndarray) -> None:
     """Check what a replica of the new plan gave for the probe.
 
     Raises:
@@ -65,13 +77,14 @@ def compare_logits(number: int, expected: np.ndarray, got: np.ndarray) -> None:
     """
     if not np.isfinite(got).all():
         raise RegranularizationError(
-            f"replica {number} of the new plan gave logits that are not finite in its test step"
+            f"replica {number} of the new plan gave {probed.name} that are not finite in its test "
+            "step"
         )
-    limit = _TOLERANCE * float(np.abs(expected).max())
+    limit = _TOLERANCE * (float(np.abs(expected).max()) if probed.relative else 1.0)
     off = float(np.abs(got - expected).max())
     if off > limit:
         raise RegranularizationError(
-            f"replica {number} of the new plan gave other logits in its test step: off by "
+            f"replica {number} of the new plan gave other {probed.name} in its test step: off by "
             f"{off:.3g}, at most {limit:.3g} is expected"
         )
 

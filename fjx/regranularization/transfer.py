@@ -167,8 +167,8 @@ class PageMover:
             [move.target.kv_pages for move in self._moves]
         )
 
-    def finish(self) -> None:
-        """Let all pages arrive; waits for those that go through the host."""
+    def finish(self) -> bool:
+        """Let all pages arrive; waits for those that go through the host. More may be copied."""
         taken, self._taken = self._taken, []
         for move, ids, contents in taken:
             new, old = move.target, move.source.placement
@@ -180,3 +180,4 @@ class PageMover:
                 sent = new.placement.place([np.ascontiguousarray(s) for s in split], KV_PARTITION)
             put = self._compiler.get(("put", new.depth, len(ids), new.placement.key))
             new.kv_pages = put(new.kv_pages, ids, sent)
+        return True

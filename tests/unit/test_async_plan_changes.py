@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import fjx.regranularization.change as regranularize
+import fjx.regranularization.in_process as in_process
 from fjx.async_llm import AsyncLLM
 from fjx.engine.engine import Engine
 from fjx.errors import (
@@ -40,13 +40,13 @@ from tests.unit.engine.plan_cases import (
 
 def slowly(patch: pytest.MonkeyPatch) -> threading.Event:
     """Let no change of plan get beyond its parameters before the event is set."""
-    go_on, move_params = threading.Event(), regranularize.move_params
+    go_on, move_params = threading.Event(), in_process.move_params
 
     def waiting(*arguments: Any) -> Any:
         assert go_on.wait(LIMIT)
         return move_params(*arguments)
 
-    patch.setattr(regranularize, "move_params", waiting)
+    patch.setattr(in_process, "move_params", waiting)
     return go_on
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fjx.llm
-import fjx.regranularization.change as regranularize
+import fjx.regranularization.in_process as in_process
 from fjx.engine.engine import Engine
 from fjx.errors import RegranularizationBusyError, RegranularizationError, RequestError
 from fjx.llm import LLM
@@ -263,7 +263,7 @@ def test_a_change_that_fails_says_why_and_the_old_plan_serves_on(
         raise RuntimeError("no memory is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(regranularize, "move_params", broken)
+        patch.setattr(in_process, "move_params", broken)
         with pytest.raises(RegranularizationError, match="no memory is left; the old plan serves"):
             deep.regranularize(2)
     assert deep.plan_status().deployment.replicas[0].granularity == 1

@@ -18,6 +18,7 @@ import pytest
 import fjx.pipeline.compiler as compiler
 import fjx.pipeline.free_memory as free_memory
 import fjx.regranularization.change as regranularize
+import fjx.regranularization.in_process as in_process
 from fjx.engine.engine import Engine
 from fjx.errors import MemoryFitError, MeshError, RegranularizationBusyError
 from fjx.outputs import SwitchRecord
@@ -138,7 +139,7 @@ def test_no_memory_for_parameters(
     target: Plan,
 ) -> None:
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(regranularize, "move_params", fail_late(regranularize.move_params, pieces))
+        patch.setattr(in_process, "move_params", fail_late(in_process.move_params, pieces))
         record = attempt(engine, nothing, target)
     assert record.error == EXHAUSTED
     assert "copying" in record.seconds
@@ -192,14 +193,14 @@ def test_a_program_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_logits_that_are_not_finite(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    move_params = regranularize.move_params
+    move_params = in_process.move_params
 
     def spoiled(*arguments: Any) -> Any:
         moved, size = move_params(*arguments)
         return jax.tree.map(as_nan, moved), size
 
     with monkeypatch.context() as patch:
-        patch.setattr(regranularize, "move_params", spoiled)
+        patch.setattr(in_process, "move_params", spoiled)
         record = attempt(engine, nothing)
     assert "replica 1 of the new plan gave logits that are not finite" in str(record.error)
     assert record.kv_bytes == 0
@@ -213,7 +214,7 @@ def as_nan(leaf: Any) -> Any:
 
 
 def test_other_logits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    move_params = regranularize.move_params
+    move_params = in_process.move_params
 
     def exchanged(programs: Any, piece: str, params: Any, *places: Any) -> Any:
         """The last granule gets the parameters of another one."""
@@ -222,7 +223,7 @@ def test_other_logits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         return move_params(programs, piece, params, *places)
 
     with monkeypatch.context() as patch:
-        patch.setattr(regranularize, "move_params", exchanged)
+        patch.setattr(in_process, "move_params", exchanged)
         record = attempt(engine, nothing)
     assert "replica 1 of the new plan gave other logits in its test step" in str(record.error)
     assert_next_change_succeeds(engine)
@@ -230,7 +231,7 @@ def test_other_logits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_probe_itself_fails(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(regranularize, "run_probe", fail_late(regranularize.run_probe, 0))
+        patch.setattr(in_process, "run_probe", fail_late(in_process.run_probe, 0))
         record = attempt(engine, nothing)
     assert record.error == EXHAUSTED
     assert_next_change_succeeds(engine)
@@ -281,7 +282,7 @@ def test_abort_while_programs_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_abort_while_parameters_are_copied(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     copying, go_on = threading.Event(), threading.Event()
-    move_params = regranularize.move_params
+    move_params = in_process.move_params
 
     def slow(*arguments: Any) -> Any:
         copying.set()
@@ -295,7 +296,7 @@ def test_abort_while_parameters_are_copied(engine: Engine, monkeypatch: pytest.M
         go_on.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(regranularize, "move_params", slow)
+        patch.setattr(in_process, "move_params", slow)
         record = attempt(engine, spoil)
     assert record.error == "the test wants it"
     assert record.kv_bytes == 0
@@ -427,14 +428,14 @@ def test_requests_are_served_while_nothing_has_begun_yet(
 ) -> None:
     """A change waits for its thread without holding up a step."""
     go_on = threading.Event()
-    move_params = regranularize.move_params
+    move_params = in_process.move_params
 
     def slow(*arguments: Any) -> Any:
         assert go_on.wait(PATIENCE)
         return move_params(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(regranularize, "move_params", slow)
+        patch.setattr(in_process, "move_params", slow)
         engine.regranularize(Deployment((TARGET,)))
         assert_right(answers(engine, MIXED))
         assert engine.plans.active
