@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from fjx.cluster.health.pace import Pace, Span, copy
 from fjx.cluster.messages import Hop, RunOrder, StepOrder, Timed, widen
 from fjx.cluster.wire import Wire
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.bound_mesh import Placement
-from fjx.pipeline.choice import choose_tokens
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.stage import End, Granule, Stage
-
-_STEPS_BEFORE_FUSING = 100
+from fjx.pipeline.stage_runner import STEPS_BEFORE_FUSING, StageRunner
 
 
 class StageRun:
@@ -53,24 +50,11 @@ class StageRun:
         self.steps = 0
         self._done: list[Any] = []
         """What is ready when all steps so far are done."""
-        self._stages = [self._stage(shape) for shape in shapes]
+        self._runner = StageRunner(shapes, pieces, programs, compiler, order.microbatches)
+        self._stages = self._runner.stages
         self._layers = 0
         if len(shapes) == 1 and len(set(programs.model.config.window_of_layer)) < 2:
             self._layers = sum(len(programs.model.granules[i]) for i in shapes[0].granules)
-        first, last = self.shapes[0], self.shapes[-1]
-        zeros = np.zeros(programs.limits.max_num_seqs + 1, np.int32)
-        parts = range(order.microbatches)
-        self._chosen = [jax.device_put(zeros, last.placement.whole) for _ in parts]
-        """For the last stage: the last token of each slot."""
-        self._fed = self._chosen
-        """For the first stage: what it knows of that."""
-        if not (first.first and last.last and first.placement == last.placement):
-            self._fed = [jax.device_put(zeros, first.placement.whole) for _ in parts]
-
-    def _stage(self, shape: StageShape) -> Stage:
-        granules: list[Any] = [self.pieces[f"{index}"] for index in shape.granules]
-        embed: Any = self.pieces["embed"] if shape.first else None
-        return Stage(shape, embed, granules, self._compiler)
 
     @property
     def granules(self) -> dict[str, Granule]:
@@ -113,7 +97,7 @@ class StageRun:
         if self._stages[-1].shape.last and batch.num_samples:
             self._choose(batch, x, slots, order, kept)
         self.steps += 1
-        if self.steps == _STEPS_BEFORE_FUSING:
+        if self.steps == STEPS_BEFORE_FUSING:
             specs = [s for shape in self.shapes for s in self._programs.stage(shape)]
             self._compiler.compile_background(s for s in specs if s.background)
 
@@ -124,20 +108,15 @@ class StageRun:
                 fetched = self._wire.fetch(
                     order.last_token, [on_first(self._programs.last_token(), at)]
                 )
-                self._fed[order.part] = _on_all(fetched[0], at)
-            return self._fed[order.part]
+                self._runner.fed[order.part] = _on_all(fetched[0], at)
+            return self._runner.fed[order.part]
         if hop.source is not None:
             (x,) = self._wire.fetch(hop.source, [on_first(self._programs.hidden(T), at)])
         return _on_all(x, at)
 
     def _choose(self, batch: Batch, x: Any, slots: Any, order: StepOrder, kept: set[int]) -> None:
-        head: Any = self.pieces["head"]
-        at, part = head.placement, order.part
-        sure = self._programs.limits.confidences
-        chosen = choose_tokens(self._compiler, head, batch, (x, slots), self._chosen[part], sure)
-        self._chosen[part] = chosen.last_token
-        if self._fed is not self._chosen and self._stages[0].shape.first:
-            self._fed[part] = jax.device_put(chosen.last_token, self._stages[0].placement.whole)
+        at = self._stages[-1].placement
+        chosen = self._runner.choose(batch, x, slots, order.part)
         if order.feed is not None:
             # The next step takes the memory of the last tokens: others get a copy.
             copy = self._compiler.get(("copy tokens", at.key))(chosen.last_token)

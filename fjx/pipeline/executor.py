@@ -12,17 +12,14 @@ from jaxtyping import Int32
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.chain import Beside, Chain, beside
-from fjx.pipeline.choice import choose_tokens
 from fjx.pipeline.compiler import CompileJob, Compiler, ProgramSpec
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.placed_model import PlacedModel
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.prune_programs import plan_programs, segments_of
 from fjx.pipeline.stage import Stage
+from fjx.pipeline.stage_runner import STEPS_BEFORE_FUSING, StageRunner
 from fjx.sharding.plan.plan import Plan
-
-_STEPS_BEFORE_FUSING = 100
-"""Work of this length is worth the fused programs' compilation."""
 
 
 class StepOutput:
@@ -148,31 +145,13 @@ class Executor:
         self._rows: set[int] = set()
         """Padded sizes of the steps so far."""
         self._fusing: CompileJob | None = None
-        self._stages = self._stages_of(pieces.shapes)
-        self._segments = self._stages
+        named = dict(zip(programs.pieces, pieces.all, strict=True))
+        self._runner = StageRunner(
+            pieces.shapes, named, programs, compiler, pieces.plan.microbatches
+        )
+        self._stages = self._segments = self._runner.stages
         if programs.lens is not None and len(pieces.shapes) == 1:
-            self._segments = self._stages_of(segments_of(pieces.shapes))
-        first, last = self._stages[0].placement, self._stages[-1].placement
-        zeros = np.zeros(self.limits.max_num_seqs + 1, np.int32)
-        parts = range(pieces.plan.microbatches)
-        self._last_token = [jax.device_put(zeros, last.whole) for _ in parts]
-        # Where the ends are on different meshes, the first stage gets a copy of each choice.
-        self._fed_back = None
-        if first != last:
-            self._fed_back = [jax.device_put(zeros, first.whole) for _ in parts]
-
-    def _stages_of(self, shapes: Sequence[StageShape]) -> list[Stage]:
-        """At work on the pieces' arrays, which stages of several cuts share."""
-        pieces = self.pieces
-        return [
-            Stage(
-                shape,
-                pieces.embed if shape.first else None,
-                [pieces.granules[g] for g in shape.granules],
-                self.compiler,
-            )
-            for shape in shapes
-        ]
+            self._segments = self._runner.stages_of(segments_of(pieces.shapes))
 
     @property
     def segments(self) -> Sequence[Stage]:
@@ -196,7 +175,7 @@ class Executor:
 
     def retire(self) -> None:
         """Begin nothing more in the background; another executor takes over."""
-        self._steps = _STEPS_BEFORE_FUSING
+        self._steps = STEPS_BEFORE_FUSING
         if self._fusing is not None:
             self._fusing.cancel()
             self._fusing = None  # it knows this executor, whose memory would stay otherwise
@@ -224,7 +203,7 @@ class Executor:
     @property
     def last_token(self) -> Any:
         """The last sampled token of each slot, where the plan has one microbatch."""
-        (last_token,) = self._last_token
+        (last_token,) = self._runner.last_token
         return last_token
 
     def took_chain(
@@ -232,7 +211,7 @@ class Executor:
     ) -> list[StepOutput]:
         """A `Chain` has sent these steps, which will choose so: each step's tokens, and how sure
         they are where `Limits.confidences` asks for it."""
-        self._last_token = [last_token]
+        self._runner.last_token[0] = last_token
         each = len(chosen) // len(batches)
         parts = [chosen[i : i + each] for i in range(0, len(chosen), each)]
         return [
@@ -255,14 +234,13 @@ class Executor:
         """
         self._steps += 1
         self._rows.add(batch.num_rows)
-        if self._steps == _STEPS_BEFORE_FUSING:
+        if self._steps == STEPS_BEFORE_FUSING:
             self._fusing = self.compiler.compile_background(self._fused_programs())
         x, slots, stream, batch = self._run_stages(batch, part, pruner, beside)
         if batch.num_samples == 0:
             return StepOutput(None, 0, stream=stream)
-        output = self._sample(batch, x, slots, part)
-        output.stream = stream
-        return output
+        tokens, _, logprobs, confidences = self._runner.choose(batch, x, slots, part)
+        return StepOutput(tokens, batch.num_samples, logprobs, confidences, stream)
 
     def _fused_programs(self) -> Iterator[ProgramSpec]:
         """What makes steps faster; without warm-up, for the sizes that steps had so far."""
@@ -273,7 +251,7 @@ class Executor:
     def _run_stages(
         self, batch: Batch, part: int, pruner: Pruner | None, beside: Beside | None
     ) -> tuple[Any, Any, Any, Batch]:
-        source = (self._fed_back or self._last_token)[part]
+        source = self._runner.fed[part]
         slots = stream = None
         for stage in self._stages if pruner is None else self._segments:
             if not stage.shape.first:
@@ -290,18 +268,3 @@ class Executor:
         """The residual stream of the rows that go on, padded to their bucket."""
         gathered = self.compiler.get(("gather", batch.num_rows, at.key))(x, cut.rows)
         return self.compiler.get(("resize", cut.batch.num_rows, at.key))(gathered)
-
-    def _sample(self, batch: Batch, x: Any, slots: Any, part: int) -> StepOutput:
-        chosen = choose_tokens(
-            self.compiler,
-            self.pieces.head,
-            batch,
-            (x, slots),
-            self._last_token[part],
-            self.limits.confidences,
-        )
-        self._last_token[part] = chosen.last_token
-        if self._fed_back is not None:
-            first = self._stages[0].placement
-            self._fed_back[part] = jax.device_put(chosen.last_token, first.whole)
-        return StepOutput(chosen.tokens, batch.num_samples, chosen.logprobs, chosen.confidences)
