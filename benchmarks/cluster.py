@@ -1,6 +1,7 @@
 """FlexPipe's evaluation, simulated: what elastic pipelines gain on 82 devices, and what decides it.
 
-    python benchmarks/cluster.py --output FILE.json --picture FILE.svg --document docs/simulator.md
+    python benchmarks/cluster.py --output FILE.json --picture FILE.svg \\
+        --document docs/simulator-results.md
 
 Prints, for each model, kind of arrivals and coefficient of variation, every system's latency,
 goodput and devices; then how far the targets are met, ablations, placements and sensitivities.

@@ -1,4 +1,4 @@
-"""The cluster benchmark's tables: on the screen, and in docs/simulator.md."""
+"""The cluster benchmark's tables: on the screen, and in docs/simulator-results.md."""
 
 from __future__ import annotations
 
