@@ -210,6 +210,8 @@ def run(command: Command, block: Block, monkeypatch: pytest.MonkeyPatch, capsys:
                 assert capsys.readouterr().out.strip() == command.output.strip()
         case "cat":
             assert command.output
+        case "wc":
+            assert all((ROOT / name).is_file() for name in rest if not name.startswith("-"))
         case "curl":
             ask(command.words)
         case "bash" | "python" if rest[0] not in ("-m", "-c"):

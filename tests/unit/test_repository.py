@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PYTHONS = ("3.11", "3.12", "3.13")
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")})
 
 
@@ -64,6 +67,19 @@ def test_links_in_documents_lead_somewhere(document: Path) -> None:
             if anchor:
                 headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
                 assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+
+
+def test_functions_and_classes_of_the_walkthrough_are_where_it_says() -> None:
+    page = ROOT / "docs" / "walkthrough.md"
+    named = re.findall(r"\[`([\w.]+)`\]\(([^)]+\.py)\)", page.read_text())
+    assert named
+    for name, link in named:
+        within: Sequence[ast.stmt] = ast.parse((page.parent / link).read_text()).body
+        for part in name.split("."):
+            definitions = [each for each in within if isinstance(each, _DEFINITIONS)]
+            found = next((each for each in definitions if each.name == part), None)
+            assert found is not None, f"{name} is not in {link}"
+            within = found.body
 
 
 @pytest.mark.parametrize("python", PYTHONS)
