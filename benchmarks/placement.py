@@ -5,8 +5,8 @@
 First the measure is checked: the openb fleet (Alibaba 2023) is filled by three policies of FGD's
 simulator, and the share of free GPU that is fragmented is compared with the published curves. Then
 the fleet is filled to 50 % and 80 % with its own pods (best fit, in an order drawn from the seed),
-and models arrive until none fits any more, placed by each placer in turn. `docs/placement.md` says
-what is assumed. Takes about half an hour.
+and models arrive until none fits any more, placed by each placer in turn.
+`docs/placement-results.md` says what is assumed. Takes about half an hour.
 """
 
 from __future__ import annotations
