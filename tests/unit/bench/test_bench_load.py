@@ -37,10 +37,10 @@ def test_tokens_and_times_of_a_run(fake_server: Any) -> None:
     assert (result["completed"], result["failed"], result["model"]) == (3, 0, "fake-model")
     assert (result["total_input_tokens"], result["total_output_tokens"]) == (24, 9)
     for request in result["requests"]:
-        assert request["ttft"] == pytest.approx(0.1, abs=0.04)
+        assert request["ttft"] >= 0.1
         assert len(request["itl"]) == 2
         # The end is the last token, not the usage chunk 0.2 s later.
-        assert request["e2el"] == pytest.approx(0.2, abs=0.06)
+        assert request["e2el"] == pytest.approx(request["ttft"] + sum(request["itl"]))
         assert request["tpot"] == pytest.approx(sum(request["itl"]) / 2)
     assert "Output tokens/s" in load_table(result, (50.0, 90.0, 95.0, 99.0))
 
