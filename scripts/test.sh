@@ -1,61 +1,21 @@
 #!/usr/bin/env bash
 # Sets up what is missing and runs the tests.
 #
-#   bash scripts/test.sh                  all tests; then those that need JAX with the newest one
-#   bash scripts/test.sh --no-newest      all tests, once
+#   bash scripts/test.sh                  all tests but the slow ones
+#   bash scripts/test.sh --all            all tests
 #   bash scripts/test.sh ARGUMENT...      pytest with these arguments
 #
-# The newest JAX needs Python 3.12 or newer; where there is none, the second run is left out.
-# Without arguments, several processes share the tests.
+# The first two share the tests among several processes.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. scripts/find_python.sh
 
 # Each process holds a few GB, and XLA keeps more than one core busy by itself. Where there is a GPU,
 # none may take most of its memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
-SHARED=(--numprocesses logical --maxprocesses 4 --dist worksteal)
-# What the newest JAX shows nothing new in: unit tests of Python alone, of what wraps an engine that
-# others test or decides for it (when it changes its plan, who gets which request, how long drafts are,
-# what is done after pages or workers were lost), and random walks through the engine's states.
-NOT_WITH_NEWEST=(bench benchmarks cli granularity plots scheduling serving sharding sim
-  speculation/policy test_examples.py test_gpu_check.py test_output_files.py test_pictures.py
-  test_progress_bar.py test_quickstart.py test_repository.py test_scripts.py
-  cluster/test_cluster_drafts.py cluster/test_cluster_plans.py cluster/test_faults.py
-  cluster/test_plan_runtime.py engine/test_detokenizer.py engine/test_lost_pages.py
-  regranularization/test_change_states.py speculation/runtime/test_speculation.py
-  speculation/runtime/test_speculation_states.py)
-
-say() { printf 'tests: %s\n' "$*" >&2; }
-
-newest=yes
-if [ "${1:-}" = --no-newest ]; then
-  newest=no
-  shift
-fi
+SHARED=(--numprocesses logical --maxprocesses 4 --dist worksteal --durations 20 --durations-min 5)
 
 bash scripts/setup.sh test
+if [ "${1:-}" = --all ]; then exec .venv/bin/python -m pytest "${SHARED[@]}"; fi
 if [ $# -gt 0 ]; then exec .venv/bin/python -m pytest "$@"; fi
-
-status=0
-.venv/bin/python -m pytest "${SHARED[@]}" || status=$?
-
-jax_version() { "$1" -c 'import importlib.metadata as m; print("JAX", m.version("jax"))'; }
-
-run_with_newest() {
-  local python
-  if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then
-    say "the tests already ran with $(jax_version .venv/bin/python), the newest; no second run"
-  elif ! python=$(find_python 3.12 3.13); then
-    say "SKIPPED the second run, with the newest JAX: no Python 3.12 or 3.13 with venv was found"
-  else
-    FJX_PYTHON=$python bash scripts/setup.sh --venv .venv-py312 --no-model test
-    say "running the unit tests that need JAX with $(jax_version .venv-py312/bin/python)"
-    .venv-py312/bin/python -m pytest "${SHARED[@]}" tests/unit \
-      "${NOT_WITH_NEWEST[@]/#/--ignore=tests/unit/}"
-  fi
-}
-
-if [ $newest = yes ]; then run_with_newest || status=$?; fi
-exit "$status"
+exec .venv/bin/python -m pytest "${SHARED[@]}" -m "not slow"

@@ -29,8 +29,6 @@ LEAST_BFLOAT16_SHARE = 0.75
 MOST_BFLOAT16_DIFFERENCE = 0.02
 """Of log-probabilities, in the mean. Seen: 0.007."""
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def cases() -> list[dict[str, Any]]:
@@ -95,6 +93,7 @@ def test_float32_continuations_equal_transformers(
     assert difference < 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close_to_float32_transformers(
     cases: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,8 +12,6 @@ import pytest
 from tests.e2e.test_server import Server
 from tests.http_cases import CHATS, COMPLETIONS, FIELDS, NUMBERS, TEXT, USER
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:

@@ -14,8 +14,6 @@ import httpx
 import openai
 import pytest
 
-pytestmark = pytest.mark.slow
-
 QUESTION = [{"role": "user", "content": "Name three colours of the rainbow."}]
 
 

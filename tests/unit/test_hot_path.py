@@ -40,7 +40,6 @@ def drawn_params(random: np.random.Generator) -> SamplingParams:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("speculates", [False, True])
 def test_500_mixed_requests_compile_nothing_after_warm_up(speculates: bool) -> None:
     # of its own: other tests do not warm up

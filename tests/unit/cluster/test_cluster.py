@@ -18,7 +18,6 @@ from tests.unit.cluster.cluster_cases import cluster_engine, spread
 from tests.unit.engine.plan_cases import MIXED, Served, expected
 
 
-@pytest.mark.slow
 def test_tokens_are_those_of_one_process(nodes: Any, cache: Path) -> None:
     engine, started = cluster_engine(spread(3, 3, 2), cache)
     try:

@@ -94,7 +94,6 @@ def engine_of(dtype: str, shape: str) -> Engine:
 SamplingParams.__hash__ = lambda self: hash(repr(self))  # type: ignore[method-assign]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [

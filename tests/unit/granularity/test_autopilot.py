@@ -53,7 +53,6 @@ def stages(engine: Engine) -> int:
     return engine.plans.deployment.replicas[0].granularity
 
 
-@pytest.mark.slow
 def test_a_queue_makes_the_pipeline_finer_and_quiet_makes_it_coarse_again(
     tmp_path: Path,
 ) -> None:

@@ -20,7 +20,7 @@ from fjx.kernels.attention.mosaic import _split, _tiles, append_and_attend, fits
 from fjx.kernels.ragged import RaggedRows
 from fjx.kernels.tuning import Tuned
 from scripts.gpu_checks.models import MODELS
-from tests.unit.kernels.gpu_cases import interpreted
+from tests.unit.kernels.gpu_cases import interpreted, one_is_quick
 from tests.unit.kernels.test_attention import LAYER, R, Shape, Step, Work, works
 
 CHUNK = 64
@@ -195,7 +195,7 @@ def test_a_row_has_the_same_bits_with_other_parameters(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("rows", [1, 64, 2048])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", one_is_quick(MODELS))
 def test_it_compiles_for_cuda(model: str, rows: int) -> None:
     sizes = MODELS[model]
     heads, kv_heads, head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim

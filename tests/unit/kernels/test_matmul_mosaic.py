@@ -18,7 +18,7 @@ from fjx.kernels.matmul import Quantization, Quantized, dequantized, quantize
 from fjx.kernels.matmul import mosaic as kernel
 from fjx.kernels.matmul.quantized import STORED_TYPES
 from scripts.gpu_checks.models import MODELS
-from tests.unit.kernels.gpu_cases import interpreted
+from tests.unit.kernels.gpu_cases import interpreted, one_is_quick
 
 Kind = Quantization | Literal["bfloat16"]
 KINDS: list[Kind] = ["bfloat16", "int8", "fp8"]
@@ -95,7 +95,7 @@ def test_parts_are_all_steps_once_and_shares_are_equal(tiles: int, steps: int) -
 
 @pytest.mark.parametrize("rows", [1, 16, 64, 256])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", one_is_quick(MODELS))
 def test_it_compiles_for_cuda(model: str, kind: Kind, rows: int) -> None:
     def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)

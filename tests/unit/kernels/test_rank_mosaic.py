@@ -16,6 +16,7 @@ from fjx.kernels import mosaic
 from fjx.kernels.rank import DraftedRows, drafted_ranks
 from fjx.kernels.rank import mosaic as kernel
 from scripts.gpu_checks.models import MODELS
+from tests.unit.kernels.gpu_cases import one_is_quick
 from tests.unit.kernels.test_token_rule_mosaic import interpreted, noise
 
 NONE = -1
@@ -140,7 +141,7 @@ def test_nothing_of_the_size_of_the_logits_is_made() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 64, 512])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", one_is_quick(MODELS))
 def test_it_compiles_for_cuda(model: str, rows: int) -> None:
     sizes = MODELS[model]
     rank = partial(drafted_ranks, soft_cap=sizes.logit_cap, implementation="mosaic")

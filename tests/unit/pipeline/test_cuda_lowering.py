@@ -33,6 +33,7 @@ from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.prune_programs import PrunePrograms
 from scripts.gpu_checks.models import MODELS
 from tests.unit.engine.tiny import cpus
+from tests.unit.kernels.gpu_cases import one_is_quick
 
 CONFIGS = {
     name: ModelConfig.from_hf(sizes.hf_config(layers=2))
@@ -88,7 +89,7 @@ def with_kernels(lowered: dict[Any, str]) -> set[Any]:
     return {key for key, text in lowered.items() if "mosaic_gpu" in text}
 
 
-@pytest.mark.parametrize("model", CONFIGS)
+@pytest.mark.parametrize("model", one_is_quick(CONFIGS))
 def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
     programs = programs_of(CONFIGS[model], max_draft_rows=2, hidden=True, confidences=True)
     stage = whole(programs)
@@ -99,7 +100,7 @@ def test_the_programs_of_a_stage(model: str, implementation: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize("model", CONFIGS)
+@pytest.mark.parametrize("model", one_is_quick(CONFIGS))
 def test_the_granules_of_a_quantized_model(
     model: str, kind: Quantization, implementation: str
 ) -> None:
@@ -110,7 +111,7 @@ def test_the_granules_of_a_quantized_model(
     assert mine == {implementation == "mosaic"}
 
 
-@pytest.mark.parametrize("model", CONFIGS)
+@pytest.mark.parametrize("model", one_is_quick(CONFIGS))
 def test_the_programs_that_move_pages(model: str, implementation: str) -> None:
     programs = programs_of(CONFIGS[model])
     stage = whole(programs)

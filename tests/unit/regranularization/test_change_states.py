@@ -4,12 +4,12 @@ that it gets alone on one device."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 import fjx.regranularization.change as regranularize
 from fjx.engine.engine import Engine, Progress
 from fjx.errors import RegranularizationBusyError
+from fjx.outputs import EngineStats
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.request import Request
 from tests.unit.engine.plan_cases import (
@@ -130,11 +131,7 @@ class PlanChanges(RuleBasedStateMachine):
             self.step(steps_to_abort)
             self.engine.plans.abort("the test wants it")
 
-    # The probe alone takes as many steps as there are granules; pages are copied afterwards.
-    @rule(
-        steps=st.sampled_from([0, 1, 2, 6, 12, 24]),
-        then_abort=st.sampled_from([False, False, False, True]),
-    )
+    @rule(steps=st.integers(0, 6), then_abort=st.sampled_from([False, False, False, True]))
     def wait_until_prepared(self, steps: int, then_abort: bool) -> None:
         self.engine.plans.wait(PATIENCE)
         self.step(steps)
@@ -187,23 +184,48 @@ MACHINE = settings(
 )
 
 
+_MOST_RUNS = 8
+
+
+def run_until(
+    machine: type[RuleBasedStateMachine], given: settings, came_by: Callable[[], dict[str, bool]]
+) -> None:
+    """Run a machine until it has come by all that it is for: what one run comes by changes with the
+    modules that are loaded, because Hypothesis draws from their constants, too."""
+    for number in range(_MOST_RUNS):
+        run_state_machine_as_test(seed(number)(machine), settings=given)
+        if all(came_by().values()):
+            return
+    assert [what for what, seen in came_by().items() if not seen] == []
+
+
 def test_regranularization_at_any_time_changes_no_token() -> None:
-    run_machine(PlanChanges)
+    run_plan_changes(PlanChanges)
 
 
 def test_regranularization_with_tensor_parallelism_changes_tokens_at_near_ties_only() -> None:
-    run_machine(TensorPlanChanges)
+    run_plan_changes(TensorPlanChanges)
 
 
-def run_machine(machine: type[PlanChanges]) -> None:
-    """Run it, and check that it came by what it is for."""
+def run_plan_changes(machine: type[PlanChanges]) -> None:
     engine = changing(machine.targets)
     before = engine.stats()
-    run_state_machine_as_test(machine, settings=MACHINE)
-    after = engine.stats()
-    assert after.num_preemptions > before.num_preemptions
-    assert after.prefix_cache_hits > before.prefix_cache_hits
-    for outcome in ("done", "aborted"):
-        assert after.plan.switches.get(outcome, 0) > before.plan.switches.get(outcome, 0)
-    assert after.plan.moved_bytes["dirty"] > before.plan.moved_bytes["dirty"]
-    assert after.compiles.get("hot_path", 0) == before.compiles.get("hot_path", 0)
+
+    def came_by() -> dict[str, bool]:
+        after = engine.stats()
+        return {
+            "preemptions": after.num_preemptions > before.num_preemptions,
+            "prefix cache hits": after.prefix_cache_hits > before.prefix_cache_hits,
+            "dirty pages": after.plan.moved_bytes["dirty"] > before.plan.moved_bytes["dirty"],
+        } | switched(before, after)
+
+    run_until(machine, MACHINE, came_by)
+    assert engine.stats().compiles.get("hot_path", 0) == before.compiles.get("hot_path", 0)
+
+
+def switched(before: EngineStats, after: EngineStats) -> dict[str, bool]:
+    """By outcome, whether changes of plan ended so."""
+    return {
+        outcome: after.plan.switches.get(outcome, 0) > before.plan.switches.get(outcome, 0)
+        for outcome in ("done", "aborted")
+    }

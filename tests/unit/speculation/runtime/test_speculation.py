@@ -343,7 +343,6 @@ requests = st.lists(
 )
 
 
-@pytest.mark.slow
 @settings(max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     workload=requests,
