@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fjx.plots.palette import FAINT, FREE, INK, KV, PAPER, PARAMETERS
+from fjx.plots.chart import MARGIN, RIGHT, WIDTH, Panel, entry, heading, legend
+from fjx.plots.palette import INK, KV, PAPER, PARAMETERS
 from fjx.plots.svg import Canvas
+from fjx.plots.ticks import scale_to
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000.0, 420.0, 64.0, 24.0, 64.0, 52.0
+_LEFT, _HEIGHT = 92.0, 180.0
+_LINES = ("resident", PARAMETERS), ("of it anonymous: of no file", KV)
 _MIB = 1 << 20
 
 
@@ -114,42 +117,25 @@ def summary(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def picture(title: str, parts: Sequence[tuple[str, Sequence[Sample]]]) -> str:
-    """Memory over time, one part of the run after the other, as SVG."""
-    canvas = Canvas(_WIDTH, PAPER)
-    canvas.text(_LEFT, 28, title, 16, INK, bold=True, room=_WIDTH - _LEFT - _RIGHT)
-    total = sum(samples[-1].seconds for _, samples in parts)
+    """Memory over time, the parts of the run one below the other, as SVG."""
+    canvas = Canvas(WIDTH, PAPER)
+    y = heading(canvas, title)
+    y = legend(canvas, [entry(name, color, "line") for name, color in _LINES], y) + 16
     most = max(each.resident for _, samples in parts for each in samples)
-    step = next(s for s in (64, 128, 256, 512, 1024, 2048, 4096, 8192) if most < 8 * s * _MIB)
-    top = -(-most // (step * _MIB)) * step
-    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-
-    def at(seconds: float, size: float) -> tuple[float, float]:
-        return _LEFT + width * seconds / total, _TOP + height * (1 - size / _MIB / top)
-
-    for level in range(0, top + 1, step):
-        _, y = at(0, level * _MIB)
-        canvas.line(_LEFT, y, _LEFT + width, y, FREE)
-        canvas.text(_LEFT - 8, y, f"{level}", 11, FAINT, anchor="end")
-    canvas.text(8, _TOP - 16, "MiB", 11, FAINT)
-    begin = 0.0
+    memory = scale_to(most / _MIB)
     for name, samples in parts:
-        seconds, changes = samples[-1].seconds, samples[-1].count
-        x, _ = at(begin, 0)
-        canvas.line(x, _TOP, x, _TOP + height, FAINT)
-        canvas.text(x + 6, _TOP - 14, f"{name}: {changes} changes of plan", 11, INK)
-        canvas.path([at(begin + s.seconds, s.resident) for s in samples], PARAMETERS, 1.6)
-        canvas.path([at(begin + s.seconds, s.anonymous) for s in samples], KV, 1.6)
-        middle, _ = at(begin + seconds / 2, 0)
-        canvas.text(
-            middle, _TOP + height + 14, f"{seconds / 60:.1f} min", 11, FAINT, anchor="middle"
-        )
-        begin += seconds
-    for number, (color, name) in enumerate(
-        ((PARAMETERS, "resident"), (KV, "of it anonymous (no file's)"))
-    ):
-        canvas.rect(_LEFT + 200 * number, _HEIGHT - 22, 10, 10, color)
-        canvas.text(_LEFT + 16 + 200 * number, _HEIGHT - 17, name, 11, INK)
-    return canvas.to_svg(_HEIGHT)
+        canvas.text(MARGIN, y, f"{name}: {samples[-1].count} changes of plan", 13, INK, bold=True)
+        minutes = scale_to(samples[-1].seconds / 60, most=10, exact=True)
+        panel = Panel(_LEFT, y + 20, RIGHT, y + 20 + _HEIGHT, minutes, memory)
+        panel.draw_rows(canvas, unit=" MiB")
+        times = [each.seconds / 60 for each in samples]
+        for values, (_, color) in zip(
+            ([s.resident for s in samples], [s.anonymous for s in samples]), _LINES, strict=True
+        ):
+            points = zip(times, values, strict=True)
+            canvas.path([panel.at(at, size / _MIB) for at, size in points], color, 1.6)
+        y = panel.draw_columns(canvas, "minutes") + 20
+    return canvas.to_svg(y - 8)
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:

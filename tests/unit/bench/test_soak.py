@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.plots.picture_cases import check_readable
 from tests.unit.resident import on_linux
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
@@ -56,6 +57,7 @@ def test_the_picture_shows_each_part(resident: Any) -> None:
     texts = [each.text for each in ElementTree.fromstring(drawn).iter() if each.text]
     assert "idle: 1 changes of plan" in texts
     assert "under load: 2 changes of plan" in texts
+    check_readable(drawn)
     lines = [each for each in ElementTree.fromstring(drawn).iter() if "polyline" in each.tag]
     assert len(lines) == 4
 
