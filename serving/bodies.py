@@ -72,6 +72,8 @@ class _LargeBody(Request):
             return value
         try:
             return self._adapter.validate_python(value)
+        except ApiError as error:
+            return error
         except ValidationError as error:
             found = error.errors(include_url=False)
             found = [{**each, "loc": ("body", *each["loc"])} for each in found]

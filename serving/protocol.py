@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fjx.sampling_params import MAX_BAD_WORDS, MAX_STOP_IDS, MAX_STOPS
+from fjx.serving.errors import invalid
 from fjx.serving.fields import IGNORED
 
 MAX_CHOICES = 128
@@ -19,6 +28,8 @@ MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_BIASES = 300
 """Most entries of logit_bias, as in the OpenAI API."""
+MAX_FIELDS = 1_000
+"""Pydantic looks at all fields of a request in one go, while everything else waits."""
 
 
 def _expects(expected: str) -> WrapValidator:
@@ -82,6 +93,13 @@ class _Request(BaseModel):
     )
 
     model: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise invalid(f"a request has at most {MAX_FIELDS:,} fields, got {len(data):,}")
+        return data
 
 
 class StreamOptions(BaseModel):

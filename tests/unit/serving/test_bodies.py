@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -23,6 +25,7 @@ LARGE = 40_000
         (COMPLETIONS, '{"prompt":"a","stop":["a",7]}'),
         (COMPLETIONS, '{"prompt":"a","colour":7}'),
         (COMPLETIONS, '{"promt":"a"}'),
+        (COMPLETIONS, json.dumps({"prompt": "a", **dict.fromkeys(map(str, range(1000)), 0)})),
         (COMPLETIONS, '{"prompt":"a"} x'),
         (COMPLETIONS, '{"prompt":"a",}'),
         (COMPLETIONS, '{"prompt":"\xe9"}'),

@@ -109,6 +109,15 @@ def test_unknown_field_says_what_might_be_meant(post, path, name, named):
     assert len(error["message"]) < 300
 
 
+def test_fields_are_a_thousand_at_most(post):
+    harmless = sorted(IGNORED)[0]
+    many = {f"f{number}": 0 for number in range(998)}
+    assert "unknown field 'f0'" in error_of(post(COMPLETIONS, prompt="a", **many), 400)["message"]
+    many |= {harmless: 0, "one more": 0}
+    error = error_of(post(COMPLETIONS, prompt="a", **many), 400)
+    assert error["message"] == "a request has at most 1,000 fields, got 1,001"
+
+
 def test_missing_field_that_was_misspelt_is_recognized(post):
     error = error_of(post(COMPLETIONS, promt="Hi"), 400)
     assert error["message"] == "prompt is required; is it what 'promt' was meant to be?"
