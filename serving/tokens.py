@@ -42,14 +42,13 @@ def token_routes(state: ServerState, prefix: str = "") -> APIRouter:
         def answer() -> bytes:
             named = body.return_token_strs
             name = cache(partial(token_name, tokenizer))  # the garbage collector visits each text
-            return written(
-                TokenizeResponse(
-                    count=len(ids),
-                    max_model_len=state.llm.max_model_len,
-                    tokens=ids,
-                    token_strs=[name(token) for token in ids] if named else None,
-                )
-            )
+            # Nothing is checked again: that would be one long call, too.
+            return TokenizeResponse.model_construct(
+                count=len(ids),
+                max_model_len=state.llm.max_model_len,
+                tokens=ids,
+                token_strs=[name(token) for token in ids] if named else None,
+            ).written()
 
         return Response(await off_loop(len(ids), answer), media_type="application/json")
 
