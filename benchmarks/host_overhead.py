@@ -33,7 +33,7 @@ from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.models.loading.source import resolve_tokenizer
 from fjx.models.tokenizer import load_tokenizer
-from fjx.pipeline.executor import StepOutput
+from fjx.pipeline.step_output import StepOutput
 from fjx.sampling_params import SamplingParams
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 0.8}

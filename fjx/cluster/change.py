@@ -18,9 +18,9 @@ from fjx.cluster.executor import ClusterExecutor
 from fjx.cluster.messages import PieceOffer, Remote
 from fjx.errors import StageLostError
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.executor import StepOutput
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.programs import PAGE_COUNTS
+from fjx.pipeline.step_output import StepOutput
 from fjx.regranularization.change import Check, Order, PageTransport
 from fjx.regranularization.probe import LOG_PROBABILITIES, Probe, two_tokens
 

@@ -20,9 +20,10 @@ from fjx.pipeline.batch import Batch
 from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.chain import Beside
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.executor import Pruner, StepOutput
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.programs import Programs
+from fjx.pipeline.protocol import Pruner
+from fjx.pipeline.step_output import StepOutput
 from fjx.sharding.plan.plan import Mesh, Plan
 from fjx.sharding.topology.topology import key_of
 

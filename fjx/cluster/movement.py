@@ -10,9 +10,8 @@ import numpy as np
 
 from fjx.models.granules import WHOLE, Params
 from fjx.pipeline.bound_mesh import Placement
-from fjx.pipeline.placed_model import place_piece
+from fjx.pipeline.placed_model import Granule, place_piece
 from fjx.pipeline.programs import KV_PARTITION, Programs
-from fjx.pipeline.stage import Granule
 from fjx.regranularization.transfer import resplit
 
 Fetch = Callable[[Sequence[Any]], list[Any]]

@@ -14,7 +14,7 @@ from fjx.cluster.cluster import Cluster
 from fjx.cluster.executor import ClusterExecutor
 from fjx.cluster.health.restart_backoff import RestartBackoff
 from fjx.errors import MeshError, RegranularizationBusyError, StageLostError
-from fjx.pipeline.executor import Pipeline
+from fjx.pipeline.protocol import Pipeline
 from fjx.regranularization.change import Order, PlanTransport
 from fjx.regranularization.plan_runtime import Mended
 from fjx.regranularization.plan_target import Planner

@@ -13,8 +13,9 @@ from fjx.cluster.wire import Wire
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.placed_model import End, Granule
 from fjx.pipeline.programs import Programs, StageShape
-from fjx.pipeline.stage import End, Granule, Stage
+from fjx.pipeline.stage import Stage
 from fjx.pipeline.stage_runner import STEPS_BEFORE_FUSING, StageRunner
 
 

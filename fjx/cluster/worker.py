@@ -29,9 +29,8 @@ from fjx.pipeline.background import background_work, give_back_memory, keep_heap
 from fjx.pipeline.bound_mesh import Placement, bind
 from fjx.pipeline.compiler import Compiler, Place, ProgramSpec
 from fjx.pipeline.free_memory import free_host_bytes
-from fjx.pipeline.placed_model import PieceLoader, new_kv_pages
+from fjx.pipeline.placed_model import End, Granule, PieceLoader, new_kv_pages
 from fjx.pipeline.programs import Programs, StageShape
-from fjx.pipeline.stage import End, Granule
 from fjx.sharding.plan.plan import Device
 
 FETCH_SECONDS = 60.0

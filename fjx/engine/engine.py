@@ -23,7 +23,7 @@ from fjx.granularity.autopilot import Autopilot
 from fjx.models.tokenizer import Tokenizer
 from fjx.outputs import EngineStats, HeldMemory, SwitchRecord
 from fjx.pipeline.background import give_back_memory_soon
-from fjx.pipeline.executor import Pipeline
+from fjx.pipeline.protocol import Pipeline
 from fjx.regranularization.plan_runtime import PlanRuntime
 from fjx.regranularization.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams

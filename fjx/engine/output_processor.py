@@ -10,7 +10,7 @@ from fjx.engine.progress import Progress, commit, score
 from fjx.engine.speculation import Speculation
 from fjx.engine.unfinished import UnfinishedRequests
 from fjx.errors import StageLostError
-from fjx.pipeline.executor import StepOutput
+from fjx.pipeline.step_output import StepOutput
 from fjx.scheduling.microbatches import Microbatch, TokenGaps
 from fjx.scheduling.scheduler import ScheduledRows
 

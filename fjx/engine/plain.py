@@ -8,7 +8,8 @@ from fjx.engine.detokenizer import Detokenizer
 from fjx.engine.input_processor import InputProcessor
 from fjx.engine.progress import commit, score
 from fjx.models.tokenizer import Tokenizer
-from fjx.pipeline.executor import Pipeline, StepOutput
+from fjx.pipeline.protocol import Pipeline
+from fjx.pipeline.step_output import StepOutput
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.bad_words import bad_word_tokens
 from fjx.scheduling.batch_builder import BatchBuilder

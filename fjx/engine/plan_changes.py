@@ -11,7 +11,7 @@ from fjx.engine.change_log import ChangeLog
 from fjx.errors import RegranularizationBusyError
 from fjx.outputs import PlanStats, PlanStatus, SwitchRecord
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.executor import Pipeline
+from fjx.pipeline.protocol import Pipeline
 from fjx.regranularization.change import Order, Regranularization
 from fjx.regranularization.plan_runtime import LocalPlanRuntime, PlanRuntime
 from fjx.regranularization.plan_target import Planner, PlanTarget

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fjx.engine.detokenizer import Detokenizer
 from fjx.outputs import FinishReason, PositionLogprobs, TokenLogprob
-from fjx.pipeline.executor import StepOutput
+from fjx.pipeline.step_output import StepOutput
 from fjx.scheduling.request import Request
 
 

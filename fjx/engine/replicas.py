@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from fjx.pipeline.executor import Pipeline
+from fjx.pipeline.protocol import Pipeline
 from fjx.scheduling.balance import even_out
 from fjx.scheduling.microbatches import Turn
 from fjx.scheduling.replica import Replica

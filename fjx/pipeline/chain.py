@@ -14,7 +14,8 @@ from fjx.pipeline.flat_call import FlatCall
 from fjx.pipeline.overlap import overlapped
 
 if TYPE_CHECKING:
-    from fjx.pipeline.executor import Executor, StepOutput
+    from fjx.pipeline.executor import Executor
+    from fjx.pipeline.step_output import StepOutput
 
 
 class _Size(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.stage import End
+from fjx.pipeline.placed_model import End
 
 
 class Choice(NamedTuple):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Int32
 
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.bound_mesh import Placement
@@ -15,119 +13,13 @@ from fjx.pipeline.chain import Beside, Chain, beside
 from fjx.pipeline.compiler import CompileJob, Compiler, ProgramSpec
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.placed_model import PlacedModel
-from fjx.pipeline.programs import Programs, StageShape
+from fjx.pipeline.programs import Programs
+from fjx.pipeline.protocol import Cut, Pruner
 from fjx.pipeline.prune_programs import plan_programs, segments_of
 from fjx.pipeline.stage import Stage
 from fjx.pipeline.stage_runner import STEPS_BEFORE_FUSING, StageRunner
+from fjx.pipeline.step_output import StepOutput
 from fjx.sharding.plan.plan import Plan
-
-
-class StepOutput:
-    """What a step will bring; reading waits for the device."""
-
-    def __init__(
-        self,
-        tokens: Any,
-        num_samples: int,
-        logprobs: Any = None,
-        confidences: Any = None,
-        stream: Any = None,
-        wait: Callable[[], None] | None = None,
-    ) -> None:
-        """``wait``: returns when the arrays are there, or raises `StageLostError`."""
-        self.tokens = tokens
-        """The chosen tokens on the device, padded; None: the step chooses none."""
-        self.stream = stream
-        """The residual stream of all rows on the device, see `Limits.hidden`."""
-        self._logprobs = logprobs
-        self._confidences = confidences
-        self._num_samples = num_samples
-        self._wait = wait
-        if jax.default_backend() != "cpu":
-            for array in jax.tree.leaves((tokens, logprobs, confidences)):
-                array.copy_to_host_async()
-
-    def read_tokens(self) -> list[int]:
-        """The chosen tokens, in the order of the batch's samples.
-
-        Raises:
-            StageLostError: a stage in another process is lost, and they with it.
-        """
-        if self.tokens is None:
-            return []
-        if self._wait is not None:
-            self._wait()
-        tokens: list[int] = np.asarray(self.tokens)[: self._num_samples].tolist()
-        return tokens
-
-    def read_confidences(self) -> list[float]:
-        """The probability of each chosen token, where `Limits.confidences` asks for it."""
-        if self._confidences is None:
-            return []
-        confidences: list[float] = np.asarray(self._confidences)[: self._num_samples].tolist()
-        return confidences
-
-    def read_logprobs(self) -> tuple[np.ndarray, ...]:
-        """Log-probability and rank of each token, values and ids of the best; see
-        `top_logprobs`."""
-        read = tuple(np.asarray(values) for values in self._logprobs)
-        self._logprobs = read
-        return read
-
-
-class Cut(NamedTuple):
-    """Which rows of a step go on."""
-
-    batch: Batch
-    """Their step."""
-    rows: Int32[np.ndarray, " M"]
-    """The row that each of its rows was before, padded to the most rows that a step to be pruned
-    may have."""
-
-
-class Pruner(Protocol):
-    """Looks at a step between its segments."""
-
-    def look(self, behind: StageShape, x: Any) -> Cut | None:
-        """Which rows go on, from the residual stream ``[T, D]`` behind a segment; None: all."""
-
-
-class Pipeline(Protocol):
-    """What sends the steps of a replica by a plan: an `Executor`, whose stages are in this process,
-    or one whose stages are in others."""
-
-    @property
-    def programs(self) -> Programs:
-        """What runs."""
-
-    @property
-    def compiler(self) -> Compiler:
-        """Counts compilations."""
-
-    @property
-    def limits(self) -> Limits:
-        """The sizes that programs are compiled for."""
-
-    @property
-    def plan(self) -> Plan:
-        """By which steps run."""
-
-    @property
-    def lost(self) -> bool:
-        """Whether its KV pages are lost: what it was sent may not come, and its requests must be
-        computed again by another one."""
-
-    def retire(self) -> None:
-        """Another one takes over."""
-
-    def dispatch(
-        self,
-        batch: Batch,
-        part: int = 0,
-        pruner: Pruner | None = None,
-        beside: Beside | None = None,
-    ) -> StepOutput:
-        """Send a microbatch; see `Executor.dispatch`."""
 
 
 class Executor:

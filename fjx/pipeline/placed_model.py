@@ -14,11 +14,33 @@ from fjx.models.granules import WHOLE, Params
 from fjx.pipeline.bound_mesh import Placement, bind
 from fjx.pipeline.compiler import ProgramSpec, compile_alone
 from fjx.pipeline.programs import Programs, StageShape
-from fjx.pipeline.stage import End, Granule
 from fjx.sharding.plan.plan import Deployment, Device, Plan
 
 Read = Callable[[Callable[[str, np.ndarray], None]], None]
 """Reads a checkpoint: calls back with the name and values of each canonical tensor."""
+
+
+@dataclass
+class Granule:
+    """The arrays of a granule, where they lie. Plans share granules that stay where they are."""
+
+    placement: Placement
+    depth: int
+    """Its layers."""
+    params: Params
+    kv_pages: Any
+
+    def __post_init__(self) -> None:
+        self.arrays = jax.tree.leaves(self.params)
+        """The parameters, in the order in which the granule's program takes them."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The arrays of ``embed`` or ``head``, where they lie."""
+
+    placement: Placement
+    params: Params
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,8 @@ from fjx.pipeline.bound_mesh import Placement, bind, live_devices
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.placed_model import new_kv_pages, place_piece
+from fjx.pipeline.placed_model import Granule, new_kv_pages, place_piece
 from fjx.pipeline.programs import Programs, StageShape
-from fjx.pipeline.stage import Granule
 from fjx.progress_bar import progress_bar
 from fjx.sharding.costs.graph import GranuleGraph, PieceCost
 from fjx.sharding.costs.profile import read_profile

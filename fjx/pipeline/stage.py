@@ -1,42 +1,17 @@
-"""A stage at work: its granules' arrays, and the programs that run them."""
+"""A stage at work: the programs that run its granules."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from fjx.models.granules import Params
-from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.chain import Beside
 from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.placed_model import End, Granule
 from fjx.pipeline.programs import StageShape
-
-
-@dataclass
-class Granule:
-    """The arrays of a granule, where they lie. Plans share granules that stay where they are."""
-
-    placement: Placement
-    depth: int
-    """Its layers."""
-    params: Params
-    kv_pages: Any
-
-    def __post_init__(self) -> None:
-        self.arrays = jax.tree.leaves(self.params)
-        """The parameters, in the order in which the granule's program takes them."""
-
-
-@dataclass(frozen=True)
-class End:
-    """The arrays of ``embed`` or ``head``, where they lie."""
-
-    placement: Placement
-    params: Params
 
 
 class Stage:

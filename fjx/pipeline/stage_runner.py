@@ -11,8 +11,9 @@ import numpy as np
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.choice import Choice, choose_tokens
 from fjx.pipeline.compiler import Compiler
+from fjx.pipeline.placed_model import End, Granule
 from fjx.pipeline.programs import Programs, StageShape
-from fjx.pipeline.stage import End, Granule, Stage
+from fjx.pipeline.stage import Stage
 
 STEPS_BEFORE_FUSING = 100
 """Work of this length is worth the fused programs' compilation."""

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fjx.outputs import SwitchRecord
-from fjx.pipeline.executor import Pipeline
+from fjx.pipeline.protocol import Pipeline
 from fjx.regranularization.change_state import ChangeState
 from fjx.regranularization.dirty_pages import DirtyPages
 from fjx.regranularization.probe import Probe, Probed, compare

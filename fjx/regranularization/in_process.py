@@ -14,6 +14,8 @@ from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.placed_model import (
+    End,
+    Granule,
     PlacedModel,
     granule_places,
     head_of,
@@ -22,7 +24,6 @@ from fjx.pipeline.placed_model import (
 )
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.pipeline.prune_programs import plan_programs
-from fjx.pipeline.stage import End, Granule
 from fjx.regranularization.change import Check, PageTransport
 from fjx.regranularization.probe import LOGITS, Probe, run_probe
 from fjx.regranularization.transfer import GranuleMove, PageMover, move_params, params_crossing

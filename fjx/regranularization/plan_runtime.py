@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 import jax
 
 from fjx.pipeline.bound_mesh import live_devices
-from fjx.pipeline.executor import Executor, Pipeline
+from fjx.pipeline.executor import Executor
+from fjx.pipeline.protocol import Pipeline
 from fjx.regranularization.admission import check_fits
 from fjx.regranularization.change import Order, PlanTransport
 from fjx.regranularization.in_process import LocalTransport

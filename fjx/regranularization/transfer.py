@@ -19,9 +19,8 @@ from fjx.models.split import TensorSpec
 from fjx.pipeline.background import copy_to_device
 from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.placed_model import piece_tensors, place_piece
+from fjx.pipeline.placed_model import Granule, piece_tensors, place_piece
 from fjx.pipeline.programs import KV_PARTITION, PAGE_COUNTS, Programs
-from fjx.pipeline.stage import Granule
 from fjx.sharding.costs.difference import missing_shares
 
 

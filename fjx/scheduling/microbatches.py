@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.executor import StepOutput
+from fjx.pipeline.step_output import StepOutput
 from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 

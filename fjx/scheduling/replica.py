@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.chain import Beside
-from fjx.pipeline.executor import Executor, Pipeline, Pruner
+from fjx.pipeline.executor import Executor
+from fjx.pipeline.protocol import Pipeline, Pruner
 from fjx.scheduling.batch_builder import BatchBuilder
 from fjx.scheduling.microbatches import Microbatch, Turn
 from fjx.scheduling.page_pool import PagePool

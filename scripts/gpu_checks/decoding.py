@@ -36,9 +36,8 @@ from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.placed_model import PlacedModel, stage_shapes, step_programs
+from fjx.pipeline.placed_model import End, Granule, PlacedModel, stage_shapes, step_programs
 from fjx.pipeline.programs import Programs
-from fjx.pipeline.stage import End, Granule
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.microbatches import Microbatch
 from fjx.scheduling.replica import Replica

@@ -11,8 +11,8 @@ import numpy as np
 from fjx.pipeline.bound_mesh import Placement
 from fjx.pipeline.chain import Chain
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.executor import StepOutput
 from fjx.pipeline.held_bytes import kv_bytes, parameter_bytes
+from fjx.pipeline.step_output import StepOutput
 from fjx.scheduling.microbatches import Microbatch
 from fjx.scheduling.replica import Built, Replica
 from fjx.scheduling.request import Request

@@ -15,8 +15,9 @@ from fjx.kernels.rank import DraftedRows
 from fjx.models.logit_lens import LogitLens
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.bound_mesh import Placement
-from fjx.pipeline.executor import Cut, Executor
+from fjx.pipeline.executor import Executor
 from fjx.pipeline.programs import StageShape
+from fjx.pipeline.protocol import Cut
 from fjx.pipeline.prune_programs import PrunePrograms
 from fjx.scheduling.batch_builder import BatchBuilder
 from fjx.scheduling.request import Request

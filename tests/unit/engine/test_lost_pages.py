@@ -13,7 +13,9 @@ import pytest
 
 from fjx.engine.engine import Engine
 from fjx.errors import StageLostError
-from fjx.pipeline.executor import Executor, Pipeline, StepOutput
+from fjx.pipeline.executor import Executor
+from fjx.pipeline.protocol import Pipeline
+from fjx.pipeline.step_output import StepOutput
 from fjx.regranularization.plan_runtime import LocalPlanRuntime, Mended
 from fjx.regranularization.plan_target import Planner
 from fjx.speculation.policy.frontiers import FrontierDepth

@@ -11,7 +11,7 @@ from fjx.engine.engine import Engine
 from fjx.errors import RequestError
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.bad_words import bad_word_tokens, banned_tokens
-from fjx.scheduling.batch_builder import token_bits
+from fjx.scheduling.slot_params import token_bits
 from fjx.speculation.policy.lengths import Fixed
 from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.tiny import END, VOCABULARY, run, tiny_engine, tokens_alone

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fjx.engine.engine import Engine
-from fjx.pipeline.executor import StepOutput
+from fjx.pipeline.step_output import StepOutput
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.request import Request
 from fjx.speculation.policy.lengths import Fixed
