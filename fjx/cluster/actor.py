@@ -29,8 +29,8 @@ _LOOK_SECONDS = 0.5
 _QUICK_STEP, _QUICK_ANSWER = 0.002, 0.01
 """Seconds; what takes less is not told from what takes this."""
 _LEASE_BEATS = 4
-"""A worker ends by itself after so many times the limit at which it counts as lost: by then it is
-lost in any case, unless the driver itself stood still."""
+"""A worker that hears nothing from the driver ends by itself after this many times the limit at
+which it counts as lost: by then it is lost in any case, unless the driver itself stood still."""
 _THREADS = {"steps": 1, "work": 1, "beats": 1}
 START_SECONDS = 120.0
 """Limit for a node to start a process with JAX in it."""
@@ -94,19 +94,20 @@ class Call:
 
     @property
     def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether the call has returned or failed."""
         return self.done_within(0)
 
     def done_within(self, seconds: float) -> bool:
-        """Whether it has ended, at the latest after so many seconds."""
+        """Wait up to ``seconds`` for the call; whether it has returned or failed."""
         ready, _ = ray.wait([self.reference], timeout=seconds)
         return bool(ready)
 
     def result(self, seconds: float, check: Callable[[], None] | None = None) -> Any:
-        """What it gives; ``check`` is called while it is waited for, and may raise.
+        """The call's result; ``check`` is called again and again while waiting for it, and may
+        raise.
 
         Raises:
-            StageLostError: the worker is gone, or does not answer within so many seconds.
+            StageLostError: the worker is gone, or does not answer within ``seconds``.
             Exception: what the call raised.
         """
         deadline = time.monotonic() + seconds
@@ -138,7 +139,7 @@ class Member:
         seconds without a sign of life after which it counts as lost."""
         self.node, self.label = node, label
         self.address = ""
-        """Where others fetch what it offers."""
+        """Address (``host:port``) at which other processes fetch what the worker offers."""
         self.started = False
         self.steps: dict[int, int] = {}
         """Steps of each run that it had begun by then."""
@@ -217,7 +218,7 @@ class Member:
 
 
 def first_done(calls: Sequence[Call], seconds: float) -> list[Call]:
-    """Those that have ended as soon as any has, at the latest after so many seconds."""
+    """Wait up to ``seconds`` for the first call to end; the calls that have ended by then."""
     by_reference = {call.reference: call for call in calls}
     ready, _ = ray.wait(list(by_reference), timeout=seconds)
     return [by_reference[each] for each in ready]
@@ -226,7 +227,7 @@ def first_done(calls: Sequence[Call], seconds: float) -> list[Call]:
 def results(
     calls: Sequence[Call], seconds: float, check: Callable[[], None] | None = None
 ) -> list[Any]:
-    """What several calls give; all of them together may take so long. ``check``: see
+    """The results of several calls, which together may take up to ``seconds``. ``check``: see
     `Call.result`.
 
     Raises:

@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long the driver waits for what, in seconds."""
+    """Limits of the driver's waits, in seconds."""
 
     beat: float = 5.0
-    """From one sign of life of a worker to the next."""
+    """A worker without a sign of life for this long counts as lost."""
     step: float = 60.0
     """For a step, compilation on the way included."""
     load: float = 1800.0
@@ -41,7 +41,7 @@ class Patience:
     start: float = START_SECONDS
     """For a node to start a worker."""
     mend: float = 600.0
-    """For what is lost to be replaced, all attempts together, from when requests wait for it."""
+    """For lost stages to be replaced, all attempts together; counted while requests wait."""
     pause: float = 2.0
     """From a replacement in vain to the next one, where no request waits; it grows, see
     `RestartBackoff`."""
@@ -74,7 +74,7 @@ class Cluster:
         self._setup, self._cpu_devices, self._known = setup, cpu_devices, known
         self.patience = patience
         self.members: dict[str, Member] = {}
-        """By the name of their node."""
+        """The workers, by the name of their node."""
         # Another driver's worker may get the address of one of ours that has ended: numbers of
         # different drivers are different.
         numbers = itertools.count(secrets.randbits(48))
@@ -84,7 +84,7 @@ class Cluster:
         self._cuts = Cuts(patience.beat / 4)
         self._watch = HealthMonitor(self.members, patience.beat, self._cuts)
         self._copies: dict[str, _Copy] = {}
-        """Of pieces, in other workers' host memory."""
+        """Copies of pieces in the host memory of workers that do not run them, by piece."""
         self.loaded: list[Loaded] = []
         """What the workers did for the last run."""
 
@@ -339,7 +339,7 @@ def holdings(executor: ClusterExecutor) -> dict[str, tuple[Member, Mesh]]:
 
 
 def holdings_of(plan: Plan, members: Sequence[Member]) -> dict[str, tuple[Member, Mesh]]:
-    """The same for a plan; ``members``: the worker of each stage."""
+    """The worker and the mesh of each piece of a plan; ``members``: the worker of each stage."""
     held = {
         f"{granule}": (member, stage.mesh)
         for stage, member in zip(plan.stages, members, strict=True)

@@ -41,10 +41,10 @@ class Driver:
 
     programs: Programs
     compiler: Compiler
-    """Of the driver, which runs no steps: it has no programs."""
+    """The driver's compiler. It has no programs, because the driver runs no steps."""
     wire: Wire
     numbers: Iterator[int]
-    """For offers: each is used once."""
+    """Numbers for offers; each is used once."""
     step_seconds: float
     """How long a step may take until one of its stages counts as lost."""
 
@@ -76,7 +76,7 @@ class ClusterExecutor:
         self.brought = False
         """Whether any of its steps has brought tokens."""
         self.opened = time.monotonic()
-        """Since when it is ready for steps."""
+        """When it became ready for steps, in seconds of `time.monotonic`."""
 
     @property
     def programs(self) -> Programs:
@@ -106,7 +106,7 @@ class ClusterExecutor:
         return self.failure is not None
 
     def fail(self, why: str) -> None:
-        """Its pages count as lost from now on."""
+        """Count its stages and their pages as lost from now on."""
         self._failure = self._failure or why
 
     def retire(self) -> None:

@@ -26,9 +26,9 @@ class Weights:
     source: ModelSource | None
     """Files, at the same path on each node; None: they are drawn at random."""
     scale: float = 0.02
-    """Of random weights."""
+    """Standard deviation of random weights."""
     seed: int = 0
-    """Of random weights."""
+    """Seed of random weights."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Setup:
     dtype: str
     weights: Weights
     cache_dir: Path | None = None
-    """Of compiled programs; None: each worker compiles anew."""
+    """Folder of compiled programs; None: each worker compiles anew."""
     warmup: bool = True
     """Compile all programs before a stage serves."""
 
@@ -51,9 +51,9 @@ class Remote:
     """An array that another process offers."""
 
     address: str
-    """Of its transfer server."""
+    """Address (``host:port``) of the other process's transfer server."""
     number: int
-    """What the offer is known by there."""
+    """The number of the offer in that process."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class StepOrder:
     part: int
     batch: NarrowBatch
     hops: tuple[Hop, ...]
-    """For each of its stages."""
+    """One for each of the worker's stages."""
     last_token: Remote | None = None
     """For the first stage: what the last one chose since its last step; None: nothing new, or it is
     in the same process."""
@@ -139,12 +139,12 @@ class Timed(NamedTuple):
 
     run: int
     rows: int
-    """Of the step, padding included."""
+    """Rows of the step, padding included."""
     seconds: float
     layers: int = 0
-    """That it went through; 0: others do not take as long for as many."""
+    """Layers that the part went through; 0: the time is not to be compared with other workers'."""
     devices: int = 1
-    """Over which each of them is split."""
+    """Devices over which each layer is split."""
 
 
 class Beat(NamedTuple):

@@ -19,7 +19,7 @@ Fetch = Callable[[Sequence[Any]], list[Any]]
 
 
 def params_offered(params: Params, at: Placement) -> list[Any]:
-    """A piece's arrays: all of its first device, then all of the next one, and so on."""
+    """A piece's arrays, ordered by device: all arrays of its first device come first."""
     leaves = jax.tree.leaves(params)
     parts = [at.parts(leaf) for leaf in leaves]
     return [of[i] for i in range(at.degree) for of in parts]
@@ -49,7 +49,7 @@ def fetch_parts(
     Args:
         programs: says how they are stored.
         piece: its name.
-        targets: for each device of the mesh, the one of this process that gets its part.
+        targets: for each device of the mesh, the one of this process that gets its shard.
         fetch: gets the arrays.
     """
     degree = len(targets)
@@ -64,7 +64,8 @@ def fetch_parts(
 
 
 def fetch_pages(programs: Programs, granule: Granule, count: int, degree: int, fetch: Fetch) -> Any:
-    """So many pages for a granule, on its mesh, from an offer of a mesh of some tensor degree."""
+    """Fetch ``count`` pages onto a granule's mesh, offered by a mesh of tensor degree
+    ``degree``."""
     at, pages = granule.placement, programs.kv_struct(granule.depth)
     whole = jax.ShapeDtypeStruct((pages.shape[0], count, *pages.shape[2:]), pages.dtype)  # type: ignore[no-untyped-call]
     own = _share(whole, KV_PARTITION, degree)

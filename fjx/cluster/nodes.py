@@ -41,7 +41,7 @@ class Node:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """As plans name them."""
+        """The node's devices, as plans name them."""
         platform, count = ("gpu", self.gpus) if self.gpus else ("cpu", self.cpu_devices)
         return tuple(Device(self.host, platform, index) for index in range(count))
 

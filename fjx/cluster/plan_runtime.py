@@ -148,7 +148,7 @@ class _Mending:
         self._executors = list(executors)
         self._begun = time.monotonic()
         self._asked: float | None = None
-        """Since when requests wait."""
+        """When requests began to wait, in seconds of `time.monotonic`; None: none wait."""
         self._stopped = threading.Event()
         self.mended: Mended | None = None
         self.replacements: list[ClusterExecutor] = []

@@ -59,7 +59,7 @@ class StageRun:
 
     @property
     def granules(self) -> dict[str, Granule]:
-        """By name."""
+        """The granules of this worker's stages, by name."""
         return {name: each for name, each in self.pieces.items() if isinstance(each, Granule)}
 
     def step(self, order: StepOrder) -> None:
@@ -144,7 +144,7 @@ class StageRun:
 
 
 def on_first(struct: Any, at: Placement) -> Any:
-    """The same array on the first device of a mesh."""
+    """An array, copied to the first device of a mesh."""
     return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
         struct.shape, struct.dtype, sharding=jax.sharding.SingleDeviceSharding(at.devices[0])
     )

@@ -85,7 +85,7 @@ def wait_for(arrays: Sequence[Any], seconds: float, what: str, poll: float = _PO
     """Return when arrays are ready; looked at every ``poll`` seconds.
 
     Raises:
-        TimeoutError: they are not within so many seconds; the message begins with ``what``.
+        TimeoutError: they are not ready within ``seconds``; the message begins with ``what``.
         jax.errors.JaxRuntimeError: one holds an error.
     """
     deadline = time.monotonic() + seconds

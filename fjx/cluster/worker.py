@@ -42,13 +42,13 @@ class Loaded:
     """What a worker has done to get its pieces."""
 
     stayed: int = 0
-    """Pieces that were there."""
+    """Pieces that the worker held already."""
     fetched: int = 0
     """Pieces that came from another process."""
     read: int = 0
     """Pieces that were read from files, or drawn."""
     fetched_bytes: int = 0
-    """Of the parameters that came from another process."""
+    """Bytes of the parameters that came from another process."""
 
 
 class Worker:

@@ -123,7 +123,7 @@ class HealthMonitor:
 
 
 class _Slow(NamedTuple):
-    """In what a worker may be slow."""
+    """One respect in which a worker may be slow."""
 
     what: str
     seconds: float
@@ -133,7 +133,7 @@ class _Slow(NamedTuple):
 
 
 def _slowness(member: Member, others: Sequence[Member], was: bool) -> _Slow | None:
-    """In what it is slow; None: in nothing. ``was``: whether it was slow so far."""
+    """The respect in which a worker is slow; None: it is not. ``was``: whether it was so far."""
     steps, answers = member.steps_speed, member.answers_speed
     layers, level = member.layers_level, member.answers_level
     load = [each.steps_speed.factor for each in others]

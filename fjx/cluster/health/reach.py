@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Collection
 
 _TRIES = 5
-"""In a row that must fail before an address counts as out of reach; all together take the time
-after which a silent worker counts as lost."""
+"""Attempts in a row that must fail before an address counts as out of reach; all together take the
+time after which a silent worker counts as lost."""
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
-"""What fails here, and says nothing about the other end."""
+"""Errors of this machine, which say nothing about the other end."""
 
 
 def reaches(address: str, seconds: float) -> bool:
-    """Whether the machine of a process (``host:port``) answers within so many seconds."""
+    """Whether the machine of a process (``host:port``) answers within ``seconds``."""
     host, port = address.rsplit(":", 1)
     try:
         socket.create_connection((host.strip("[]"), int(port)), seconds).close()
@@ -55,7 +55,7 @@ class Reach:
 
     @property
     def unreached(self) -> tuple[str, ...]:
-        """Those that are out of reach."""
+        """The addresses that are out of reach."""
         return tuple(at for at, failed in self._failed.items() if failed >= _TRIES)
 
     def _run(self) -> None:

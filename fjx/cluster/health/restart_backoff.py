@@ -18,7 +18,7 @@ class Serving(Protocol):
     brought: bool
     """Whether any of its steps has brought tokens."""
     opened: float
-    """Since when it serves, in seconds of `time.monotonic`."""
+    """When it began to serve, in seconds of `time.monotonic`."""
 
 
 class RestartBackoff:
@@ -35,7 +35,7 @@ class RestartBackoff:
         self._replacements: Sequence[Serving] = ()
 
     def failed(self) -> None:
-        """Nothing could be put in place of what is lost."""
+        """An attempt to replace what is lost has failed."""
         self._vain += 1
 
     def replaced(self, replacements: Sequence[Serving]) -> None:

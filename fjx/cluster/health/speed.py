@@ -9,19 +9,19 @@ from collections.abc import Hashable, Sequence
 _USUAL = 64
 """Measurements of a kind that say what is usual."""
 _FEWEST = 16
-"""Of them, before anything is judged by them."""
+"""Measurements of a kind that are needed before it is judged."""
 _RECENT = 7
 """Measurements that say what is now."""
 _LEVEL = 16
 """Measurements in a row that say how long something takes."""
 _KINDS = 8
-"""Of work, of which measurements are kept."""
+"""Kinds of work whose measurements are kept."""
 SLOW = 3.0
 """Times its usual time, compared with the others, at which a stage counts as slow."""
 SLOW_ANSWER = 5.0
-"""The same for answers, which vary more."""
+"""The same limit for answers, which vary more."""
 _WELL = 0.5
-"""Share of these at which it is well again."""
+"""Share of the limit below which something slow counts as well again."""
 
 
 class Speed:
@@ -35,8 +35,8 @@ class Speed:
         """Seconds, and how many times as long as usual that is."""
 
     def observe(self, kind: Hashable, seconds: float, learn: bool = True) -> None:
-        """It took so long; ``kind``: only what is of the same kind is compared. Not to ``learn``:
-        what is slow now must not become the usual."""
+        """Add a measurement. Only measurements of the same ``kind`` are compared. ``learn`` is
+        False while it is known to be slow, so that slow times do not become the usual ones."""
         seconds, usual = max(seconds, self._least), self._usual[kind]
         if len(usual) >= _FEWEST:
             self._recent.append((seconds, seconds / statistics.median(usual)))
@@ -66,10 +66,10 @@ class Level:
         """``least``: seconds; what should take less counts as if it should take this."""
         self._least = least
         self._recent: dict[Hashable, deque[tuple[float, float]]] = {}
-        """Of each kind the last seconds and units; what was observed last is last."""
+        """Seconds and units of each kind's last measurements; the kind observed last is last."""
 
     def observe(self, kind: Hashable, seconds: float, units: float = 1.0) -> None:
-        """So many units of a kind took so long; only what is of the same kind is compared."""
+        """Add the seconds of some units of work; only work of the same ``kind`` is compared."""
         recent = self._recent.pop(kind, deque(maxlen=_LEVEL))
         recent.append((seconds, units))
         self._recent[kind] = recent
