@@ -116,7 +116,7 @@ class Detokenizer:
         return text, "length" if text_of.stopped_by is None else "stop"
 
     def forget(self, request: Request) -> None:
-        """A request has failed: nobody asks for the rest of its text."""
+        """Drop the text of a request that has failed."""
         self._texts.pop(request, None)
 
     def end(self, request: Request) -> str:

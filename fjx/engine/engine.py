@@ -369,7 +369,7 @@ class Engine:
         return turns
 
     def _collect_until(self, max_unread: int) -> None:
-        """Collect the oldest steps until at most so many of any part are in flight."""
+        """Collect the oldest steps until at most ``max_unread`` of any part are in flight."""
         while self._in_flight.max_steps() > max_unread:
             self._collect()
 
@@ -383,7 +383,7 @@ class Engine:
         self._progress += progress
 
     def _ended(self, request: Request) -> None:
-        """A request has ended, in whatever way."""
+        """A request has finished, was aborted or has failed."""
         self.speculation.forget(request)
         if request.ended is not None:
             self.policy.ended(request.ended, len(request.tokens))

@@ -26,11 +26,11 @@ class Guarded(Generic[On, Off]):
         self._name = name
         self._off = off
         self.on = on
-        """None: it is off."""
+        """The guarded object; None once it is off."""
 
     @property
     def unguarded(self) -> On | Off:
-        """For calls that may raise."""
+        """The object in use, for calls whose errors the caller handles."""
         on = self.on  # once: another thread may ask while this one turns it off
         return self._off if on is None else on
 

@@ -102,7 +102,7 @@ class InputProcessor:
 
     @property
     def ids(self) -> list[str]:
-        """Of which completions are unfinished."""
+        """Ids of the requests that have unfinished completions."""
         return list(self._requests)
 
     def unfinished(self, request_id: str) -> list[Request]:

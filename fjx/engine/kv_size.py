@@ -15,9 +15,9 @@ from fjx.models.tensors import canonical_tensors
 from fjx.pipeline.free_memory import free_device_bytes
 
 _LEAST_BYTES = 256 << 20
-"""By default, however little is free: what is never used takes no memory."""
+"""The smallest default, however little is free: pages that are never used take no memory."""
 _HOST_PARTS, _DEVICE_PARTS = 4, 2
-"""By default KV memory is one part of so many of what is free."""
+"""By default KV memory is the free memory divided by this, on a host and on a device."""
 
 
 def kv_token_bytes(model: ModelConfig, dtype: jnp.dtype) -> int:
@@ -32,7 +32,7 @@ def default_kv_bytes(free: int | None, parameters: int, parts: int, one_context:
     Args:
         free: memory that is free before the parameters are loaded; None: unknown.
         parameters: what they take.
-        parts: of how many parts of the rest KV memory is one.
+        parts: what is free beside the parameters is divided by this.
         one_context: what the longest request needs; it gets up to half of the rest.
     """
     if free is None:

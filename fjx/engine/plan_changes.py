@@ -135,7 +135,7 @@ class PlanChanges:
         return mended.executors
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
-        """Nothing has been asked for so many seconds; see `PlanRuntime.idle`."""
+        """The engine has been idle for ``seconds``; see `PlanRuntime.idle`."""
         return self.home.idle(executors, seconds)
 
     def advance(self) -> bool:

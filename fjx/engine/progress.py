@@ -27,7 +27,7 @@ class Verified(NamedTuple):
     drafted: int
     """Tokens of it that rows were there to verify."""
     accepted: int
-    """Those among them that the target chose, too."""
+    """Drafted tokens that the target chose, too."""
 
 
 def commit(

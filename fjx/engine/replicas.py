@@ -52,12 +52,12 @@ class Replicas:
 
     @property
     def executors(self) -> list[Pipeline]:
-        """Of all."""
+        """The executors of all replicas."""
         return [replica.executor for replica in self._all]
 
     @property
     def lost(self) -> list[Replica]:
-        """Those whose pages are lost."""
+        """The replicas whose pages are lost."""
         return [replica for replica in self._all if replica.executor.lost]
 
     @property

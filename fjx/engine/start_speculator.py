@@ -245,8 +245,8 @@ def start_speculator(
 def remote_speculator(
     config: EngineConfig, limits: Limits, drafter: Drafter, stages: int
 ) -> Speculator:
-    """What drafts for a target in other processes, of so many stages: nothing looks into its
-    steps, or runs beside them."""
+    """A speculator for a target of ``stages`` stages in other processes: without pruning inside
+    its steps and without drafting during them."""
     return Speculator(
         drafter,
         policy_by_name(config.draft_policy),

@@ -67,7 +67,7 @@ class UnfinishedRequests:
 
     @property
     def ids(self) -> list[str]:
-        """Of which completions are unfinished."""
+        """Ids of the requests that have unfinished completions."""
         return self._intake.ids
 
     def knows(self, request_id: str) -> bool:
