@@ -55,19 +55,19 @@ class Autopilot:
         self._arrivals.record(now)
 
     def first_token(self, now: float, seconds: float) -> None:
-        """A request got its first token so long after it came."""
+        """A request got its first token ``seconds`` after it came."""
         self._first_tokens.add(now, seconds)
 
     def step(self, now: float, seconds: float) -> None:
-        """The tokens of a step came so long after those of the step before."""
+        """The tokens of a step came ``seconds`` after those of the step before."""
         self._gaps.add(now, seconds)
 
     def ended(self, now: float, tokens: int) -> None:
-        """A request has ended with so many tokens, its prompt included."""
+        """A request has ended with ``tokens`` tokens, its prompt included."""
         self._tokens.add(now, tokens)
 
     def due(self, now: float) -> bool:
-        """Whether it is time to look."""
+        """Whether it is time for the next observation."""
         return now >= self._next
 
     def look(

@@ -162,7 +162,8 @@ def ladder_from_graph(
 
 
 def best_cv(stages: int, coarsest: int) -> float:
-    """FlexPipe's rule, read backwards: the coefficient of variation for so many stages.
+    """FlexPipe's rule, read backwards: the coefficient of variation of arrivals that suits a
+    number of stages.
 
     The rule lets the number of stages grow with the square root of the coefficient of variation
     where that is above 3, and leaves its factor open. Here the coarsest plan is right up to 3, so

@@ -48,20 +48,21 @@ class PolicyConfig:
     """How much higher another rung's score must be: 0.05 is 5 %. More than 7 % would keep twice the
     devices for ever (see `ServiceScorer.device_weight`)."""
     hold_observations: int = 3
-    """In how many observations on end it must be."""
+    """Observations in a row in which its score must be higher."""
     finer_hold_seconds: float = 2.0
-    """For how long, if the rung is finer than the one that serves."""
+    """Seconds for which its score must be higher, if it is finer than the rung that serves."""
     coarser_hold_seconds: float = 60.0
-    """For how long, if it is coarser: giving devices up too early hurts more than too late."""
+    """The same if it is coarser: giving devices up too early hurts more than too late."""
     cooldown_seconds: float = 30.0
-    """After a change, none to a coarser rung for so long; after one that someone else ordered, none
-    at all. To a finer rung it is only the hold: what overloads one rung may overload the next one
-    too, and to climb on is not to flap, because the way back is long."""
+    """Seconds after a change in which none goes to a coarser rung; after a change that someone else
+    ordered, none goes to any rung. A change to a finer rung waits for the hold alone: what
+    overloads one rung may overload the next one too, and climbing on is not flapping, because the
+    way back is long."""
     aborted_cooldown_seconds: float = 120.0
-    """After an aborted change, no other one for so long, and none to the same rung for this long,
-    twice as long after the second time, and so on."""
+    """Seconds after an aborted change in which none begins. The wait for the same rung doubles with
+    each aborted change to it in a row."""
     longest_backoff_seconds: float = 3600.0
-    """Where that doubling ends."""
+    """The longest wait that this doubling comes to, in seconds."""
     horizon_seconds: float = 300.0
     """For how long the present is expected to last: in this time a change must pay."""
     copy_bytes_per_second: float = 1e9
@@ -125,11 +126,11 @@ class Decision:
     """The rung to go to; None: stay."""
     reason: Reason
     state: PolicyState
-    """For the next `decide`."""
+    """What to pass to the next call of `decide`."""
     terms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The factors of each rung's score."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Of each rung."""
+    """Each rung's score, by its name."""
     candidate: str | None = None
     """The rung that was weighed against the one that serves, whether it won or not."""
     gain_seconds: float | None = None

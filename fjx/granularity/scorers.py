@@ -38,7 +38,7 @@ class Scorer(Protocol):
     """Judges rungs."""
 
     name: ClassVar[str]
-    """In the decision log."""
+    """Its name in the decision log."""
 
     def terms(self, rung: Rung, observation: Observation, ladder: Ladder) -> dict[str, float]:
         """The factors of the score by name, each at least 0 and at most 1."""
