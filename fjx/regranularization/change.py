@@ -44,9 +44,9 @@ class Order(NamedTuple):
     before: Deployment
     after: Deployment
     executors: Sequence[Pipeline]
-    """Those that serve."""
+    """The executors that serve now, one for each replica of ``before``."""
     pages_in_use: Sequence[Callable[[], Sequence[int]]]
-    """For each of them, gives the pages that hold something."""
+    """For each executor, a function that gives the pages in use."""
     expected: np.ndarray | None
     """What the probe gives, where it is known from an earlier change."""
 
@@ -82,7 +82,7 @@ class PlanTransport(Protocol):
     probed: Probed
     """What the probe compares."""
     parameter_bytes: int
-    """Of parameters, that have crossed from one device to another so far."""
+    """Bytes of parameters that have crossed from one device to another so far."""
 
     @property
     def prepared(self) -> float:

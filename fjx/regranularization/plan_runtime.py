@@ -56,16 +56,16 @@ class PlanRuntime(Protocol):
         """
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
-        """Nothing has been asked for so many seconds. Pipelines may be given up: they count as lost
+        """The engine has been idle for ``seconds``. Pipelines may be given up: they count as lost
         then, and `mend` brings others when there is work.
 
         Returns:
-            Seconds until it wants to be told again, and those that are lost are to be replaced
-            meanwhile; None: never, and they are not.
+            Seconds until the next call, before which lost pipelines are to be replaced; None: no
+            further call is needed, and lost pipelines are not to be replaced.
         """
 
     def slow(self) -> Mapping[str, float]:
-        """How many times as long as usual each of those places takes that are slow, by name."""
+        """The slow stages by name, each with how many times as long as usual it takes."""
 
     def replaced_in_vain(self) -> int:
         """How many replacements in a row failed, or were lost before they had served."""
