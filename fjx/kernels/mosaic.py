@@ -32,7 +32,7 @@ def kernel(
     warpgroups: int,
     name: str,
 ) -> Callable[..., Any]:
-    """A kernel of blocks with so many warpgroups each, whose index is that of the axis ``wg``.
+    """A kernel of blocks of ``warpgroups`` warpgroups, whose index is that of the axis ``wg``.
 
     Args:
         body: takes the references of arguments, results and ``scratch``.

@@ -117,7 +117,7 @@ def largest(builder: Any, x: Any, y: Any) -> Any:
 
 
 def fold(builder: Any, vector: Any, join: Any) -> Any:
-    """One number of all lanes: the upper half joined to the lower half, and so on."""
+    """Join all lanes to one number, by joining the upper half to the lower half again and again."""
     width = LANES
     while width > 1:
         width //= 2

@@ -123,7 +123,8 @@ def do_share(task: int, block: int) -> None:
 
 @numba.njit(inline="always")
 def new_block(parts: int, arguments: int) -> int:
-    """The address of a block for so many parts, with room for so many words of arguments."""
+    """The address of a block for ``parts`` parts, with room for ``arguments`` words of
+    arguments."""
     block: int = malloc(8 * (_ARGUMENTS + arguments))
     head = words(block, _ARGUMENTS)
     head[_NEXT], head[_DONE], head[_TOTAL], head[_HOLDERS] = 0, 0, parts, 1

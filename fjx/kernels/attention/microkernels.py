@@ -34,7 +34,7 @@ from fjx.kernels.vectors import (
 
 
 def block_scores(rows: int, bfloat16: bool) -> Callable[..., None]:
-    """A function for use in kernels: ``scores[r, :LANES] = queries[r] @ keys`` for so many rows.
+    """A function for use in kernels: ``scores[r, :LANES] = queries[r] @ keys`` for ``rows`` rows.
 
     It takes the addresses of queries, keys and scores, the head size, and the bytes from one row of
     queries and of scores to the next. Keys are (head size, `LANES`).

@@ -175,7 +175,7 @@ def _attend(
 
 
 def _tiles(rows: RaggedRows, tokens: int, window: Array) -> tuple[Tiles, Array, Items]:
-    """The tiles of so many tokens, how many there are, and each one's whole context as an item."""
+    """Tiles of ``tokens`` tokens, their number, and one item for each: its whole context."""
     T, R = len(rows.positions), len(rows.context_len)
     count = jnp.diff(rows.query_start)
     ends = jnp.cumsum(-(-count // tokens))

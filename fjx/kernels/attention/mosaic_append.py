@@ -47,7 +47,7 @@ def append(
 
     Args:
         group: places for the query heads of a KV head, H / K or more.
-        slack: places for so many tokens behind the last row.
+        slack: number of tokens for which there is room behind the last row.
         blocks: of the grid, at most.
 
     Returns:

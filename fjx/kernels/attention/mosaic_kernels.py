@@ -127,7 +127,7 @@ class Kernels:
         return self.stages or max(2, min(5, _RING_BYTES[self.tiles] // place))
 
     def attend(self, items: int) -> Callable[..., Any]:
-        """The kernel over so many items.
+        """The kernel over at most ``items`` items.
 
         From the number of items in use, the layer and the window; the items, [7, I]; the page
         tables, flat; queries [K, rows, D]; and pages [layers * pages * 2 * K, page_size, D]: for
@@ -214,8 +214,8 @@ class Kernels:
         )
 
     def _in_turn(self, total: Any, do: Callable[[Any, Any, Any], Any]) -> None:
-        """This block's share of so many things for each KV head: ``do`` takes one, the head, and
-        what it gave for the one before, at first 0."""
+        """Do this block's share of ``total`` items for each KV head: ``do`` takes an item, the
+        head, and what it returned for the item before, at first 0."""
         here = lax.axis_index("block")
         mine = (total * self.kv_heads - here + self.blocks - 1) // self.blocks
 

@@ -43,8 +43,8 @@ class Tile:
         return seen
 
     def seen_by_all(self, first: Any, steps: Any) -> tuple[Any, Any]:
-        """Of so many blocks from a position on, the first one that all rows see as a whole, and the
-        first one behind it that they do not."""
+        """Among ``steps`` blocks from position ``first`` on, the first that all rows see as a
+        whole, and the first one behind it that they do not."""
         oldest = jnp.where(self.window > 0, self.position + self.count - self.window, 0)
         start = jnp.clip(blocks_between(first, oldest), 0, steps)
         return start, jnp.clip((self.position + 1 - first) // BLOCK, start, steps)

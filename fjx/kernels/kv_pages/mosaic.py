@@ -75,7 +75,7 @@ class _Copy:
 
     @classmethod
     def of(cls, kv_pages_shape: tuple[int, ...], dtype: Any, count: int, blocks: int) -> _Copy:
-        """The copy of so many pages from such a memory, or to it."""
+        """The copy of ``count`` pages from a KV memory of this shape, or to it."""
         if not fits(kv_pages_shape, dtype):
             raise ValueError(
                 f"a page of shape {kv_pages_shape[2:]} and type {jnp.dtype(dtype)} cannot be cut "

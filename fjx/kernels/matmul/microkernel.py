@@ -39,7 +39,7 @@ COLUMNS = LANES * VECTORS
 def block_product(
     rows: int, bfloat16: bool, quantization: Quantization | None = None
 ) -> Callable[..., None]:
-    """A function for use in kernels: ``out[r, :COLUMNS] = x[r] @ panel`` for so many rows.
+    """A function for use in kernels: ``out[r, :COLUMNS] = x[r] @ panel`` for ``rows`` rows.
 
     It takes the addresses of x, panel, scale and out, the number of terms, and the bytes from one
     row of x and of out to the next. A term is 32 bits of x: a float32, or a pair of bfloat16. The

@@ -126,8 +126,8 @@ def matmul(
 
 @cache
 def cut(tiles: int, steps: int) -> tuple[Parts, Int32[np.ndarray, " S"]]:
-    """The parts of so many tiles of so many steps, share by share, and the first part of each share
-    and, at last, how many parts there are."""
+    """The parts of ``tiles`` tiles of ``steps`` steps each, share by share; and the index of the
+    first part of each share, followed by the number of parts."""
     total = tiles * steps
     share = max(-(-total // _SHARES), _LEAST_STEPS)
     ends = sorted({*range(share, total, share), *range(steps, total, steps), total})
@@ -189,7 +189,7 @@ class _Kernel:
 
     def __call__(self, parts: int) -> Callable[..., Any]:
         """From the first part of each share, the parts [4, N], x [rows, in] and the matrix
-        (in, out): for each of so many parts of a tile the sums [parts, out, rows], without the
+        (in, out): for each of a tile's parts the sums [parts, out, rows], without the
         scale."""
         wide_lines = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
         narrow_lines = (plgpu.TilingTransform((8, self._own)), plgpu.SwizzleTransform(self._own))

@@ -100,8 +100,8 @@ def packed_columns(packed: Array, columns: Int32[Array, " T"]) -> Array:
 def packed_matmul(
     x: Float[Array, "T I"], packed: Array, outputs: int, scale: Array | None = None
 ) -> Float[Array, "T O"]:
-    """``x @ w`` in float32, for the packed ``w`` of so many output columns; ``scale``: of the
-    columns, by panel, where its entries are of eight bits."""
+    """``x @ w`` in float32, for a packed ``w`` of ``outputs`` columns; ``scale``: the
+    columns' scales, by panel, where the entries of ``w`` have eight bits."""
     panels, terms, columns, values = packed.shape
     of_rows = "bf16" if values == 2 else "f32"
     of_weights = of_rows if scale is None else quantization_of(Quantized(packed, scale))
@@ -182,7 +182,7 @@ _ARGUMENTS = 7
 
 @numba.njit(inline="always")
 def _share(block, multiply, weight_bytes):
-    """This thread's share of the panels, which have so many bytes for each column of a term."""
+    """This thread's share of the panels, with ``weight_bytes`` bytes for each column of a term."""
     given = block_arguments(block, _ARGUMENTS)
     rows, terms, panels = given[4], given[5], given[6]
     x_stride, out_stride = 4 * terms, 4 * COLUMNS * panels

@@ -215,8 +215,8 @@ class _Kernels:
         return self.terms // TILE
 
     def _in_turn(self, items: int, do: Callable[[Any, Any], None]) -> None:
-        """This block's share of so many items: ``do`` takes one, and how many steps of the ring
-        there were before it."""
+        """Do this block's share of ``items`` items: ``do`` takes an item, and the number of steps
+        of the ring before it."""
         here = lax.axis_index("block")
         mine = (items - here + self.blocks - 1) // self.blocks
 

@@ -92,7 +92,7 @@ class _Kernel:
 
     @property
     def _of_chunk(self) -> int:
-        """Pieces of a chunk: so many that the last warpgroup is done soonest."""
+        """Pieces of a chunk, chosen so that the last warpgroup is done as soon as possible."""
 
         def pieces_of_the_busiest(each: int) -> float:
             items = self.rows * -(-self._pieces // each)
