@@ -104,7 +104,7 @@ def windows(header: Fields, period: int) -> tuple[int, ...]:
 
     Args:
         header: the file's values.
-        period: of so many layers the last sees everything, unless the file says otherwise; 0: none
+        period: every this many layers one sees everything, unless the file says otherwise; 0: none
             does.
     """
     window, layers = header.integer("attention.sliding_window", 0), num_layers(header)

@@ -59,7 +59,7 @@ class DraftHead(ReducedHead):
         return self.trained_tensors() | self.logit_tensors()
 
     def trained_tensors(self) -> dict[str, TensorSpec]:
-        """Those that are the head's own: ``fuse.*`` and ``layers.0.*``."""
+        """The tensors that are the head's own: ``fuse.*`` and ``layers.0.*``."""
         fuse = {f"fuse.{name}": spec for name, spec in self._fuse.tensors.items()}
         return fuse | self._block.granule_tensors(0)
 

@@ -38,7 +38,7 @@ class BlockInputs(NamedTuple):
     layer: int | Int32[Array, ""]
     """Index of the block within its granule."""
     rotation: Rotation | None
-    """Of the rows, by RoPE; None where positions are learned."""
+    """RoPE's rotation of the rows; None where positions are learned."""
     window: Int32[Array, ""] | None
     """Last positions a row sees, 0 for all; None: no layer of this model has a window."""
 

@@ -60,8 +60,8 @@ class LogitLens(ReducedHead):
         return {map_name(layers): self._map.tensors["map"] for layers in sorted(self.mapped)}
 
     def pack_lens(self, tensors: Mapping[str, Any], layers: int) -> Params:
-        """Parameters of `logits` behind so many layers, from canonical tensors, stored as their
-        specs say: those of `logit_tensors`, and the map if there is one."""
+        """Parameters of `logits` behind the first ``layers`` layers, from canonical tensors, stored
+        as their specs say: those of `logit_tensors`, and the map if there is one."""
         packed = self.pack_logits(tensors)
         if layers in self.mapped:
             packed = packed | {"map": tensors[map_name(layers)]}
@@ -91,7 +91,7 @@ class LogitLens(ReducedHead):
 
 
 def map_name(layers: int) -> str:
-    """The canonical name of the map behind so many layers."""
+    """The canonical name of the map behind the first ``layers`` layers."""
     return f"lens.{layers}"
 
 

@@ -67,7 +67,8 @@ class TensorSpec:
 
     @property
     def scale_axis(self) -> int | None:
-        """Likewise, of the scales of the columns: a device has those of its columns."""
+        """The axis along which the scales of columns are split: a device has those of its
+        columns."""
         return 0 if self.split_axis == 1 else None
 
     def struct(self, dtype: jnp.dtype, degree: int = 1) -> Any:
@@ -171,7 +172,8 @@ class TensorSpec:
 
 
 def _side_by_side(shard: Any, axis: int | None, degree: int) -> Any:
-    """The array of so many shards along an axis; None: each is all of it."""
+    """The array that ``degree`` shards make up along an axis; None: each shard is the whole
+    array."""
     shape = tuple(size * (degree if i == axis else 1) for i, size in enumerate(shard.shape))
     return jax.ShapeDtypeStruct(shape, shard.dtype)  # type: ignore[no-untyped-call]
 

@@ -49,7 +49,7 @@ class Budget:
         self._max_made = MAX_MADE_BYTES + _MADE_PER_INPUT_BYTE * size
 
     def step(self, size: int = 0) -> None:
-        """Something is done, and so many bytes are read."""
+        """Spend a step, and more for the ``size`` bytes that it reads."""
         self._steps += 1 + size // BYTES_A_STEP
         if self._steps > MAX_STEPS:
             raise TemplateLimitError(f"it takes more than {MAX_STEPS:,} steps")
@@ -62,7 +62,7 @@ class Budget:
         self.step(size)
 
     def make(self, size: int) -> None:
-        """A value of so many bytes will be made."""
+        """A value of ``size`` bytes is about to be made."""
         if size > self._max_value:
             raise TemplateLimitError(f"it makes a value of more than {self._max_value:,} bytes")
         self._made += size
@@ -80,7 +80,7 @@ class Budget:
         return value
 
     def counted(self, values: Iterator[Any]) -> Iterator[Any]:
-        """The same values, a step each."""
+        """Pass values on, and spend a step for each."""
         for value in values:
             self.step()
             yield value

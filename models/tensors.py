@@ -1,7 +1,8 @@
 """The canonical tensors of a model: what every checkpoint format is reduced to.
 
-The names are ``embed.tokens``, ``layers.{i}.qkv``, ``head.unembed`` and so on; matrices are stored
-(in, out), query/key/value and gate/up are fused, norm weights are the factor that is applied.
+The names are ``embed.tokens``, ``layers.{i}.qkv``, ``head.unembed``, and the like; matrices are
+stored (in, out), query/key/value and gate/up are fused, norm weights are the factor that is
+applied.
 """
 
 from __future__ import annotations

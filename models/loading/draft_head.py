@@ -39,7 +39,7 @@ class DraftHeadConfig:
     target: str
     """What the user called the target when the head was trained."""
     fingerprint: str
-    """Of the target's configuration and weights, see `Fingerprint`."""
+    """The fingerprint of the target's configuration and weights, see `Fingerprint`."""
     config: ModelConfig
     """The target's configuration."""
     vocabulary_size: int
@@ -62,7 +62,7 @@ class LoadedDraftHead:
     tensors: Mapping[str, np.ndarray]
     """The head's own canonical tensors, bfloat16; see `DraftHead.trained_tensors`."""
     maps: Mapping[int, Float[np.ndarray, "D D"]]
-    """Of a logit lens, bfloat16, by the number of layers that they are behind; see `LogitLens`."""
+    """The maps of a logit lens, bfloat16, by the number of layers before them; see `LogitLens`."""
 
 
 class Fingerprint:
