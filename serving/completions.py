@@ -210,7 +210,7 @@ class _OfPrompt:
     """Log-probabilities of a prompt, where asked for."""
 
     echo: CompletionLogprobs | None
-    """Those that go before the completion's own."""
+    """The echoed prompt's log-probabilities, which go before the completion's own."""
     logprobs: PromptLogprobs | None
 
 

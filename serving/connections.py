@@ -27,7 +27,7 @@ _OTHER_FILES = 256
 """Open files that are no connections."""
 
 _STUCK_SECONDS = 1.0
-"""When the server stops, a client that has taken nothing for so long is not waited for."""
+"""When the server stops, it does not wait for a client that has read nothing for this long."""
 
 MAX_HEADER_BYTES = 64 * 1024
 """Longest request line and headers, together."""
@@ -38,7 +38,7 @@ MAX_PIPELINED = 16
 
 
 def allowed_connections(wanted: int) -> int:
-    """So many of the connections that are wanted as the system lets this process open.
+    """The number of connections that this process may open, at most ``wanted``.
 
     Raises its own limit of open files towards the one that the system sets, where it must.
     """
@@ -76,7 +76,7 @@ class Connections:
     """Seconds within which a client must take some of its answer."""
     refusals: RefusalLog
     idle: dict[GuardedConnection, None] = field(default_factory=dict)
-    """Those on which no request is under way; the one that has been so for longest first."""
+    """Connections without a request, the one that has been idle for longest first."""
 
     def make_room(self) -> bool:
         """Close the connection that has been idle for longest; False: none is."""
@@ -105,7 +105,7 @@ class GuardedConnection(HttpToolsProtocol):
         """Since when the next request's headers have been awaited, seen by `check`; None: they have
         come, or uvicorn's own time for idle connections runs."""
         self._stuck_since: float | None = None
-        """Since when the client has not taken enough of its answer for more to be sent."""
+        """When the client stopped reading its answer fast enough; None: it reads."""
         self._closing_since: float | None = None
         self._in_headers = False
         self._header_bytes = 0

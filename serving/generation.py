@@ -57,7 +57,7 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: dict[str, int] = field(default_factory=dict)
-    """By engine request."""
+    """Cached prompt tokens, by the id of the engine's request."""
     drafts: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     """Drafted and accepted tokens of each engine request's completions."""
 

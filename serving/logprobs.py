@@ -40,7 +40,7 @@ class TokenNames:
 
     tokenizer: Tokenizer
     as_ids: bool = False
-    """As ``token_id:42``, rather than as text."""
+    """Name tokens ``token_id:42``, rather than by their text."""
 
     def __call__(self, token_id: int) -> str:
         """A token's text, or its id."""

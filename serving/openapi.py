@@ -14,12 +14,12 @@ NO_BODY: dict[int | str, dict[str, Any]] = {200: {"content": {}}}
 
 
 def text_response(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """Of a route that answers with text."""
+    """The responses of a route that answers with text."""
     return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Of routes that answer so when something is wrong."""
+    """The responses of a route that answers with these statuses when something is wrong."""
     return {
         status: {"model": ErrorResponse, "description": _MEANINGS[status]} for status in statuses
     }

@@ -155,7 +155,7 @@ class GenerationRequest(_Request):
     bad_words: Annotated[_Strings | None, _at_most(MAX_BAD_WORDS, "strings")] = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
-    """Keep so many tokens of a prompt; -1: as many as fit."""
+    """Keep this many tokens of a prompt; -1: as many as fit."""
     truncation_side: Literal["left", "right"] | None = None
     """Where the others are cut off; by default left, so that the last ones stay."""
     add_special_tokens: bool | None = None

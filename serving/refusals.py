@@ -18,7 +18,7 @@ _PROBES = frozenset({"/health", "/ping", "/ready"})
 
 
 class LineLimit:
-    """Lets so many lines through in each interval, and counts the others."""
+    """Lets ``lines`` lines through in each interval of ``seconds``, and counts the others."""
 
     def __init__(self, lines: int = 20, seconds: float = 10.0) -> None:
         self._lines, self._seconds = lines, seconds

@@ -88,7 +88,7 @@ class Deadline:
         self._set = False
 
     def set(self, seconds: float) -> None:
-        """So many seconds from now; a later call changes nothing."""
+        """Set the deadline ``seconds`` from now; a later call changes nothing."""
         if not self._set:
             self._set = True
             threading.Thread(target=self._wait, args=(seconds,), daemon=True).start()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 _Result = TypeVar("_Result")
 
 _INLINE_SIZE = 4_000
-"""So many characters take about a millisecond: less than a thread's detour is worth."""
+"""Characters that take about a millisecond: handing less to a thread would take longer."""
 
 
 class Workers:
