@@ -30,11 +30,11 @@ class ModelSizes:
     mlp_matrices: int = 3
     """Matrices of an MLP: 3 with a gate, 2 without."""
     parameter_bytes: int = 2
-    """Of one entry of a matrix; vectors are float32."""
+    """Bytes of one entry of a matrix; vectors are float32."""
     block_parameter_bytes: int | None = None
-    """Likewise, in the blocks; None: the same."""
+    """Bytes of one entry of a matrix of the blocks; None: as ``parameter_bytes``."""
     kv_bytes: int = 2
-    """Of one entry of the KV pages."""
+    """Bytes of one entry of the KV pages."""
 
     @property
     def split_sizes(self) -> tuple[tuple[str, int], ...]:

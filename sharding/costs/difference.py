@@ -44,7 +44,7 @@ class Move:
     source: Mesh
     target: Mesh
     received: tuple[Received, ...]
-    """For each device of the target."""
+    """What each device of the target gets."""
     replica: int = 0
     """Index of the new plan's replica."""
 

@@ -24,9 +24,9 @@ class Place:
     free_bytes: int = UNKNOWN_MEMORY
     """Memory that a stage may use on each device of the mesh."""
     speed: float = 1.0
-    """Of the slowest device, relative to the device of the profile."""
+    """Speed of the slowest device, relative to the device of the profile."""
     link: Link = INSTANT
-    """Over which the stage gets its input."""
+    """The link over which the stage gets its input."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ class PieceCost:
         return self.whole_parameter_bytes + -(-self.split_parameter_bytes // degree)
 
     def kv_bytes(self, tokens: int, degree: int = 1) -> int:
-        """KV memory of so many token slots on each device of a mesh with this tensor degree."""
+        """KV memory of ``tokens`` token slots on each device of a mesh with this tensor degree."""
         return -(-self.kv_bytes_per_token * tokens // degree)
 
     def seconds_at(self, bucket: int, degree: int = 1) -> float:
@@ -116,7 +116,7 @@ class GranuleGraph:
             yield "head", self.head
 
     def bucket_of(self, rows: int) -> int:
-        """Index of the smallest bucket that holds so many rows; the largest where none does."""
+        """Index of the smallest bucket that holds ``rows`` rows; the largest where none does."""
         return min(bisect_left(self.buckets, rows), len(self.buckets) - 1)
 
 

@@ -32,7 +32,7 @@ class StageNeed:
     sent_bytes: int = 0
     """What a microbatch hands to the next stage."""
     tensor: int = 1
-    """Over how many devices of one node the stage is split."""
+    """Tensor-parallel degree: devices of one node over which the stage is split."""
 
     @property
     def parameter_bytes(self) -> int:
@@ -110,7 +110,7 @@ def need_of(graph: GranuleGraph, plan: Plan, workload: Workload) -> PlanNeed:
 def granularities(
     graph: GranuleGraph, counts: Iterable[int], workload: Workload, *, tensor: int = 1
 ) -> tuple[PlanNeed, ...]:
-    """What the fastest plans of so many stages need, cut by `partition` for devices alike.
+    """What the fastest plan of each number of stages needs, cut by `partition` for equal devices.
 
     Args:
         graph: The costs of the model's pieces.

@@ -45,7 +45,7 @@ class PlacedStage:
     compute_seconds: float
     """One pass of a microbatch on the slowest of its devices."""
     link: Link
-    """From the stage before."""
+    """The link from the stage before."""
     transfer_seconds: float
     """Receiving a microbatch over it."""
     cold_bytes: int

@@ -21,18 +21,19 @@ NEVER = 1 << 60
 
 @dataclass(frozen=True)
 class Hop:
-    """A row's input comes from an earlier row, in so many picoseconds by where the two are."""
+    """A row's input comes from an earlier row. Its time, in picoseconds, depends on where the two
+    are."""
 
     source: int
     target: int
     within: int
-    """On one node."""
+    """Picoseconds where both are on one node."""
     rack: int
-    """On two nodes of one rack."""
+    """Picoseconds where they are on two nodes of one rack."""
     between: int
-    """In two racks."""
+    """Picoseconds where they are in two racks."""
     pairs: tuple[tuple[int, int, int], ...] = ()
-    """From node, to node, picoseconds: where it differs."""
+    """Pairs of nodes with a time of their own: from node, to node, picoseconds."""
 
     def seen_from(self, node: int, fleet: Fleet) -> Integers:
         """Picoseconds to each node, [N]."""
@@ -46,22 +47,22 @@ class Hop:
 
     @cached_property
     def slowest(self) -> int:
-        """Over the worst link."""
+        """Picoseconds over the worst link."""
         return max(self.within, self.rack, self.between, *(time for *_, time in self.pairs))
 
     @cached_property
     def off_rack(self) -> int:
-        """Over the best link that leaves a rack or is a pair's."""
+        """Picoseconds over the best link that leaves a rack or belongs to a pair."""
         return min(self.between, *(time for *_, time in self.pairs), NEVER)
 
     @cached_property
     def off_node(self) -> int:
-        """Over the best link that leaves a node."""
+        """Picoseconds over the best link that leaves a node."""
         return min(self.rack, self.off_rack)
 
     @cached_property
     def fastest(self) -> int:
-        """Over the best link."""
+        """Picoseconds over the best link."""
         return min(self.within, self.off_node)
 
 
@@ -75,7 +76,7 @@ class Rows:
     compute: Integers
     """Picoseconds of each row on each device, [rows, D]; never, where it does not fit."""
     hops: tuple[Hop, ...]
-    """By target."""
+    """All hops, by their target."""
 
     @classmethod
     def of(cls, fleet: Fleet, need: PlanNeed) -> Rows:
@@ -126,7 +127,7 @@ class Rows:
 
     @cached_property
     def ways(self) -> tuple[Hop, ...]:
-        """From each stage to the next."""
+        """The hops from each stage to the next."""
         return tuple(
             hop
             for hop in self.hops

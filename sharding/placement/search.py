@@ -29,7 +29,7 @@ class Found:
     """What a search came to."""
 
     devices: Integers | None
-    """Of each row; None: there are none."""
+    """The device of each row; None: no placement was found."""
     value: float
     """The least sum of prices, or picoseconds of the slowest row."""
     proven: bool

@@ -43,7 +43,7 @@ class StageSpec:
     indices: tuple[tuple[int, ...], ...] | None = None
     """Devices of each replica; None: the next free ones."""
     platform: str | None = None
-    """None: that of the machine's first device."""
+    """Platform of its devices; None: that of the machine's first device."""
     host: str | None = None
     """Host of the devices, on which indices count; None: they count over all hosts."""
     layers: int | None = None

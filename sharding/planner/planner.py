@@ -77,7 +77,7 @@ def plan_mesh(
 
 
 def even_mesh(stages: int, *, tensor: int = 1, replicas: int = 1) -> MeshFile:
-    """The mesh of so many stages alike, on the next free devices; the planner finds the cuts.
+    """A mesh file of ``stages`` equal stages on the next free devices; the planner finds the cuts.
 
     Raises:
         MeshError: a number is less than 1.

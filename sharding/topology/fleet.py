@@ -85,7 +85,7 @@ class Fleet:
         return self.topology.between if within_rack is None else within_rack
 
     def occupied(self, devices: Sequence[int], sizes: Sequence[int]) -> Fleet:
-        """The fleet with so many bytes less on these devices, by index, and a stage more."""
+        """The fleet after a stage took ``sizes`` bytes of ``devices``, given by index."""
         free, tenants = self.free_bytes.copy(), self.tenants.copy()
         for device, size in zip(devices, sizes, strict=True):
             tenants[device] += 1
@@ -115,7 +115,7 @@ class Fleet:
         )
 
     def divided(self, parts: int) -> Fleet:
-        """Each device as so many, which share its memory and its speed evenly.
+        """The fleet with each device cut into ``parts`` that share its memory and speed evenly.
 
         Device ``d`` becomes ``parts * d`` to ``parts * d + parts - 1``, all with its key.
         """

@@ -27,7 +27,7 @@ class Link:
     latency_seconds: float = 0.0
 
     def transfer_seconds(self, size: int) -> float:
-        """Time to send so many bytes."""
+        """Seconds that it takes to send ``size`` bytes."""
         return self.latency_seconds + size / self.bytes_per_second
 
 
