@@ -35,15 +35,15 @@ class AcceptanceConfig:
     prior: float = 0.7
     """Share of drafted tokens accepted, before any was proposed."""
     prior_strength: float = 4.0
-    """Of the prior that a confidence is the probability of acceptance."""
+    """Strength of the prior that a confidence is the probability of acceptance."""
     neighbour_strength: float = 8.0
-    """Of the neighbouring bins' tokens as a prior of a bin."""
+    """Strength of the neighbouring bins' tokens as a prior of a bin."""
     request_strength: float = 8.0
-    """Of all requests' record as a prior of one request's."""
+    """Strength of all requests' record as a prior of one request's."""
     forgetting: float = 0.995
     """What a token in a bin still counts when the next one comes."""
     request_forgetting: float = 0.97
-    """Likewise within a request."""
+    """What a request's own observation still counts at its next one."""
 
 
 @dataclass(slots=True)
@@ -97,12 +97,12 @@ class AcceptanceModel:
         return _running_product(against, factor)
 
     def expected(self, key: Hashable, length: int) -> tuple[float, ...]:
-        """The same for a draft of so many tokens that is not drafted yet."""
+        """The same for ``length`` tokens that are not drafted yet."""
         against = [1 / self.chance(i) - 1 for i in range(length)]
         return _running_product(against, self._factor(key) * self._offer(key))
 
     def chance(self, i: int) -> float:
-        """Of a token that may be drafted next at place i, those before it being right."""
+        """Chance that a token drafted next at place ``i`` is right, if those before it are."""
         return self._chances[_position(i)]
 
     def propose(self, key: Hashable, confidences: Sequence[float]) -> None:
@@ -197,7 +197,8 @@ class AcceptanceModel:
         self._stale = 0
 
     def _odds_against(self, hits: Floats, trials: Floats, prior: Floats) -> Floats:
-        """Of each bin; its prior are the bins beside it, and theirs is the given one."""
+        """Each bin's odds against acceptance; its prior are the neighbouring bins, whose prior is
+        ``prior``."""
         strength = self._config.neighbour_strength
         near = _posterior(_around(hits) - hits, _around(trials) - trials, prior, strength)
         share = np.clip(_posterior(hits, trials, near, strength), LEAST, MOST)

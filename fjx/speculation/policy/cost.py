@@ -15,19 +15,20 @@ _FORGETTING = 0.98
 """What an observation of a knot still counts at the next one."""
 _CONTEXT_DOUBT = 10.0
 """Every step also counts as a weak observation that context costs nothing: it leaves the whole
-effect of the context as uncertain as so many times the noise. Context grows slowly and alike in
+effect of the context as uncertain as this many times the noise. Context grows slowly and alike in
 all steps; without this, its price would be learned from chance."""
 _NOISE, _LEAST_NOISE, _NOISE_RATE = 0.1, 0.03, 0.02
 """Relative deviation of a step's time: at first, at least, and how fast its square is learned."""
 _CLIP = 3.0
-"""Deviations are cut off at so many times what is to be expected."""
+"""Deviations are cut off at this many times what is to be expected."""
 _SURPRISES = 3
-"""So many cut-off deviations of one knot in a row, all up or all down, mean that its cost has
-changed, and it is learned anew."""
+"""After this many cut-off deviations of one knot in a row, all up or all down, its cost counts as
+changed, and is learned anew."""
 _TRUSTED = 1.5
 """Observations of a knot that make it trusted: the first run of a program is often slow."""
 _CONTEXT_TOKENS = 65536.0
-"""So much context is taken to add about the cost of a step, at most, before it is observed."""
+"""Tokens of context that are taken to add about the cost of a step, at most, before any is
+observed."""
 _OFTEN, _EVERY = 24, 6
 """Observations of a size after which only every few of them are taken: each costs time itself."""
 _UNKNOWN_SECONDS = 1e-3
@@ -73,7 +74,7 @@ class CostModel:
         return bool(self._visits.any())
 
     def knows(self, rows: int) -> bool:
-        """Whether steps of about so many rows were observed, and not only once."""
+        """Whether steps of about ``rows`` rows were observed more than once."""
         return bool(np.all(self._visits[self._weights(rows) > 0] >= _TRUSTED))
 
     def offer(self, rows: int, context: float, seconds: float) -> None:
@@ -86,7 +87,8 @@ class CostModel:
             self.observe(rows, context, seconds)
 
     def observe(self, rows: int, context: float, seconds: float) -> None:
-        """A step of so many rows, over so many tokens of context, took so long.
+        """Learn from a step of ``rows`` rows over ``context`` tokens of context that took
+        ``seconds``.
 
         Raises:
             ValueError: a step without rows, or a time that is not above 0.
@@ -108,7 +110,7 @@ class CostModel:
         self._read = None
 
     def seconds(self, rows: int, context: float) -> float:
-        """Of a step of so many rows over so many tokens of context; 0 without rows."""
+        """Expected seconds of a step of ``rows`` rows over ``context`` tokens; 0 without rows."""
         return float(self._by_rows(rows)[rows] + self._context_price * context) if rows else 0.0
 
     def row_seconds(self, most_rows: int, context: float | Floats) -> Floats:
@@ -127,7 +129,8 @@ class CostModel:
         return max(float(self._coefficients[-1]), 0.0) / _CONTEXT_TOKENS
 
     def _by_rows(self, most_rows: int) -> Floats:
-        """Seconds without context, of at least so many rows; kept until the next observation."""
+        """Seconds without context by rows, up to ``most_rows`` at least; kept until the next
+        observation."""
         if self._read is None or len(self._read) <= most_rows:
             size = np.arange(most_rows + 1, dtype=np.float64)
             if self._padded:
@@ -146,7 +149,7 @@ class CostModel:
         return _continued(self._knots, self._knots[trusted], values)
 
     def _weights(self, rows: int) -> Floats:
-        """How much each knot has to do with so many rows."""
+        """The weight of each knot in the cost of ``rows`` rows."""
         weights = np.zeros(len(self._knots))
         size = min(max(float(rows), self._knots[0]), self._knots[-1])
         above = int(np.searchsorted(self._knots, size))

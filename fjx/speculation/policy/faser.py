@@ -39,7 +39,7 @@ class Faser(LengthPolicy):
     lengthscale: float = 2.0
     """Tokens over which costs resemble each other."""
     deviation: float = 0.2
-    """Of costs from the mean of the process."""
+    """Deviation of costs from the mean of the process."""
     noise: float = 0.5
     """Deviation of one draft's cost from the expected one."""
     prior: float = 0.7

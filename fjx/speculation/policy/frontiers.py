@@ -48,12 +48,12 @@ class FrontierDepth:
         return self._depth
 
     def observe_frontier(self, drafted: int, accepted: int) -> None:
-        """So many drafted tokens of a request were verified in a step, so many were right."""
+        """A step verified ``drafted`` tokens of a request, of which ``accepted`` were right."""
         self._right.add(accepted == drafted)
         self._hits.add(accepted / drafted)
 
     def observe_step(self, seconds: float, alone: float, drafting: float) -> None:
-        """A step was read so many seconds after the one before.
+        """A step was read ``seconds`` after the one before.
 
         Args:
             seconds: between the two.
@@ -82,7 +82,7 @@ class FrontierDepth:
             self._depth = 1
 
     def _cost(self, depth: int) -> float:
-        """Of a token, in proportion."""
+        """Cost of a token at a depth, in proportion to other depths."""
         return self._interval(depth) * (1 + (depth - 1) * (1 - self._chance_of_right()))
 
     def _chance_of_right(self) -> float:

@@ -47,11 +47,11 @@ class Off(LengthPolicy):
         return "off"
 
     def draft_lengths(self, view: RoundView) -> list[int]:
-        """None."""
+        """Draft nothing."""
         return [0] * len(view.requests)
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
-        """None, whoever drafted."""
+        """Verify nothing."""
         return [0] * len(view.requests)
 
 

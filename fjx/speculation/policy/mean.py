@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class ForgettingMean:
-    """The mean of what was added; of much, an exponentially weighted one."""
+    """The mean of the values added; of more than ``memory`` values, an exponentially weighted
+    one."""
 
     def __init__(self, memory: int, value: float = 0.0) -> None:
         """
@@ -23,5 +24,5 @@ class ForgettingMean:
         self.value += (value - self.value) / min(self.count, self._memory)
 
     def discount(self, count: int) -> None:
-        """Let what was added count as so many values at most."""
+        """Let what was added count as at most ``count`` values."""
         self.count = min(self.count, count)

@@ -33,8 +33,8 @@ class RankEvidence:
         self._accepted, self._rejected = np.zeros(bins), np.zeros(bins)
 
     def observe(self, ranks: Sequence[int], accepted: int) -> None:
-        """Of a draft's tokens with these ranks the first so many were right, and the next one, if
-        there is one, was wrong."""
+        """Learn from a draft's tokens with these ranks: the first ``accepted`` were right, and the
+        next one, if there is one, was wrong."""
         self._accepted *= _FORGETTING
         self._rejected *= _FORGETTING
         for rank in ranks[:accepted]:
@@ -47,7 +47,7 @@ class RankEvidence:
         ranks are known.
 
         Args:
-            before: the same without them.
+            before: these probabilities without the ranks.
             ranks: `UNKNOWN` where there is none.
         """
         factors = (self._rejected + _PRIOR) / (self._rejected.sum() + _PRIOR * len(self._rejected))
@@ -64,7 +64,7 @@ class RankEvidence:
 
 @dataclass(frozen=True)
 class Remaining:
-    """What a step still costs behind a look."""
+    """What the rest of a step costs, after it was looked at between two stages."""
 
     begun: float
     """Seconds that it has taken so far."""

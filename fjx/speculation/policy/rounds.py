@@ -16,7 +16,7 @@ class Drafting:
     drafted: int
     """Tokens that were proposed."""
     verified: int
-    """Those that were sent to be verified."""
+    """Tokens that were sent to be verified."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass
 class Rounds:
-    """In the order of time."""
+    """The drafts and steps of a request, in the order of time."""
 
     draftings: list[Drafting] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)

@@ -40,10 +40,10 @@ class RoundView:
     acceptance: AcceptanceModel
     target_cost: CostModel
     draft_cost: CostModel | None
-    """Of a round of drafting, by the requests that take part; None: it takes no time (prompt
+    """Cost of a round of drafting, by the requests that take part; None: it takes no time (prompt
     lookup)."""
     first_cost: CostModel | None = None
-    """Of the first round, which waits for what the drafter reads; None: like the others."""
+    """Cost of the first round, which waits for what the drafter reads; None: like the others."""
     parts: int = 1
     """Of all requests, that are drafted for in turn: this round's are one of them."""
     stops: bool = False
@@ -61,7 +61,7 @@ class RoundView:
 
     @cached_property
     def verify_seconds(self) -> Floats:
-        """Of the step, by its rows."""
+        """Seconds of the step, by its rows."""
         drafted = sum(request.most for request in self.requests)
         rows = self.base_rows + min(self.most_rows, drafted)
         return self.target_cost.row_seconds(rows, self.context)
@@ -74,7 +74,7 @@ class RoundView:
 
     @cached_property
     def draft_seconds(self) -> Floats | None:
-        """Of a round of drafting, by the number of requests in it; None: no cost is known."""
+        """Seconds of a round of drafting, by the number of requests in it; None: not known."""
         if self.draft_cost is None or not self.draft_cost.known:
             return None
         size = len(self.requests)
@@ -83,7 +83,7 @@ class RoundView:
 
     @cached_property
     def first_seconds(self) -> float:
-        """Of the first round of drafting."""
+        """Seconds of the first round of drafting."""
         if self.first_cost is None or not self.first_cost.known:
             return 0.0
         return self.first_cost.seconds(len(self.requests), self.context)
@@ -98,7 +98,7 @@ class LengthPolicy(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """As `policy_by_name` takes it."""
+        """The name by which `policy_by_name` finds the policy."""
 
     @abstractmethod
     def draft_lengths(self, view: RoundView) -> list[int]:
@@ -156,7 +156,7 @@ def most_per_second(
 
 
 def best_rate(view: RoundView, survivals: Sequence[Sequence[float]], drafting: float) -> float:
-    """Tokens a second of the best lengths, after so many seconds of drafting."""
+    """Tokens a second of the best lengths, after ``drafting`` seconds of drafting."""
     seconds, base, least = view.verify_list, view.base_rows, view.parts * drafting
     tokens = float(len(view.requests))
     best = tokens / max(seconds[base] + drafting, least)

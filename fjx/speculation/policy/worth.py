@@ -39,17 +39,17 @@ class Mode(Enum):
     DRAFT = "draft"
     """Drafts are made for it."""
     READ = "read"
-    """None are, but a drafter that follows the target reads it."""
+    """No draft is made, but a drafter that follows the target reads the step."""
     REST = "rest"
-    """Nothing."""
+    """No draft is made, and the drafter does not read the step."""
 
 
 @dataclass
 class _Record:
-    """Of one number of requests."""
+    """What was measured with one number of requests."""
 
     gain: ForgettingMean = field(default_factory=lambda: ForgettingMean(_MEMORY))
-    """Of the plain steps whose time a round saved."""
+    """Mean of the number of plain steps whose time a round saved."""
     square: ForgettingMean = field(default_factory=lambda: ForgettingMean(_MEMORY))
     tried: int = 0
     """Rounds since the last rest."""
@@ -66,7 +66,7 @@ class _Record:
         self.square.discount(_FEWEST)
 
     def add(self, gain: float) -> None:
-        """Count a round that saved the time of so many plain steps."""
+        """Count a round that saved the time of ``gain`` plain steps."""
         self.tried += 1
         self.gain.add(gain)
         self.square.add(gain * gain)
@@ -86,18 +86,18 @@ class Round(NamedTuple):
     part of the requests."""
 
     steps: int
-    """That came in that time, of all parts."""
+    """Steps that came in that time, of all parts."""
     rows: int
-    """Of all of them, without those of drafted tokens."""
+    """Rows of all these steps, without those of drafted tokens."""
     decoding: int
-    """Those that chose a token."""
+    """Rows that chose a token."""
     context: int
     """Tokens of all requests."""
     seconds: float
     tokens: int
-    """That the step brought."""
+    """Tokens that the step brought."""
     requests: int
-    """That it brought them to."""
+    """Requests that it brought tokens to."""
 
 
 class Worth:
@@ -128,12 +128,12 @@ class Worth:
         self._catching_up = catching_up
         self._longest = longest
         self.parts = 1
-        """Parts of the requests: glances and rests are so many times as many steps."""
+        """Parts of the requests: glances and rests last this many times as many steps."""
         self.saved_seconds = 0.0
-        """By all rounds."""
+        """Seconds that all rounds have saved."""
 
     def next_mode(self, requests: int) -> Mode:
-        """Of a step with so many requests in its part; counts it."""
+        """The mode of a step with this many requests in its part; counts the step."""
         record = self._records[self._size(requests)]
         if record.glance > 0:
             record.glance -= 1
@@ -171,5 +171,5 @@ class Worth:
             record.spacing = 0
 
     def _size(self, requests: int) -> int:
-        """Steps of so many rows are padded alike."""
+        """Index of the bucket to which steps of this many rows are padded."""
         return bisect_left(self._buckets, requests)
