@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PYTHONS = ("3.11", "3.12", "3.13")
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+OPTIONAL = {
+    "cluster": {"fjx.cluster"},
+    "png": {"fjx.plots"},
+    "sim": {"fjx.sim"},
+}
+"""Extra to the packages that may import what it brings."""
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")})
 
 
@@ -47,6 +54,27 @@ def direct_dependencies() -> list[Requirement]:
     extras = PROJECT["project"]["optional-dependencies"]
     texts = [*PROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]]
     return [Requirement(text) for text in texts if not text.startswith("fjx[")]
+
+
+def third_party_imports() -> Iterator[tuple[str, str]]:
+    """Each import of another project: the package of ours that has it, and its top-level module."""
+    for package in PROJECT["tool"]["setuptools"]["packages"]:
+        for file in (ROOT / package.replace(".", "/")).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names: Iterable[str] = ()
+                match node:
+                    case ast.Import():
+                        names = [alias.name for alias in node.names]
+                    case ast.ImportFrom(module=str(module), level=0):
+                        names = [module]
+                for name in names:
+                    top = name.partition(".")[0]
+                    if top != "fjx" and top not in sys.stdlib_module_names:
+                        yield package, top
+
+
+def names_of(requirements: Iterable[str]) -> set[str]:
+    return {normalized(Requirement(text).name) for text in requirements}
 
 
 def test_support_matrix_in_readme_is_the_current_one() -> None:
@@ -97,6 +125,25 @@ def test_constraints_pin_every_dependency_within_its_range(python: str) -> None:
         name = normalized(requirement.name)
         assert name in pinned, f"{name} has no pin for Python {python}"
         assert requirement.specifier.contains(pinned[name]), f"{requirement} with {pinned[name]}"
+
+
+def test_every_imported_project_is_declared_and_every_declared_one_is_imported() -> None:
+    """What another dependency happens to bring may be gone with its next version."""
+    project = PROJECT["project"]
+    required = names_of(project["dependencies"])
+    extras = {name: names_of(project["optional-dependencies"][name]) for name in OPTIONAL}
+    projects = packages_distributions()
+    used = set()
+    for package, module in sorted(set(third_party_imports())):
+        found = {normalized(name) for name in projects.get(module, [module])}
+        allowed = required.union(
+            *(extras[extra] for extra, owners in OPTIONAL.items() if package in owners)
+        )
+        assert found & allowed, f"{package} imports {module}, which pyproject.toml lacks"
+        used |= found
+    assert required - used == {"httptools"}, "uvicorn's fast HTTP parser, which it asks us for"
+    for extra, names in extras.items():
+        assert names <= used, f"nothing imports what the extra {extra} brings"
 
 
 def test_constraints_hold_no_addresses() -> None:
