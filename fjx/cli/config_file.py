@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fjx.cli.fields import FieldSpec
 from fjx.cli.foreign import meaning, nearest
 from fjx.errors import UserError
+from fjx.sharding.toml_source import TomlSource
 
 
 def read_config_file(
@@ -26,37 +26,43 @@ def read_config_file(
 
     Raises:
         UserError: the file cannot be read; a table or key is unknown, and the message names the
-            nearest known one; or a value has the wrong type.
+            nearest known one; or a value has the wrong type. The message names the line.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     except ValueError as error:  # a name that no file can have
         raise UserError(f"cannot read {str(path)!r}: {error}") from error
-    return {table: _read_table(path, table, values, tables) for table, values in content.items()}
+    source = TomlSource(str(path), text)
+    return {
+        table: _read_table(source, table, values, tables)
+        for table, values in source.content.items()
+    }
 
 
 def _read_table(
-    path: Path, table: str, values: object, tables: Mapping[str, Sequence[FieldSpec]]
+    source: TomlSource, table: str, values: object, tables: Mapping[str, Sequence[FieldSpec]]
 ) -> dict[str, Any]:
     if not isinstance(values, dict):
         owners = [name for name, specs in tables.items() if any(s.name == table for s in specs)]
         where = f"[{owners[0]}]" if owners else f"one of {_tables(tables)}"
-        raise UserError(f"{path}: key {table!r} stands outside a table; put it under {where}")
+        raise source.error((table,), f"key {table!r} stands outside a table; put it under {where}")
     if table not in tables:
-        raise UserError(f"{path}: unknown table [{table}]; expected one of {_tables(tables)}")
+        expected = f"expected one of {_tables(tables)}"
+        raise source.error((table,), f"unknown table [{table}]; {expected}")
     specs = {spec.name: spec for spec in tables[table]}
     converted = {}
     for key, value in values.items():
         if key not in specs:
-            raise UserError(f"{path}: unknown key {key!r} in [{table}]{_hint(key, specs)}")
+            hint = _hint(key, specs)
+            raise source.error((table, key), f"unknown key {key!r} in [{table}]{hint}")
         try:
             converted[key] = specs[key].from_toml(value)
         except ValueError as error:
-            raise UserError(f"{path}: [{table}] {key}: {error}") from error
+            raise source.error((table, key), f"[{table}] {key}: {error}") from error
     return converted
 
 

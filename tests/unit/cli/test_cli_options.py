@@ -160,20 +160,29 @@ def test_the_file_is_over_the_defaults_and_under_the_command_line(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("[sample]\ncuont = 1", r"unknown key 'cuont' in \[sample\]; .* is 'count'"),
-        ("[sampel]\ncount = 1", r"unknown table \[sampel\]; expected one of \[sample\], \[other\]"),
-        ("ratio = 1", r"'ratio' stands outside a table; put it under \[sample\]"),
-        ("[sample]\ncount = '1'", r"\[sample\] count: expected a whole number, got '1'"),
+        ("[sample]\ncuont = 1", r"line 2: unknown key 'cuont' in \[sample\]; .* is 'count'"),
+        (
+            "\n[sampel]\ncount = 1",
+            r"line 2: unknown table \[sampel\]; expected one of \[sample\], \[other\]",
+        ),
+        ("ratio = 1", r"line 1: key 'ratio' stands outside a table; put it under \[sample\]"),
+        (
+            "[sample]\n# so many\ncount = '1'",
+            r"line 3: \[sample\] count: expected a whole number, got '1'",
+        ),
         ("[sample]\ncount = true", "expected a whole number, got True"),
         ("[sample]\nfast = 1", "expected true or false, got 1"),
         ("[sample]\nwords = 1", "expected a list, got 1"),
         ("[sample]\nwords = [1]", "expected text, got 1"),
         ("[sample]\nbias = 1", "expected a table, got 1"),
         ("[sample]\nkind = 'c'", "expected one of a, b; got 'c'"),
-        ("[sample", "is not TOML"),
+        ("[sample]\ncount = x", r"fjx\.toml, line 2: not TOML: Invalid value"),
+        ("[sample", "last line: not TOML"),
     ],
 )
-def test_an_error_in_the_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+def test_an_error_in_the_file_is_named_with_its_line(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
     with pytest.raises(UserError, match=complaint):
         with_file(tmp_path, text)
 
