@@ -32,12 +32,12 @@ from tqdm import tqdm
 
 from fjx import LLM, SamplingParams
 from fjx.distill.config import DistillConfig
-from fjx.distill.corpus import Sample
-from fjx.distill.target import Target, open_target, whole_requests
+from fjx.distill.corpus import TargetSample
+from fjx.distill.target import DistillTarget, open_target, whole_requests
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
 from fjx.kernels.token_rule import gumbel
 from fjx.models.draft_head import DraftHead
-from fjx.models.loading.draft_head import built_in_draft_head, load_draft_head
+from fjx.models.loading.draft_head_file import built_in_draft_head, load_draft_head
 from fjx.models.reduced_head import ReducedHead
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ _PAGE = 16
 class Pair:
     """A target and its draft head, run over whole texts."""
 
-    def __init__(self, target: Target, head: Path) -> None:
+    def __init__(self, target: DistillTarget, head: Path) -> None:
         loaded = load_draft_head(head)
         config = target.config
         self.target = target
@@ -64,7 +64,7 @@ class Pair:
         self.q_logits = jax.jit(lambda h: self.head.logits(of_head, h))
         self.p_logits = jax.jit(lambda x: self.whole.logits(of_whole, x))
 
-    def rows_of(self, samples: list[Sample]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def rows_of(self, samples: list[TargetSample]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The target's residual stream x and the head's estimate of it, at the rows that chose the
         samples' output tokens, from the second one on."""
         done = 0
@@ -79,7 +79,7 @@ class Pair:
                 yield x[rows + 1], estimates[rows]
                 row += length
 
-    def _estimate(self, batch: list[Sample], lengths: list[int], x: np.ndarray) -> np.ndarray:
+    def _estimate(self, batch: list[TargetSample], lengths: list[int], x: np.ndarray) -> np.ndarray:
         size = 1 << (len(x) - 1).bit_length()
         padded, following = np.zeros((size, x.shape[1]), np.float32), np.zeros(size, np.int32)
         padded[: len(x)] = x
@@ -130,7 +130,7 @@ def figures(pair: Pair, temperature: float) -> Callable[..., dict[str, Any]]:
     return jax.jit(of_rows)
 
 
-def compare(pair: Pair, samples: list[Sample], temperature: float) -> dict[str, Any]:
+def compare(pair: Pair, samples: list[TargetSample], temperature: float) -> dict[str, Any]:
     """Mean acceptances over all output tokens but each one's first."""
     run, draw = figures(pair, temperature), np.random.default_rng(0)
     sums: dict[str, float] = {}
@@ -172,12 +172,12 @@ def open_pair(options: argparse.Namespace) -> Pair:
 
 def answers(
     options: argparse.Namespace, temperatures: Sequence[float]
-) -> dict[float, list[Sample]]:
+) -> dict[float, list[TargetSample]]:
     """The target's answers to real prompts, by temperature."""
     llm = LLM(options.model, max_model_len=1024)
     texts = sample_prompts(options.prompts, options.count, options.seed)
     chats = [[{"role": "user", "content": text}] for text in texts]
-    found: dict[float, list[Sample]] = {}
+    found: dict[float, list[TargetSample]] = {}
     for temperature in temperatures:
         params = [
             SamplingParams(temperature=temperature, max_tokens=options.max_tokens, seed=i)
@@ -185,7 +185,7 @@ def answers(
         ]
         outputs = llm.chat(chats, params)
         found[temperature] = [
-            Sample(
+            TargetSample(
                 np.array([*output.prompt_token_ids, *output.outputs[0].token_ids]),
                 len(output.prompt_token_ids),
                 "",

@@ -31,7 +31,7 @@ from fjx.speculation.policy.cost import CostModel
 from fjx.speculation.policy.lengths import MarginalGain
 from fjx.speculation.policy.view import RequestView, RoundView
 
-_MOST_ROWS = 4096
+_MAX_ROWS = 4096
 _CONTEXT = 101
 """Tokens of each request."""
 
@@ -57,7 +57,7 @@ def a_round(
     draw: np.random.Generator, requests: int, draft_length: int
 ) -> tuple[RoundView, list[list[float]]]:
     """A round on a device whose steps take twice as long with ``requests`` more rows."""
-    buckets = row_buckets(_MOST_ROWS)
+    buckets = row_buckets(_MAX_ROWS)
     target, drafting = CostModel(buckets, padded=True), CostModel(buckets)
     for rows in buckets * 3:
         target.observe(rows, 0, 0.01 * (1 + rows / requests))
@@ -65,7 +65,7 @@ def a_round(
     view = RoundView(
         requests=tuple(RequestView(key, draft_length, _CONTEXT) for key in range(requests)),
         other_rows=0,
-        most_rows=_MOST_ROWS - requests,
+        max_rows=_MAX_ROWS - requests,
         acceptance=AcceptanceModel(),
         target_cost=target,
         draft_cost=drafting,
@@ -85,7 +85,7 @@ def decisions(view: RoundView, confidences: list[list[float]]) -> dict[str, Call
     def allocation(drafting: Any) -> Callable[[], Any]:
         return lambda: allocate(
             survivals,
-            view.most_rows,
+            view.max_rows,
             verify_seconds,
             drafting,
             base_rows=view.base_rows,
@@ -95,7 +95,7 @@ def decisions(view: RoundView, confidences: list[list[float]]) -> dict[str, Call
     return {
         "allocation": allocation(None),
         "allocation_with_drafting": allocation(draft_seconds),
-        "another_token": lambda: policy.goes_on(anew[0], first),
+        "another_token": lambda: policy.continue_drafting(anew[0], first),
         "verified_tokens": lambda: policy.verify_lengths(anew[1], confidences),
     }
 

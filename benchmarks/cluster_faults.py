@@ -34,7 +34,7 @@ from local_cluster.networks import Network
 from local_cluster.nodes import add_node, local_nodes
 from report import about_this_run, write
 
-from fjx.cluster.plan_runtime import ClusterPlanRuntime
+from fjx.cluster.cluster_plan_runtime import ClusterPlanRuntime
 from fjx.config import EngineConfig
 from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
@@ -83,10 +83,12 @@ def main() -> None:
             steps[f"{options.nodes} nodes"] = step_milliseconds(engine, prompts, options)
             calls = call_milliseconds(engine)
             load = Load(engine, prompts, options.tokens, options.requests)
-            home = engine.plans.home
-            assert isinstance(home, ClusterPlanRuntime)
+            plan_runtime = engine.plans.plan_runtime
+            assert isinstance(plan_runtime, ClusterPlanRuntime)
             draw = random.Random(options.seed)
-            result = measure(Scene(load, home, draw, networks, start_node), expected, options)
+            result = measure(
+                Scene(load, plan_runtime, draw, networks, start_node), expected, options
+            )
             result |= {"step_milliseconds": steps, "call_milliseconds": calls}
         finally:
             for network in networks.values():
@@ -137,12 +139,12 @@ def step_milliseconds(
 
 def call_milliseconds(engine: Engine) -> dict[str, float]:
     """Time to send a call to an idle worker, and until it is answered."""
-    home = engine.plans.home
-    assert isinstance(home, ClusterPlanRuntime)
-    member, sent, answered = next(iter(home.cluster.members.values())), [], []
+    plan_runtime = engine.plans.plan_runtime
+    assert isinstance(plan_runtime, ClusterPlanRuntime)
+    worker, sent, answered = next(iter(plan_runtime.cluster.workers.values())), [], []
     for _ in range(CALLS):
         begin = time.perf_counter()
-        call = member.beat()
+        call = worker.heartbeat()
         sent.append(1e3 * (time.perf_counter() - begin))
         call.result(10)
         answered.append(1e3 * (time.perf_counter() - begin))

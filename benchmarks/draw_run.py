@@ -50,7 +50,7 @@ from fjx.wording import counted, format_seconds
 
 _LEFT = 96.0
 _LATENCY_HEIGHT, _LOAD_HEIGHT, _LANE_HEIGHT = 210.0, 70.0, 22.0
-_MOST_LANES = 64
+_MAX_LANES = 64
 _LABEL_ROW, _LABEL_SIZE = 14.0, 10.0
 _FIRST, _MEDIAN, _HIGH, _LARGEST = PURPLE, GREEN, ORANGE, "#9aa5b1"
 _RUNNING, _WAITING, _SWITCH = SKY, VERMILION, INK
@@ -124,7 +124,7 @@ class _Drawing:
         devices = [Device.parse(key) for key in record.get("devices", ())] or sorted(
             {device for *_, deployment in spans for device in deployment.devices}
         )
-        self.devices, self.more = devices[:_MOST_LANES], len(devices[_MOST_LANES:])
+        self.devices, self.more = devices[:_MAX_LANES], len(devices[_MAX_LANES:])
         most = max((p.granularity for *_, d in spans for p in d.replicas), default=1)
         self.shades = shades(BLUE, most)
         self.unit, scale = time_unit(record["seconds"])

@@ -17,9 +17,9 @@ from typing import Any
 from local_cluster.networks import Network
 from local_cluster.workers import is_running, pid_of, stopped_mostly
 
-from fjx.cluster.actor import Member
-from fjx.cluster.health.cuts import KEPT_SECONDS
-from fjx.cluster.plan_runtime import ClusterPlanRuntime
+from fjx.cluster.actor import WorkerHandle
+from fjx.cluster.cluster_plan_runtime import ClusterPlanRuntime
+from fjx.cluster.health.link_failures import KEPT_SECONDS
 from fjx.engine.engine import Engine
 from fjx.errors import MeshError
 from fjx.sampling_params import SamplingParams
@@ -100,43 +100,43 @@ class Scene:
     """Where faults happen."""
 
     load: Load
-    home: ClusterPlanRuntime
+    plan_runtime: ClusterPlanRuntime
     draw: random.Random
     networks: Mapping[str, Network]
     """Of the nodes that can be cut off, by name."""
     start_node: Callable[[str], None]
     """Starts such a node again."""
 
-    def choose(self, hosts: Collection[str] | None = None) -> Member:
+    def choose(self, hosts: Collection[str] | None = None) -> WorkerHandle:
         """One of the workers; ``hosts``: of those on these nodes."""
-        members = self.home.cluster.members
-        return members[self.draw.choice(sorted(members.keys() & (hosts or members)))]
+        workers = self.plan_runtime.cluster.workers
+        return workers[self.draw.choice(sorted(workers.keys() & (hosts or workers)))]
 
     def recover(self) -> float:
         """Serve until what is lost now is replaced and brings tokens."""
-        begun, repairs = time.monotonic(), len(self.home.repairs)
-        self.load.until(lambda: len(self.home.repairs) > repairs)
-        mended = time.monotonic()
-        self.load.until(lambda: self.load.last_token > mended)
+        begun, repairs = time.monotonic(), len(self.plan_runtime.repairs)
+        self.load.until(lambda: len(self.plan_runtime.repairs) > repairs)
+        repaired = time.monotonic()
+        self.load.until(lambda: self.load.last_token > repaired)
         return self.load.last_token - begun
 
 
 def kill(scene: Scene) -> dict[str, Any]:
     """A worker's process is killed."""
-    member = scene.choose()
-    os.kill(pid_of(member, ANSWER_SECONDS), signal.SIGKILL)
-    return {"worker": str(member), "recovery_seconds": scene.recover()}
+    worker = scene.choose()
+    os.kill(pid_of(worker, ANSWER_SECONDS), signal.SIGKILL)
+    return {"worker": str(worker), "recovery_seconds": scene.recover()}
 
 
 def hang(scene: Scene) -> dict[str, Any]:
     """A worker's process is stopped for good."""
-    member = scene.choose()
-    pid = pid_of(member, ANSWER_SECONDS)
+    worker = scene.choose()
+    pid = pid_of(worker, ANSWER_SECONDS)
     os.kill(pid, signal.SIGSTOP)
     recovery, begun = scene.recover(), time.monotonic()
     scene.load.until(lambda: not is_running(pid))
     return {
-        "worker": str(member),
+        "worker": str(worker),
         "recovery_seconds": recovery,
         "ended_after_seconds": recovery + time.monotonic() - begun,
     }
@@ -144,8 +144,8 @@ def hang(scene: Scene) -> dict[str, Any]:
 
 def cut(scene: Scene) -> dict[str, Any]:
     """A worker's node is cut off, until its worker has ended; then the plan uses it again."""
-    member = scene.choose(scene.networks)
-    host, pid = member.node.host, pid_of(member, ANSWER_SECONDS)
+    worker = scene.choose(scene.networks)
+    host, pid = worker.node.host, pid_of(worker, ANSWER_SECONDS)
     stages = scene.load.engine.plans.deployment.replicas[0].granularity
     begun = time.monotonic()
     scene.networks[host].cut()
@@ -158,7 +158,7 @@ def cut(scene: Scene) -> dict[str, Any]:
         scene.start_node(host)
         assert use_again(scene, host, stages), "the plan could not go back to the node"
     return {
-        "worker": str(member),
+        "worker": str(worker),
         "recovery_seconds": recovery,
         "ended_after_seconds": ended,
         "ray_kept_the_node": kept,
@@ -176,7 +176,7 @@ def split(scene: Scene) -> dict[str, Any]:
     one.cut_from(other)
     recovery = scene.recover()
     one.heal_to(other)
-    (left_out,) = set(pair) - scene.home.cluster.members.keys()
+    (left_out,) = set(pair) - scene.plan_runtime.cluster.workers.keys()
     used = use_again(scene, left_out, plan.granularity, KEPT_SECONDS + REJOIN_SECONDS)
     assert used, "the plan could not go back to the node"
     return {"workers": pair, "left_out": left_out, "recovery_seconds": recovery}
@@ -187,7 +187,7 @@ def use_again(scene: Scene, host: str, stages: int, seconds: float = REJOIN_SECO
     until = time.monotonic() + seconds
 
     def is_there() -> bool:
-        hosts = {node.host for node in scene.home.cluster.nodes()}
+        hosts = {node.host for node in scene.plan_runtime.cluster.nodes()}
         return host in hosts or time.monotonic() > until
 
     scene.load.until(is_there)
@@ -203,22 +203,22 @@ def use_again(scene: Scene, host: str, stages: int, seconds: float = REJOIN_SECO
 
 def slow(scene: Scene) -> dict[str, Any]:
     """A worker's process is stopped most of the time."""
-    member, load, home = scene.choose(), scene.load, scene.home
-    before, repairs, pid = load.rate(), len(home.repairs), pid_of(member, ANSWER_SECONDS)
+    worker, load, plan_runtime = scene.choose(), scene.load, scene.plan_runtime
+    before, repairs, pid = load.rate(), len(plan_runtime.repairs), pid_of(worker, ANSWER_SECONDS)
     with stopped_mostly(pid, STOPPED_SECONDS, RUNNING_SECONDS):
-        named = load.until(lambda: str(member) in home.slow())
-        others = [name for name in home.slow() if name != str(member)]
+        named = load.until(lambda: str(worker) in plan_runtime.slow())
+        others = [name for name in plan_runtime.slow() if name != str(worker)]
         meanwhile = load.rate()
-    no_longer = load.until(lambda: str(member) not in home.slow())
+    no_longer = load.until(lambda: str(worker) not in plan_runtime.slow())
     return {
-        "worker": str(member),
+        "worker": str(worker),
         "others_named": others,
         "named_after_seconds": named,
         "no_longer_after_seconds": no_longer,
         "tokens_per_second_before": before,
         "tokens_per_second_while_slow": meanwhile,
         "tokens_per_second_afterwards": load.rate(),
-        "replaced": len(home.repairs) > repairs,
+        "replaced": len(plan_runtime.repairs) > repairs,
     }
 
 

@@ -28,8 +28,8 @@ from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.overlap import overlapped
-from fjx.speculation.runtime.draft_head import HeadDrafter
 from fjx.speculation.runtime.drafter import LookupOrHead
+from fjx.speculation.runtime.head_drafter import HeadDrafter
 
 
 def main() -> None:

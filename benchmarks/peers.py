@@ -26,7 +26,7 @@ from process import PeerFailedError, Running, run_driver, serving
 from prompts import sample_prompts
 from summary import summarize_rounds, table
 
-from fjx.bench.client import Target, first_model, open_client
+from fjx.bench.client import BenchTarget, first_model, open_client
 from fjx.bench.datasets import BenchRequest
 from fjx.bench.load import offer
 from fjx.bench.metrics import summarize
@@ -152,7 +152,7 @@ async def load(running: Running, warmup: Sequence[str], levels: Sequence[Result]
     measured = []
     async with open_client(running.url) as client:
         model = await first_model(client)
-        target = Target(client=client, model=model, endpoint="completions", ignore_eos=True)
+        target = BenchTarget(client=client, model=model, endpoint="completions", ignore_eos=True)
         await offer(target, requests(warmup), len(warmup))
         for level in levels:
             concurrency = level["concurrency"]

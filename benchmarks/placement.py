@@ -50,8 +50,13 @@ from fjx.errors import MemoryFitError
 from fjx.sharding.costs.analytic import DeviceFigures, analytic_graph
 from fjx.sharding.costs.figures import Workload
 from fjx.sharding.partition.needs import PlanNeed, granularities
+from fjx.sharding.placement.device_scorers import (
+    DeviceScorer,
+    FlexPipeDeviceScorer,
+    FragmentScorer,
+    demands_of,
+)
 from fjx.sharding.placement.placement import Placement, Placer, place
-from fjx.sharding.placement.scorers import FlexPipeScorer, FragmentScorer, Scorer, demands_of
 from fjx.sharding.plan.plan import Device
 from fjx.sharding.topology.fleet import Fleet
 from fjx.sharding.topology.topology import DeviceState, HostCopy, Link, Topology
@@ -229,7 +234,7 @@ def placers(models: Sequence[Model], seed: int) -> dict[str, Placer]:
         "best fit": best_fit,
         "random": random_fit(seed),
         "fgd": fragmentation_gradient(plans),
-        "flexpipe scorer": by_price(FlexPipeScorer()),
+        "flexpipe scorer": by_price(FlexPipeDeviceScorer()),
         "fjx, coarsest that fits": coarsest(by_price(scorer)),
         "fjx, coarsest, least hops": coarsest(by_price(scorer, hop_tolerance=0.0)),
         "fjx": by_price(scorer),
@@ -238,7 +243,7 @@ def placers(models: Sequence[Model], seed: int) -> dict[str, Placer]:
     }
 
 
-def by_price(scorer: Scorer, *, hop_tolerance: float = float("inf")) -> Placer:
+def by_price(scorer: DeviceScorer, *, hop_tolerance: float = float("inf")) -> Placer:
     """Any pace will do."""
     return partial(place, scorer=scorer, tolerance=float("inf"), hop_tolerance=hop_tolerance)
 

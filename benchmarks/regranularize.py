@@ -41,7 +41,7 @@ DATA = ROOT / ".." / "shared" / "data"
 PARTS = ("identity", "pause", "baseline", "planner")
 PLANNER_GRANULES, PLANNER_STAGES, PLANNER_REPEATS = 64, (2, 4, 8, 16, 32), 20
 MAX_MODEL_LEN = 1024
-MOST_ROWS = 64
+MAX_ROWS = 64
 """In a step: fewer sizes of programs than by default, for each of the plans' many stages."""
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         granule_layers=options.granule_layers,
         drafter="off",  # a token a step: gaps are steps
         max_num_seqs=RUNNING,
-        max_num_batched_tokens=MOST_ROWS,
+        max_num_batched_tokens=MAX_ROWS,
         max_model_len=MAX_MODEL_LEN,
         kv_cache_tokens=RUNNING * (MAX_MODEL_LEN + 16),
         seed=options.seed,
@@ -66,7 +66,7 @@ def main() -> None:
         "model": options.model,
         "dtype": options.dtype,
         "max_num_seqs": RUNNING,
-        "max_num_batched_tokens": MOST_ROWS,
+        "max_num_batched_tokens": MAX_ROWS,
     }
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "planner": planner_time,

@@ -19,7 +19,7 @@ from variants import Wrapper
 
 from fjx.scheduling.request import Request
 from fjx.speculation.policy.agreement import agreeing
-from fjx.speculation.runtime.drafter import NO_DRAFT, Draft, Drafter, GoesOn
+from fjx.speculation.runtime.drafter import NO_DRAFT, ContinueDrafting, Draft, Drafter
 
 
 class RecordedDraft(NamedTuple):
@@ -42,10 +42,13 @@ class Recorder(Wrapper):
         self._proposed: dict[int, list[tuple[int, Draft]]] = defaultdict(list)
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
         """See `Drafter`."""
-        drafts = self.drafter.propose(requests, lengths, goes_on)
+        drafts = self.drafter.propose(requests, lengths, continue_drafting)
         for request, draft in zip(requests, drafts, strict=True):
             if draft.tokens:
                 begin = request.num_tokens - request.prompt_len
@@ -81,14 +84,17 @@ class Replayed(Wrapper):
         self._next: dict[Request, int] = defaultdict(int)
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
         """See `Drafter`."""
         recorded = [self._take(*each) for each in zip(requests, lengths, strict=True)]
 
         def by_record(confidences: Sequence[Sequence[float]]) -> bool:
             both = zip(recorded, confidences, strict=True)
-            return goes_on([each.confidences[: len(made)] for each, made in both])
+            return continue_drafting([each.confidences[: len(made)] for each, made in both])
 
         drafts = self.drafter.propose(requests, lengths, by_record)
         return [

@@ -37,8 +37,8 @@ from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.regranularization.plan_target import make_cpu_devices
 from fjx.scheduling.request import Request
-from fjx.sim.replica import SimReplica
-from fjx.sim.speculation import Drafting, RecordedDraft, SimSpeculation
+from fjx.sim.sim_replica import SimReplica
+from fjx.sim.sim_speculation import DrafterProfile, RecordedDraft, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.timing import warm_up
 from fjx.sim.workload import SimRequest
@@ -57,7 +57,7 @@ class Calibrated:
 
     fit: Fit
     host_seconds: float
-    drafting: Drafting | None
+    drafting: DrafterProfile | None
 
 
 def main() -> None:
@@ -146,10 +146,10 @@ def _host_seconds(engine: Engine, known: Calibrated, alone: Seen, share: float) 
 
 def _drafting(
     engine: Engine, runs: Sequence[Seen], drafts: Sequence[tuple[RecordedDraft, ...]]
-) -> Drafting:
+) -> DrafterProfile:
     """The drafts of the calibration, and what their rounds took."""
     rounds = [seconds for run in runs for _, seconds in run.rounds]
-    return Drafting(
+    return DrafterProfile(
         first_seconds=statistics.median(seconds[0] for seconds in rounds),
         round_seconds=statistics.median(s for seconds in rounds for s in seconds[1:]),
         request_seconds=0.0,

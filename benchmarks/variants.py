@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fjx.engine.engine import Engine
-from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.microbatches import Microbatch, MicrobatchGroup
 from fjx.scheduling.request import Request
 from fjx.speculation.policy.frontiers import FrontierDepth
 from fjx.speculation.policy.lengths import LengthPolicy, MarginalGain, Off, policy_by_name
-from fjx.speculation.runtime.drafter import Draft, Drafter, GoesOn, LookupOrHead
+from fjx.speculation.runtime.drafter import ContinueDrafting, Draft, Drafter, LookupOrHead
 from fjx.speculation.runtime.speculator import Speculator
 
 PLAIN = "plain"
@@ -52,7 +52,7 @@ class NeverStops(Wrapper):
     stops = False
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], _: GoesOn
+        self, requests: Sequence[Request], lengths: Sequence[int], _: ContinueDrafting
     ) -> list[Draft]:
         """See `Drafter`."""
         return self.drafter.propose(requests, lengths, lambda _: True)
@@ -65,7 +65,7 @@ class Plain(Speculator):
         super().__init__(drafter, Off(), buckets)
         self._take = drafter.feed if reads else drafter.miss
 
-    def due(self, turns: Sequence[Turn]) -> bool:
+    def due(self, groups: Sequence[MicrobatchGroup]) -> bool:
         """Never."""
         return False
 

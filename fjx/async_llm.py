@@ -20,11 +20,11 @@ from fjx.engine.prompt import token_ids
 from fjx.engine.start import start_engine
 from fjx.errors import EngineDeadError, RegranularizationError, UserError
 from fjx.models.tokenizer import Tokenizer
+from fjx.output_queue import OutputQueue
 from fjx.outputs import EngineStats, HeldMemory, PlanStatus, RequestOutput, SwitchRecord
 from fjx.regranularization.plan_target import PlanTarget
 from fjx.request_outputs import PromptScores, new_output
 from fjx.sampling_params import SamplingParams
-from fjx.unread import Unread
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class AsyncLLM:
         self._ended = False
         self._deadline: float | None = None
         self._thread: threading.Thread | None = None
-        self._streams: dict[str, Unread] = {}
+        self._streams: dict[str, OutputQueue] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stats = EngineStats()
         self._stats_due = -math.inf
@@ -134,7 +134,7 @@ class AsyncLLM:
             ids = token_ids(engine.tokenizer, prompt)
         else:
             ids = await asyncio.to_thread(engine.tokenizer.encode, text)
-        unread = Unread()
+        queue = OutputQueue()
 
         def add(engine: Engine) -> None:
             try:
@@ -146,7 +146,7 @@ class AsyncLLM:
                     arrival=arrival,
                     cache_salt=cache_salt or "",
                 )
-                self._streams[request_id] = unread
+                self._streams[request_id] = queue
             finally:
                 self._tell_displaced(engine)  # they are gone even if this one was not let in
 
@@ -157,7 +157,7 @@ class AsyncLLM:
             unfinished = params.n
             scores = PromptScores(params)
             while unfinished:
-                for item in await unread.take():
+                for item in await queue.take():
                     for progress in scores.with_scores(item):
                         unfinished -= progress.finish_reason is not None
                         output = new_output(progress, text, ids, finished=unfinished == 0)
@@ -165,7 +165,7 @@ class AsyncLLM:
                         yield output
         finally:
             if unfinished:
-                self._abandon(request_id, unread, added)
+                self._abandon(request_id, queue, added)
 
     async def abort(self, request_id: str) -> None:
         """End a request now; its stream ends with finish reason "abort"."""
@@ -280,11 +280,11 @@ class AsyncLLM:
                 self._wake.notify()
         return future
 
-    def _abandon(self, request_id: str, unread: Unread, added: Future[Any]) -> None:
+    def _abandon(self, request_id: str, queue: OutputQueue, added: Future[Any]) -> None:
         """Abort a request whose reader has gone, even if it is not added yet."""
 
         def drop(engine: Engine) -> None:
-            if self._streams.get(request_id) is unread:
+            if self._streams.get(request_id) is queue:
                 del self._streams[request_id]
                 engine.abort(request_id)
 
@@ -382,7 +382,7 @@ class AsyncLLM:
 
     def _tell_displaced(self, engine: Engine) -> None:
         """Let readers know that their requests have lost their places."""
-        items: list[tuple[Unread, Progress | Exception]] = [
+        items: list[tuple[OutputQueue, Progress | Exception]] = [
             (self._streams.pop(id), error)
             for id, error in engine.displaced.items()
             if id in self._streams
@@ -396,7 +396,7 @@ class AsyncLLM:
         if not progress or self._loop is None:
             return
         streams = self._streams
-        items: list[tuple[Unread, Progress | Exception]] = [
+        items: list[tuple[OutputQueue, Progress | Exception]] = [
             (streams[p.request.id], p) for p in progress if p.request.id in streams
         ]
         self._loop.call_soon_threadsafe(_put_all, items)
@@ -417,8 +417,8 @@ class AsyncLLM:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
         if self._loop is not None and not self._loop.is_closed():
-            items: list[tuple[Unread, Progress | Exception]] = [
-                (unread, error) for unread in self._streams.values()
+            items: list[tuple[OutputQueue, Progress | Exception]] = [
+                (queue, error) for queue in self._streams.values()
             ]
             self._loop.call_soon_threadsafe(_put_all, items)
             self._loop.call_soon_threadsafe(self._over.set)
@@ -439,6 +439,6 @@ def _settle(ended: asyncio.Future[SwitchRecord], outcome: SwitchRecord | Excepti
         ended.set_result(outcome)
 
 
-def _put_all(items: list[tuple[Unread, Progress | Exception]]) -> None:
-    for unread, item in items:
-        unread.put(item)
+def _put_all(items: list[tuple[OutputQueue, Progress | Exception]]) -> None:
+    for queue, item in items:
+        queue.put(item)

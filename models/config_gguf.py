@@ -12,14 +12,14 @@ from typing import Any
 from fjx.errors import ModelError
 from fjx.models import rope
 from fjx.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig
-from fjx.models.fields import Fields
 from fjx.models.gguf_refusals import refuse_other_computations
+from fjx.models.metadata_fields import MetadataFields
 
 DEFAULT_THETA = 1e4
 
 
 def decoder_config(
-    header: Fields,
+    header: MetadataFields,
     family: str,
     tensor_names: Collection[str],
     rope_factors: Sequence[float] | None,
@@ -59,12 +59,12 @@ def decoder_config(
     return ModelConfig(**values)
 
 
-def num_layers(header: Fields) -> int:
+def num_layers(header: MetadataFields) -> int:
     """The number of blocks."""
     return header.size("block_count", most=MAX_LAYERS)
 
 
-def of_all_layers(header: Fields, name: str, default: int | None = None) -> int:
+def of_all_layers(header: MetadataFields, name: str, default: int | None = None) -> int:
     """A size that files give once, or for each layer; layers of several sizes are refused."""
     value = header.values.get(header.prefix + name)
     if not isinstance(value, list | tuple):
@@ -74,10 +74,10 @@ def of_all_layers(header: Fields, name: str, default: int | None = None) -> int:
             f"{header.where}: {header.prefix + name!r} should be one whole number, or the same "
             f"for each of {num_layers(header)} layers, but is {value!r}"
         )
-    return Fields({header.prefix + name: value[0]}, header.where, header.prefix).size(name)
+    return MetadataFields({header.prefix + name: value[0]}, header.where, header.prefix).size(name)
 
 
-def head_size(header: Fields) -> int:
+def head_size(header: MetadataFields) -> int:
     """The size of a query, key and value head, all of which RoPE rotates."""
     by_default = header.size("embedding_length") // of_all_layers(header, "attention.head_count")
     size = header.size("attention.key_length", by_default, most=MAX_HEAD_DIM)
@@ -88,7 +88,7 @@ def head_size(header: Fields) -> int:
     return size
 
 
-def rope_table(header: Fields, head_dim: int) -> tuple[float, ...]:
+def rope_table(header: MetadataFields, head_dim: int) -> tuple[float, ...]:
     """The RoPE frequencies with the file's own scaling: linear unless it says otherwise."""
     table = rope.frequencies(head_dim, header.positive("rope.freq_base", DEFAULT_THETA))
     kind = header.text("rope.scaling.type", "linear")
@@ -99,7 +99,7 @@ def rope_table(header: Fields, head_dim: int) -> tuple[float, ...]:
     return rope.scaled(table, {"rope_type": kind, "factor": factor})
 
 
-def windows(header: Fields, period: int) -> tuple[int, ...]:
+def windows(header: MetadataFields, period: int) -> tuple[int, ...]:
     """Each layer's window, 0 for none; empty where no layer has one.
 
     Args:
@@ -127,7 +127,7 @@ def windows(header: Fields, period: int) -> tuple[int, ...]:
     return tuple(window if slides else 0 for slides in sliding)
 
 
-def refuse_windows(header: Fields) -> None:
+def refuse_windows(header: MetadataFields) -> None:
     """Raise ModelError for a window that a context can outgrow.
 
     llama.cpp ignores it in families whose files do not say which layers it is for.
@@ -137,7 +137,7 @@ def refuse_windows(header: Fields) -> None:
         header.refuse("attention.sliding_window", unless=0)
 
 
-def _attention_scale(header: Fields, by_default: float) -> float:
+def _attention_scale(header: MetadataFields, by_default: float) -> float:
     """The factor on the attention logits.
 
     ``attn_factor`` is on cosines and sines, and so twice in a product of query and key.
@@ -146,7 +146,7 @@ def _attention_scale(header: Fields, by_default: float) -> float:
     return scale * header.positive("rope.scaling.attn_factor", 1.0) ** 2
 
 
-def _unless_zero(header: Fields, name: str) -> float | None:
+def _unless_zero(header: MetadataFields, name: str) -> float | None:
     return header.positive(name) if header.number(name, 0.0) else None
 
 
@@ -159,7 +159,7 @@ def _divided(table: tuple[float, ...], factors: Sequence[float] | None) -> tuple
     return tuple(frequency / float(by) for frequency, by in zip(table, factors, strict=True))
 
 
-def _vocab_size(header: Fields) -> int:
+def _vocab_size(header: MetadataFields) -> int:
     # The token list is what the embedding has rows for; vocab_size is missing in older files.
     tokens = header.values.get("tokenizer.ggml.tokens")
     return len(tokens) if tokens is not None else header.size("vocab_size")

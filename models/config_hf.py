@@ -7,7 +7,7 @@ from typing import Any
 from fjx.errors import ModelError
 from fjx.models import rope
 from fjx.models.config import MAX_HEAD_DIM, MAX_LAYERS, Activation, ModelConfig
-from fjx.models.fields import Fields
+from fjx.models.metadata_fields import MetadataFields
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -18,7 +18,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def decoder_config(
-    fields: Fields,
+    fields: MetadataFields,
     family: str,
     *,
     default_kv_heads: int | None = None,
@@ -61,12 +61,12 @@ def decoder_config(
     return ModelConfig(**(values | overrides))
 
 
-def num_layers(fields: Fields) -> int:
+def num_layers(fields: MetadataFields) -> int:
     """The number of blocks."""
     return fields.size("num_hidden_layers", most=MAX_LAYERS)
 
 
-def head_size(fields: Fields, name: str, default: int) -> int:
+def head_size(fields: MetadataFields, name: str, default: int) -> int:
     """The size of a head, which RoPE cuts into pairs."""
     size = fields.size(name, default, most=MAX_HEAD_DIM)
     if size % 2:
@@ -74,17 +74,21 @@ def head_size(fields: Fields, name: str, default: int) -> int:
     return size
 
 
-def rope_table(fields: Fields, head_dim: int, max_positions: int) -> tuple[float, ...]:
+def rope_table(fields: MetadataFields, head_dim: int, max_positions: int) -> tuple[float, ...]:
     """The RoPE frequencies, from ``rope_parameters`` (new files) or ``rope_scaling`` (old ones)."""
     scaling = fields.mapping("rope_parameters") or fields.mapping("rope_scaling")
     scaling = {"original_max_position_embeddings": max_positions, **scaling}
-    Fields(scaling, f"{fields.where}, rope_parameters").refuse("partial_rotary_factor", unless=1.0)
+    MetadataFields(scaling, f"{fields.where}, rope_parameters").refuse(
+        "partial_rotary_factor", unless=1.0
+    )
     fields.refuse("partial_rotary_factor", unless=1.0)
-    theta = Fields(scaling, fields.where).positive("rope_theta", fields.positive("rope_theta", 1e4))
+    theta = MetadataFields(scaling, fields.where).positive(
+        "rope_theta", fields.positive("rope_theta", 1e4)
+    )
     return rope.scaled(rope.frequencies(head_dim, theta), scaling)
 
 
-def activation(fields: Fields, name: str, default: str) -> Activation:
+def activation(fields: MetadataFields, name: str, default: str) -> Activation:
     """The activation function that the file names."""
     found = fields.text(name, default)
     if found not in _ACTIVATIONS:
@@ -95,7 +99,7 @@ def activation(fields: Fields, name: str, default: str) -> Activation:
     return _ACTIVATIONS[found]
 
 
-def is_sliding(fields: Fields, by_default: tuple[bool, ...]) -> tuple[bool, ...]:
+def is_sliding(fields: MetadataFields, by_default: tuple[bool, ...]) -> tuple[bool, ...]:
     """Which layers have a sliding window: ``layer_types``, or the family's rule where absent."""
     kinds = fields.values.get("layer_types")
     if kinds is None:

@@ -52,13 +52,13 @@ class Value:
 
     origin: Input | JaxprEqn
     aval: Any
-    home: int
+    made_in: int
     """The piece that holds it or made it."""
     users: set[int] = field(default_factory=set)
 
     def crosses(self, boundary: int) -> bool:
         """Whether both sides of this marker need it."""
-        pieces = {self.home, *self.users}
+        pieces = {self.made_in, *self.users}
         return min(pieces) <= boundary < max(pieces)
 
 
@@ -191,9 +191,9 @@ def check_cuts(model: Model, dtype: jnp.dtype) -> None:
 
 
 def _described(value: Value, pieces: Sequence[str]) -> str:
-    what, home = value.aval.str_short(), pieces[value.home]
+    what, made_in = value.aval.str_short(), pieces[value.made_in]
     users = listed(pieces[piece] for piece in sorted(value.users))
     if isinstance(value.origin, Input):
-        return f"{what}, the {value.origin.name} of {home}, used in {users}"
+        return f"{what}, the {value.origin.name} of {made_in}, used in {users}"
     where = source_info_util.summarize(value.origin.source_info)
-    return f"{what}, made in {home} by {value.origin.primitive.name} at {where}, used in {users}"
+    return f"{what}, made in {made_in} by {value.origin.primitive.name} at {where}, used in {users}"

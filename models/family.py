@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from flax import nnx
 
 from fjx.models.config import ModelConfig
-from fjx.models.fields import Fields
+from fjx.models.metadata_fields import MetadataFields
 
-ReadHf = Callable[[Fields], ModelConfig]
-ReadGguf = Callable[[Fields, Collection[str], Sequence[float] | None], ModelConfig]
+ReadHf = Callable[[MetadataFields], ModelConfig]
+ReadGguf = Callable[[MetadataFields, Collection[str], Sequence[float] | None], ModelConfig]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from fjx.errors import ModelError
 from fjx.models import config_gguf, config_hf, rope
 from fjx.models.config import ModelConfig
 from fjx.models.family import Family
-from fjx.models.fields import Fields
 from fjx.models.layers import Attention, BlockInputs, GatedMlp, RMSNorm, TokenEmbed
 from fjx.models.llama import llama_head
+from fjx.models.metadata_fields import MetadataFields
 
 GLOBAL_THETA, LOCAL_THETA = 1e6, 1e4
 # The layers of the 27B model, the only one whose attention scale does not follow its head size.
@@ -44,7 +44,7 @@ class Gemma3Block(nnx.Module):
         return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x))), kv_pages
 
 
-def _config_from_hf(fields: Fields) -> ModelConfig:
+def _config_from_hf(fields: MetadataFields) -> ModelConfig:
     fields.refuse("use_bidirectional_attention", unless=False)
     fields.refuse("attention_bias", unless=False)
     hidden_size, layers = fields.size("hidden_size"), config_hf.num_layers(fields)
@@ -80,10 +80,12 @@ def _config_from_hf(fields: Fields) -> ModelConfig:
 
 
 def _rope_tables_from_hf(
-    fields: Fields, head_dim: int, max_positions: int
+    fields: MetadataFields, head_dim: int, max_positions: int
 ) -> tuple[tuple[float, ...], ...]:
     """The global and the local table; scaling in old files is the global one's."""
-    parameters = Fields(fields.mapping("rope_parameters"), f"{fields.where}, rope_parameters")
+    parameters = MetadataFields(
+        fields.mapping("rope_parameters"), f"{fields.where}, rope_parameters"
+    )
     old = {
         "full_attention": {
             "rope_theta": fields.positive("rope_theta", GLOBAL_THETA),
@@ -93,7 +95,9 @@ def _rope_tables_from_hf(
     }
     return tuple(
         config_hf.rope_table(
-            Fields({"rope_parameters": {**old[kind], **parameters.mapping(kind)}}, fields.where),
+            MetadataFields(
+                {"rope_parameters": {**old[kind], **parameters.mapping(kind)}}, fields.where
+            ),
             head_dim,
             max_positions,
         )
@@ -102,7 +106,7 @@ def _rope_tables_from_hf(
 
 
 def _config_from_gguf(
-    header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
+    header: MetadataFields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
 ) -> ModelConfig:
     if "rope_freqs.weight" in tensor_names:
         raise ModelError(f"{header.where}: a gemma3 model with rope_freqs.weight is not supported")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from fjx.errors import ModelError
-from fjx.models.fields import Fields
+from fjx.models.metadata_fields import MetadataFields
 
 _SWITCHES_AND_SIZES = (
     "adapters.count",
@@ -67,7 +67,7 @@ _FACTORS = (
 """Off where they are 0, as in llama.cpp, or 1."""
 
 
-def refuse_other_computations(header: Fields) -> None:
+def refuse_other_computations(header: MetadataFields) -> None:
     """Raise ModelError, with its name, for a key that asks for what is not computed here."""
     for name in (*_SWITCHES_AND_SIZES, *_FACTORS):
         value = header.values.get(header.prefix + name)

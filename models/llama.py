@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from fjx.models import config_gguf, config_hf
 from fjx.models.config import ModelConfig
 from fjx.models.family import Family
-from fjx.models.fields import Fields
 from fjx.models.layers import Attention, BlockInputs, GatedMlp, Head, RMSNorm, TokenEmbed
+from fjx.models.metadata_fields import MetadataFields
 
 
 class LlamaBlock(nnx.Module):
@@ -37,7 +37,7 @@ def llama_head(config: ModelConfig) -> Head:
     return Head(config, RMSNorm)
 
 
-def _config_from_hf(fields: Fields) -> ModelConfig:
+def _config_from_hf(fields: MetadataFields) -> ModelConfig:
     attention_bias = fields.flag("attention_bias", False)
     return config_hf.decoder_config(
         fields,
@@ -48,7 +48,7 @@ def _config_from_hf(fields: Fields) -> ModelConfig:
     )
 
 
-def _mistral_config_from_hf(fields: Fields) -> ModelConfig:
+def _mistral_config_from_hf(fields: MetadataFields) -> ModelConfig:
     # Absent means the 4,096 of the first Mistral; later ones say null, which is no window.
     windows: tuple[int, ...] = ()
     if fields.values.get("sliding_window", 4096) is not None:
@@ -57,7 +57,7 @@ def _mistral_config_from_hf(fields: Fields) -> ModelConfig:
 
 
 def _config_from_gguf(
-    header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
+    header: MetadataFields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
 ) -> ModelConfig:
     return config_gguf.decoder_config(
         header,

@@ -10,8 +10,8 @@ from fjx.kernels.ragged import RaggedRows
 from fjx.models import config_hf
 from fjx.models.config import ModelConfig
 from fjx.models.family import Family
-from fjx.models.fields import Fields
 from fjx.models.layers import Attention, BlockInputs, Head, LayerNorm, Mlp, TokenEmbed, param
+from fjx.models.metadata_fields import MetadataFields
 
 POSITION_OFFSET = 2
 """The first rows of the table of positions are never used, an inheritance from fairseq."""
@@ -53,7 +53,7 @@ def _opt_head(config: ModelConfig) -> Head:
     return Head(config, LayerNorm)
 
 
-def _config_from_hf(fields: Fields) -> ModelConfig:
+def _config_from_hf(fields: MetadataFields) -> ModelConfig:
     hidden_size = fields.size("hidden_size")
     if fields.integer("word_embed_proj_dim", hidden_size) != hidden_size:
         raise ModelError(

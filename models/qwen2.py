@@ -8,16 +8,16 @@ from fjx.errors import ModelError
 from fjx.models import config_gguf, config_hf
 from fjx.models.config import ModelConfig
 from fjx.models.family import Family
-from fjx.models.fields import Fields
 from fjx.models.layers import TokenEmbed
 from fjx.models.llama import LlamaBlock, llama_head
+from fjx.models.metadata_fields import MetadataFields
 
 DEFAULT_WINDOW = 4096
 DEFAULT_KV_HEADS = 32
 """What Transformers' Qwen2Config and Qwen3Config take for absent keys."""
 
 
-def windows_from_hf(fields: Fields) -> tuple[int, ...]:
+def windows_from_hf(fields: MetadataFields) -> tuple[int, ...]:
     """The layers' windows: from ``max_window_layers`` on, where ``use_sliding_window`` is on.
 
     An absent window is Transformers' 4,096; a null is none.
@@ -41,7 +41,7 @@ def windows_from_hf(fields: Fields) -> tuple[int, ...]:
     return tuple(window if slides else 0 for slides in sliding)
 
 
-def _config_from_hf(fields: Fields) -> ModelConfig:
+def _config_from_hf(fields: MetadataFields) -> ModelConfig:
     return config_hf.decoder_config(
         fields,
         "qwen2",
@@ -52,7 +52,7 @@ def _config_from_hf(fields: Fields) -> ModelConfig:
 
 
 def _config_from_gguf(
-    header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
+    header: MetadataFields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
 ) -> ModelConfig:
     config_gguf.refuse_windows(header)
     return config_gguf.decoder_config(header, "qwen2", tensor_names, rope_factors, qkv_bias=True)

@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 from fjx.models import config_gguf, config_hf
 from fjx.models.config import ModelConfig
 from fjx.models.family import Family
-from fjx.models.fields import Fields
 from fjx.models.layers import TokenEmbed
 from fjx.models.llama import LlamaBlock, llama_head
+from fjx.models.metadata_fields import MetadataFields
 from fjx.models.qwen2 import DEFAULT_KV_HEADS, windows_from_hf
 
 
-def _config_from_hf(fields: Fields) -> ModelConfig:
+def _config_from_hf(fields: MetadataFields) -> ModelConfig:
     attention_bias = fields.flag("attention_bias", False)
     return config_hf.decoder_config(
         fields,
@@ -28,7 +28,7 @@ def _config_from_hf(fields: Fields) -> ModelConfig:
 
 
 def _config_from_gguf(
-    header: Fields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
+    header: MetadataFields, tensor_names: Collection[str], rope_factors: Sequence[float] | None
 ) -> ModelConfig:
     config_gguf.refuse_windows(header)
     return config_gguf.decoder_config(header, "qwen3", tensor_names, rope_factors, qk_norm=True)

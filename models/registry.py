@@ -9,7 +9,7 @@ from fjx.errors import ModelError
 from fjx.models import gemma3, llama, opt, qwen2, qwen3
 from fjx.models.config import ModelConfig
 from fjx.models.family import Family
-from fjx.models.fields import Fields
+from fjx.models.metadata_fields import MetadataFields
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -26,7 +26,7 @@ FAMILIES: dict[str, Family] = {
 
 def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     """See `ModelConfig.from_hf`."""
-    fields = Fields(config, "config.json")
+    fields = MetadataFields(config, "config.json")
     if "quantization_config" in fields:
         raise ModelError(
             "config.json: quantized Hugging Face checkpoints (quantization_config) are not "
@@ -34,7 +34,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         )
     family = _hf_family(fields)
     if "text_config" in fields:
-        fields = Fields(fields.mapping("text_config"), "config.json, text_config")
+        fields = MetadataFields(fields.mapping("text_config"), "config.json, text_config")
     return family.config_from_hf(fields)
 
 
@@ -44,16 +44,16 @@ def config_from_gguf(
     rope_factors: Sequence[float] | None,
 ) -> ModelConfig:
     """See `ModelConfig.from_gguf`."""
-    architecture = Fields(metadata, "the GGUF header").text("general.architecture")
+    architecture = MetadataFields(metadata, "the GGUF header").text("general.architecture")
     for family in FAMILIES.values():
         if architecture in family.gguf_architectures and family.config_from_gguf is not None:
-            header = Fields(metadata, "the GGUF header", prefix=f"{architecture}.")
+            header = MetadataFields(metadata, "the GGUF header", prefix=f"{architecture}.")
             return family.config_from_gguf(header, tensor_names, rope_factors)
     known = (name for family in FAMILIES.values() for name in family.gguf_architectures)
     raise _unknown(architecture, known)
 
 
-def _hf_family(fields: Fields) -> Family:
+def _hf_family(fields: MetadataFields) -> Family:
     architectures = fields.values.get("architectures")
     if isinstance(architectures, list | tuple) and architectures:
         for family in FAMILIES.values():

@@ -106,10 +106,10 @@ class Tokenizer:
         stream = self.stream(skip_special_tokens, continuation)
         return stream.add(ids) + stream.flush()
 
-    def stream(self, skip_special_tokens: bool = True, continuation: bool = False) -> TextStream:
+    def stream(self, skip_special_tokens: bool = True, continuation: bool = False) -> DecodeStream:
         """A decoder for ids that come in pieces; arguments as in ``decode``."""
         strip = self._spelling.strips_leading_space and not continuation
-        return TextStream(self, skip_special_tokens, strip)
+        return DecodeStream(self, skip_special_tokens, strip)
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to a text, which may be part of a character."""
@@ -217,7 +217,7 @@ class Tokenizer:
             (folder / name).write_text(text, encoding="utf-8")
 
 
-class TextStream:
+class DecodeStream:
     """Decodes ids that come in pieces, in constant time a token.
 
     What it gives is final: a character is held back until all of its bytes are there. The pieces

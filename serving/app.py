@@ -19,7 +19,7 @@ from fjx.serving.config import ServerConfig
 from fjx.serving.errors import ApiError, as_api_error
 from fjx.serving.http_metrics import CountRequests
 from fjx.serving.info import model_routes, status_routes
-from fjx.serving.metrics import Metrics
+from fjx.serving.metrics import ServerMetrics
 from fjx.serving.middleware import RequestLifetime, RequireKey
 from fjx.serving.openapi import describe, errors
 from fjx.serving.plan import plan_routes
@@ -56,7 +56,7 @@ def create_app(llm: AsyncEngine, server_config: ServerConfig) -> FastAPI:
     state = ServerState(
         llm,
         server_config,
-        Metrics(model_name, llm.stats, lambda: llm.config),
+        ServerMetrics(model_name, llm.stats, lambda: llm.config),
         RefusalLog(server_config.log_requests),
     )
     # strict_content_type off: a body without a Content-Type header is read as JSON.

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fjx import CompletionOutput
 from fjx.serving.bodies import BodyRoute
 from fjx.serving.conversation import conversation_of, message_text
-from fjx.serving.generation import Job, Tally, collect, says_nothing, size_of, stream_outputs
+from fjx.serving.generation import Job, TokenCounter, collect, says_nothing, size_of, stream_outputs
 from fjx.serving.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from fjx.serving.openapi import GENERATION
 from fjx.serving.params import check_generation, sampling_params
@@ -46,7 +46,7 @@ def chat_routes(state: ServerState) -> APIRouter:
         check_generation(body)
         answer_id = f"chatcmpl-{request_id(request, body.request_id)}"
         job = await _job(state, body, answer_id, arrival)
-        answer = _Answer(state, body, job, answer_id)
+        answer = _ChatAnswer(state, body, job, answer_id)
         if body.stream:
             return EventStream(answer.stream)
         return Response(await answer.whole(), media_type="application/json")
@@ -54,7 +54,7 @@ def chat_routes(state: ServerState) -> APIRouter:
     return router
 
 
-class _Answer:
+class _ChatAnswer:
     """One answer in the making."""
 
     def __init__(self, state: ServerState, body: ChatRequest, job: Job, answer_id: str) -> None:
@@ -62,7 +62,7 @@ class _Answer:
         self._body = body
         self._job = job
         self._names = TokenNames(state.llm.tokenizer, bool(body.return_tokens_as_token_ids))
-        self._tally = Tally()
+        self._counter = TokenCounter()
         self._common: dict[str, Any] = {
             "id": answer_id,
             "created": int(time.time()),
@@ -71,7 +71,7 @@ class _Answer:
 
     async def whole(self) -> bytes:
         """The answer of a request that does not stream, as JSON."""
-        completions = await collect(self._state, self._job, self._tally)
+        completions = await collect(self._state, self._job, self._counter)
         of_prompt = await self._prompt_logprobs()
 
         def answer() -> bytes:
@@ -90,7 +90,7 @@ class _Answer:
                 ChatResponse(
                     **self._common,
                     choices=choices,
-                    usage=self._tally.usage(),
+                    usage=self._counter.usage(),
                     prompt_logprobs=of_prompt,
                     prompt_token_ids=self._job.prompt_ids if self._body.return_token_ids else None,
                 )
@@ -101,7 +101,7 @@ class _Answer:
     async def stream(self, events: Events) -> None:
         """Send the answer of a streaming request; each choice begins with its role."""
         silent = set(range(self._job.params.n))
-        async with aclosing(stream_outputs(self._state, self._job, self._tally)) as parts:
+        async with aclosing(stream_outputs(self._state, self._job, self._counter)) as parts:
             async for part in parts:
                 if says_nothing(part, self._body.return_token_ids):
                     continue
@@ -111,12 +111,12 @@ class _Answer:
                     if shows_prompt:
                         more["prompt_token_ids"] = self._job.prompt_ids
                     if self._body.continuous_usage:
-                        more["usage"] = self._tally.usage(without=part)
+                        more["usage"] = self._counter.usage(without=part)
                     silent.remove(part.index)
                     await events.emit(self._chunk(self._first_choice(part.index), **more))
                 await events.emit(self._chunk(self._choice(part)))
         if self._body.include_usage:
-            await events.emit(self._chunk(None, usage=self._tally.usage()))
+            await events.emit(self._chunk(None, usage=self._counter.usage()))
 
     def _first_choice(self, index: int) -> ChatChunkChoice:
         delta = Delta(role="assistant", content=self._job.echo)
@@ -134,7 +134,9 @@ class _Answer:
 
     def _chunk(self, choice: ChatChunkChoice | None, **fields: Any) -> str:
         if self._body.include_usage:
-            fields.setdefault("usage", self._tally.usage() if self._body.continuous_usage else None)
+            fields.setdefault(
+                "usage", self._counter.usage() if self._body.continuous_usage else None
+            )
         chunk = ChatChunk(
             **self._common,
             object="chat.completion.chunk",

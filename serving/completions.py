@@ -14,7 +14,7 @@ from fjx.serving.bodies import BodyRoute
 from fjx.serving.errors import invalid
 from fjx.serving.generation import (
     Job,
-    Tally,
+    TokenCounter,
     collect,
     for_each,
     says_nothing,
@@ -64,7 +64,7 @@ def completion_routes(state: ServerState) -> APIRouter:
         state.check_serving()
         state.check_model(body.model)
         check_generation(body)
-        answer = _Answer(state, body, f"cmpl-{request_id(request, body.request_id)}")
+        answer = _CompletionAnswer(state, body, f"cmpl-{request_id(request, body.request_id)}")
         jobs = await _jobs(state, body, answer.id, arrival)
         if body.stream:
             return EventStream(lambda events: answer.stream(jobs, events))
@@ -73,7 +73,7 @@ def completion_routes(state: ServerState) -> APIRouter:
     return router
 
 
-class _Answer:
+class _CompletionAnswer:
     """One answer in the making."""
 
     def __init__(self, state: ServerState, body: CompletionRequest, answer_id: str) -> None:
@@ -81,7 +81,7 @@ class _Answer:
         self._state = state
         self._body = body
         self._names = TokenNames(state.llm.tokenizer, bool(body.return_tokens_as_token_ids))
-        self._tally = Tally()
+        self._counter = TokenCounter()
         self._common: dict[str, Any] = {
             "id": answer_id,
             "object": "text_completion",
@@ -93,7 +93,7 @@ class _Answer:
         """The answer of a request that does not stream, as JSON."""
 
         async def choices(job: Job) -> list[CompletionChoice]:
-            completions = await collect(self._state, job, self._tally)
+            completions = await collect(self._state, job, self._counter)
             choices = _Choices(self._body, job, self._names)
             return [await choices.add(each) for each in completions]
 
@@ -102,7 +102,7 @@ class _Answer:
 
         def answer() -> bytes:
             # A large answer is copied at its end: choice by choice, other threads run between.
-            usage = self._tally.usage()
+            usage = self._counter.usage()
             around = written(CompletionResponse(**self._common, choices=[], usage=usage))
             head, name, tail = around.partition(b'"choices":[')
             separated = [part for choice in made for part in (b",", written(choice))]
@@ -115,20 +115,20 @@ class _Answer:
 
         async def send(job: Job) -> None:
             choices = _Choices(self._body, job, self._names)
-            async with aclosing(stream_outputs(self._state, job, self._tally)) as parts:
+            async with aclosing(stream_outputs(self._state, job, self._counter)) as parts:
                 async for part in parts:
                     if not says_nothing(part, self._body.return_token_ids):
                         await events.emit(await self._chunk(await choices.add(part)))
 
         await for_each(jobs, send)
         if self._body.include_usage:
-            last = CompletionResponse(**self._common, choices=[], usage=self._tally.usage())
+            last = CompletionResponse(**self._common, choices=[], usage=self._counter.usage())
             await events.emit(last.model_dump_json(exclude_unset=True))
 
     async def _chunk(self, choice: CompletionChoice) -> str:
         usage: dict[str, Any] = {}
         if self._body.include_usage:
-            usage["usage"] = self._tally.usage() if self._body.continuous_usage else None
+            usage["usage"] = self._counter.usage() if self._body.continuous_usage else None
         chunk = CompletionResponse(**self._common, choices=[choice], **usage)
         return await off_loop(_size(choice), lambda: chunk.model_dump_json(exclude_unset=True))
 

@@ -51,7 +51,7 @@ class Job:
 
 
 @dataclass
-class Tally:
+class TokenCounter:
     """Counts the tokens of an HTTP request."""
 
     prompt_tokens: int = 0
@@ -98,7 +98,7 @@ class Tally:
 
 
 async def stream_outputs(
-    state: ServerState, job: Job, tally: Tally
+    state: ServerState, job: Job, counter: TokenCounter
 ) -> AsyncGenerator[CompletionOutput, None]:
     """Yield what is new of a job's completions, counted, measured and logged.
 
@@ -109,10 +109,10 @@ async def stream_outputs(
     meter = RequestMeter(state.metrics, job.arrival, job.params)
     outcome = "aborted"
     try:
-        async with aclosing(_admitted(state, job, tally)) as outputs:
+        async with aclosing(_admitted(state, job, counter)) as outputs:
             async for output in outputs:
                 meter.observe(output)
-                tally.add(output)
+                counter.add(output)
                 if output.prompt_logprobs is not None and not job.prompt_logprobs:
                     job.prompt_logprobs.extend(output.prompt_logprobs)
                 for completion in output.outputs:
@@ -134,7 +134,7 @@ async def stream_outputs(
 
 
 async def _admitted(
-    state: ServerState, job: Job, tally: Tally
+    state: ServerState, job: Job, counter: TokenCounter
 ) -> AsyncGenerator[RequestOutput, None]:
     """What the engine brings to a job. A job that is refused, or displaced by a more urgent one,
     waits where other prompts of its HTTP request have begun: their work is not thrown away."""
@@ -148,18 +148,18 @@ async def _admitted(
                     yield output
             return
         except QueueFullError as error:
-            if not tally.cached_tokens:
+            if not counter.cached_tokens:
                 raise
             await asyncio.sleep(min(error.retry_after, _LONGEST_PAUSE))
 
 
-async def collect(state: ServerState, job: Job, tally: Tally) -> list[CompletionOutput]:
+async def collect(state: ServerState, job: Job, counter: TokenCounter) -> list[CompletionOutput]:
     """A job's completions, whole, in the order of their indices."""
     whole = [
         CompletionOutput(index=index, logprobs=None if job.params.logprobs is None else [])
         for index in range(job.params.n)
     ]
-    async with aclosing(stream_outputs(state, job, tally)) as parts:
+    async with aclosing(stream_outputs(state, job, counter)) as parts:
         async for part in parts:
             completion = whole[part.index]
             completion.text += part.text

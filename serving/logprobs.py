@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from fjx import CompletionOutput, PositionLogprobs, TokenLogprob
 from fjx.serving import responses
-from fjx.serving.state import Tokenizer
+from fjx.serving.state import TokenizerLike
 
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
@@ -20,7 +20,7 @@ class TextOffsets:
     A token that holds only a part of a character begins where that character does.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: TokenizerLike, skip_special_tokens: bool) -> None:
         # As the engine decodes a choice, or the offsets would be those of another text.
         self._stream = tokenizer.stream(skip_special_tokens, continuation=True)
         self._length = 0
@@ -38,7 +38,7 @@ class TextOffsets:
 class TokenNames:
     """What tokens are called in an answer."""
 
-    tokenizer: Tokenizer
+    tokenizer: TokenizerLike
     as_ids: bool = False
     """Name tokens ``token_id:42``, rather than by their text."""
 
@@ -111,7 +111,7 @@ def echo_logprobs(
 
 
 def prompt_logprobs(
-    tokenizer: Tokenizer, positions: Sequence[PositionLogprobs | None], count: int
+    tokenizer: TokenizerLike, positions: Sequence[PositionLogprobs | None], count: int
 ) -> responses.PromptLogprobs:
     """Log-probabilities of a prompt in vLLM's shape, by token id."""
 
@@ -143,7 +143,7 @@ def chat_logprobs(names: TokenNames, output: CompletionOutput) -> responses.Chat
         )
 
     content = [
-        responses.TokenLogprob(
+        responses.ChatTokenLogprob(
             **described(each.sampled).model_dump(),
             top_logprobs=[described(token) for token in each.top],
         )
@@ -152,7 +152,7 @@ def chat_logprobs(names: TokenNames, output: CompletionOutput) -> responses.Chat
     return responses.ChatLogprobs(content=content)
 
 
-def token_name(tokenizer: Tokenizer, token_id: int) -> str:
+def token_name(tokenizer: TokenizerLike, token_id: int) -> str:
     r"""A token's text, or ``bytes:\xe2\x80`` where it holds only a part of a character."""
     raw = tokenizer.token_bytes(token_id)
     try:
@@ -166,7 +166,7 @@ def finite(logprob: float) -> float:
     return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB
 
 
-def _prompt_offsets(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
+def _prompt_offsets(tokenizer: TokenizerLike, ids: Sequence[int], text: str) -> list[int]:
     """Where in a prompt's text each of its tokens begins, in characters.
 
     What the tokenizer has put before a text, such as a token that begins it, begins where the text

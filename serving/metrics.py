@@ -36,7 +36,7 @@ PREEMPTION_COUNTS = (0, 1, 2, 5, 10, 20, 50)
 _LABELS = ["model_name"]
 
 
-class Metrics:
+class ServerMetrics:
     """The server's registry: the engine's counters, read at each scrape, and latency histograms."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Metrics:
         self.generation_tokens = histogram(
             "request_generation_tokens", "Tokens generated for a prompt.", TOKEN_COUNTS
         )
-        self.most_generated = histogram(
+        self.max_generated = histogram(
             "request_max_num_generation_tokens",
             "Tokens of a prompt's longest completion.",
             TOKEN_COUNTS,
@@ -112,7 +112,7 @@ class Metrics:
 class RequestMeter:
     """Follows one request's outputs and reports its latencies."""
 
-    def __init__(self, metrics: Metrics, arrival: float, params: SamplingParams) -> None:
+    def __init__(self, metrics: ServerMetrics, arrival: float, params: SamplingParams) -> None:
         self._metrics = metrics
         self._arrival = arrival
         self._params = params
@@ -159,7 +159,7 @@ class RequestMeter:
         metrics = self._metrics
         metrics.prompt_tokens.observe(len(output.prompt_token_ids))
         metrics.generation_tokens.observe(self.generated)
-        metrics.most_generated.observe(max(self._counts.values(), default=0))
+        metrics.max_generated.observe(max(self._counts.values(), default=0))
         metrics.params_n.observe(self._params.n)
         if self._params.max_tokens is not None:
             metrics.params_max_tokens.observe(self._params.max_tokens)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fjx.serving.errors import ApiError
 from fjx.serving.json_size import json_weight
-from fjx.serving.state import InFlight
+from fjx.serving.state import RequestsInFlight
 from fjx.serving.unicode import check_unicode
 from fjx.serving.workers import off_loop
 from fjx.wording import shortened
@@ -105,7 +105,7 @@ class RequestLifetime:
         max_body_bytes: int,
         max_body_values: int,
         body_timeout: float,
-        in_flight: InFlight,
+        in_flight: RequestsInFlight,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes

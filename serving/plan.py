@@ -31,9 +31,9 @@ from fjx.serving.errors import ApiError, invalid, unavailable
 from fjx.serving.openapi import errors
 from fjx.serving.responses import PlanResponse
 from fjx.serving.state import PlanTarget, ServerState
-from fjx.sharding.fields import Fields, is_integer
 from fjx.sharding.plan.plan_json import deployment_to_json
 from fjx.sharding.planner.mesh_file import READY_MADE
+from fjx.sharding.table_fields import TableFields, is_integer
 from fjx.sharding.toml_source import Path
 from fjx.wording import listed, shortened
 
@@ -95,7 +95,7 @@ def plan_routes(state: ServerState) -> APIRouter:
         """Change to another plan: stages (a number), mesh (a name or file), or a whole plan."""
         state.check_serving()
         try:
-            fields = Fields(body, (), "the request", _error)
+            fields = TableFields(body, (), "the request", _error)
             target = _target(fields, state)
             wait = fields.flag("wait", True)
             await changes.run(target, wait)
@@ -188,7 +188,7 @@ def _switch_to_json(record: SwitchRecord | None) -> dict[str, Any] | None:
     }
 
 
-def _target(fields: Fields, state: ServerState) -> PlanTarget:
+def _target(fields: TableFields, state: ServerState) -> PlanTarget:
     """What a request wants: a number of stages, a mesh, or a plan.
 
     Raises:

@@ -10,7 +10,7 @@ from fjx.serving.protocol import GenerationRequest
 from fjx.serving.state import AsyncEngine, ServerState
 from fjx.serving.workers import ENCODING, RENDERING, off_loop
 
-_MOST_SCORES = 4_000_000
+_MAX_SCORES = 4_000_000
 
 
 def encode_text(
@@ -115,10 +115,10 @@ def check_scores(tokens: int, count: int | None, n: int) -> None:
         count: likeliest tokens to name for each; None: none were asked for.
         n: completions per prompt, each of which has them.
     """
-    if count is not None and tokens * (1 + count) * n > _MOST_SCORES:
+    if count is not None and tokens * (1 + count) * n > _MAX_SCORES:
         raise invalid(
             f"log-probabilities of {1 + count} tokens at {tokens} places of the prompt, for each "
-            f"of {n} completions, are more than {_MOST_SCORES} at a time; lower one of them",
+            f"of {n} completions, are more than {_MAX_SCORES} at a time; lower one of them",
             "prompt_logprobs",
         )
 

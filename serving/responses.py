@@ -185,7 +185,7 @@ class TopLogprob(BaseModel):
     bytes: list[int]
 
 
-class TokenLogprob(TopLogprob):
+class ChatTokenLogprob(TopLogprob):
     """The token that was chosen, and the likeliest ones."""
 
     top_logprobs: list[TopLogprob]
@@ -198,7 +198,7 @@ class TokenLogprob(TopLogprob):
 class ChatLogprobs(BaseModel):
     """Log-probabilities of a message, one entry a token."""
 
-    content: list[TokenLogprob]
+    content: list[ChatTokenLogprob]
 
 
 class AnswerMessage(BaseModel):

@@ -20,14 +20,14 @@ from fjx import (
 )
 from fjx.serving.config import ServerConfig
 from fjx.serving.errors import ApiError, unavailable
-from fjx.serving.metrics import Metrics
+from fjx.serving.metrics import ServerMetrics
 from fjx.serving.refusals import RefusalLog
 
 PlanTarget = int | str | Mapping[str, Any]
 """A number of stages; the name of a mesh or the path of a mesh file; or a plan as JSON values."""
 
 
-class TextStream(Protocol):
+class TextStreamLike(Protocol):
     """Decodes tokens as they come."""
 
     def add(self, ids: Sequence[int]) -> str:
@@ -37,7 +37,7 @@ class TextStream(Protocol):
         """Return what was held back, at the end."""
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
     """What the server needs of ``AsyncLLM.tokenizer``."""
 
     @property
@@ -76,7 +76,9 @@ class Tokenizer(Protocol):
     ) -> str:
         """Return the prompt of a conversation."""
 
-    def stream(self, skip_special_tokens: bool = True, continuation: bool = False) -> TextStream:
+    def stream(
+        self, skip_special_tokens: bool = True, continuation: bool = False
+    ) -> TextStreamLike:
         """Return a decoder for one text, or for what continues a prompt."""
 
 
@@ -96,7 +98,7 @@ class AsyncEngine(Protocol):
         """Why the engine has died; None while it lives."""
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> TokenizerLike:
         """The model's tokenizer, once ready."""
 
     @property
@@ -144,7 +146,7 @@ class AsyncEngine(Protocol):
         ``patience``; whether it has stopped."""
 
 
-class InFlight:
+class RequestsInFlight:
     """Counts HTTP requests from the end of their body to the end of their answer."""
 
     def __init__(self) -> None:
@@ -180,9 +182,9 @@ class ServerState:
 
     llm: AsyncEngine
     config: ServerConfig
-    metrics: Metrics
+    metrics: ServerMetrics
     refusals: RefusalLog
-    in_flight: InFlight = field(default_factory=InFlight)
+    in_flight: RequestsInFlight = field(default_factory=RequestsInFlight)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by the first signal: running requests finish, new ones are refused."""
     created: int = field(default_factory=lambda: int(time.time()))

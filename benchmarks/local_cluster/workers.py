@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fjx.cluster.actor import Member
+from fjx.cluster.actor import WorkerHandle
 
 
-def pid_of(member: Member, seconds: float = 10.0) -> int:
+def pid_of(worker: WorkerHandle, seconds: float = 10.0) -> int:
     """A worker's process, which must answer within so many seconds."""
-    pid: int = member.call("pid").result(seconds)
+    pid: int = worker.call("pid").result(seconds)
     return pid
 
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 from placement_baselines import best_fit, first_fit, random_fit
 from simulated.scenes import DATA, EAGER, RATE, Rungs, Shape, Stage, shape_name
 
-from fjx.granularity.scorers import FlexPipeScorer
+from fjx.granularity.rung_scorers import FlexPipeRungScorer
 from fjx.sharding.placement.placement import place
 from fjx.sharding.topology.topology import Link
 from fjx.sim.changes import Switching
-from fjx.sim.cluster import Tenancy, flexpipe_hosts, tenancies_from_pods
 from fjx.sim.run import Result
-from fjx.sim.setup import Setup
-from fjx.sim.speculation import Drafting
+from fjx.sim.setup import SimSetup
+from fjx.sim.sim_cluster import Tenancy, flexpipe_hosts, tenancies_from_pods
+from fjx.sim.sim_speculation import DrafterProfile
 from fjx.sim.systems import Foresight
 from fjx.sim.workload import SimRequest, Workload
 from fjx.speculation.policy.lengths import Fixed
@@ -66,7 +66,7 @@ def compare(
     rungs = stage.replicas
     systems = (
         stage.scale_out("ServerlessLLM-like", first_tier="disk", target=24, most=16),
-        stage.scale_out("Tetris-like", first_tier="remote", target=8, most=16, most_requests=8),
+        stage.scale_out("Tetris-like", first_tier="remote", target=8, most=16, max_num_seqs=8),
         Foresight(name="foresight", ladder=rungs.ladder, kv_tokens=rungs.kv_tokens),
         stage.elastic(),
         stage.elastic("fjx, eager", policy=EAGER),
@@ -76,10 +76,10 @@ def compare(
     results |= {system.name: stage.run(system, workload) for system in systems}
     if drafts:
         name = "fjx, speculation"
-        results[name] = stage.run(stage.elastic(name), workload, drafting=Drafting())
+        results[name] = stage.run(stage.elastic(name), workload, drafting=DrafterProfile())
         name = "fjx, sharded, speculation"
         system = stage.elastic(name, stage.sharded, policy=stage.paced)
-        results[name] = stage.run(system, workload, drafting=Drafting())
+        results[name] = stage.run(system, workload, drafting=DrafterProfile())
     return results
 
 
@@ -108,11 +108,11 @@ def ablations(stage: Stage, workload: Workload) -> Iterator[tuple[str, Result]]:
         "changes that cost nothing": {"switching": Switching(free=True)},
         "waiting requests stay where they are": {"rebalances": False},
         "30 s of pause before finer rungs": {"policy": replace(EAGER, finer_hold_seconds=30)},
-        "FlexPipe's scorer": {"policy": replace(EAGER, scorer=FlexPipeScorer())},
+        "FlexPipe's scorer": {"policy": replace(EAGER, scorer=FlexPipeRungScorer())},
         "more stages, not replicas": {"rungs": stage.stages},
         "more stages, FlexPipe's scorer": {
             "rungs": stage.stages,
-            "policy": replace(EAGER, scorer=FlexPipeScorer()),
+            "policy": replace(EAGER, scorer=FlexPipeRungScorer()),
         },
         "objective between tokens (paced)": {"policy": stage.paced},
         "sharded stages": {"rungs": stage.sharded},
@@ -123,7 +123,7 @@ def ablations(stage: Stage, workload: Workload) -> Iterator[tuple[str, Result]]:
         yield name, stage.run(stage.elastic(name, **given), workload)
     for name, lengths in (("speculation, own lengths", None), ("speculation, 4 each", Fixed(4))):
         system = stage.elastic(name, policy=EAGER)
-        yield name, stage.run(system, workload, drafting=Drafting(), lengths=lengths)
+        yield name, stage.run(system, workload, drafting=DrafterProfile(), lengths=lengths)
 
 
 def sensitivity(stage: Stage, seed: int, cv: float) -> Iterator[tuple[str, Result]]:
@@ -155,7 +155,7 @@ def sensitivity(stage: Stage, seed: int, cv: float) -> Iterator[tuple[str, Resul
     yield from _kv_memory(stage, seed)
 
 
-def _with_nvlink(setup: Setup) -> Setup:
+def _with_nvlink(setup: SimSetup) -> SimSetup:
     return replace(setup, device=replace(setup.device, reduce_bytes_per_second=250e9))
 
 

@@ -10,14 +10,14 @@ from typing import Any
 from fjx.bench.traces import TraceEntry
 from fjx.granularity.ladder import Ladder
 from fjx.granularity.policy import PolicyConfig
-from fjx.granularity.scorers import ServiceScorer
+from fjx.granularity.rung_scorers import ServiceScorer
 from fjx.sharding.placement.placement import Placer, place
 from fjx.sharding.plan.plan import Deployment
 from fjx.sharding.topology.topology import Link
-from fjx.sim.cluster import Cluster, Tenancy, flexpipe_hosts
 from fjx.sim.hardware import NETWORK
 from fjx.sim.run import Result, simulate
-from fjx.sim.setup import Setup, named_setup
+from fjx.sim.setup import SimSetup, named_setup
+from fjx.sim.sim_cluster import SimCluster, Tenancy, flexpipe_hosts
 from fjx.sim.systems import Elastic, ScaleOut, Static, System
 from fjx.sim.workload import (
     Workload,
@@ -129,7 +129,7 @@ class Stage:
     placer: Placer = place
     seen: Callable[[str], object] = lambda _: None
     """Hears of each run that begins."""
-    setup: Setup = field(init=False)
+    setup: SimSetup = field(init=False)
     deployments: dict[str, Deployment] = field(init=False)
     replicas: Rungs = field(init=False)
     """The ladder of replicas of the coarsest pipeline."""
@@ -191,7 +191,7 @@ class Stage:
             RuntimeError: tenants leave no room for it at the start.
         """
         self.seen(system.name)
-        cluster = Cluster(
+        cluster = SimCluster(
             flexpipe_hosts(),
             self.setup.memory_bytes,
             self.tenancies,

@@ -20,7 +20,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class BenchTarget:
     """Where and how requests are sent."""
 
     client: httpx.AsyncClient
@@ -96,7 +96,7 @@ async def first_model(client: httpx.AsyncClient) -> str:
         ) from error
 
 
-async def send(target: Target, request: BenchRequest, record: RequestRecord) -> None:
+async def send(target: BenchTarget, request: BenchRequest, record: RequestRecord) -> None:
     """Send one request and fill its record with times, token counts, or the error.
 
     Failures of the server or the connection end up in ``record.error``; none is raised.

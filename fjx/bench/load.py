@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fjx.bench.arrivals import arrival_times
-from fjx.bench.client import Target, first_model, open_client, send
+from fjx.bench.client import BenchTarget, first_model, open_client, send
 from fjx.bench.config import LoadConfig
 from fjx.bench.datasets import BenchRequest, random_text, random_tokens, read_prompts, sample
 from fjx.bench.metrics import RequestRecord, parse_goodput, summarize
@@ -86,7 +86,7 @@ async def run_load(config: LoadConfig) -> dict[str, Any]:
     goodput = parse_goodput(config.goodput)
     requests = plan_requests(config)
     async with open_client(config.base_url) as client:
-        target = Target(
+        target = BenchTarget(
             client=client,
             model=config.model or await first_model(client),
             endpoint=config.endpoint,
@@ -123,7 +123,7 @@ def _configured_rate(config: LoadConfig) -> float | str:
     return "inf" if rate is None or math.isinf(rate) else rate
 
 
-async def _warm_up(target: Target, config: LoadConfig) -> None:
+async def _warm_up(target: BenchTarget, config: LoadConfig) -> None:
     source = random.Random(f"{config.seed} warm-up")
     draw = random_text if config.endpoint == "chat" else random_tokens
     for _ in range(config.warmup_requests):
@@ -134,7 +134,7 @@ async def _warm_up(target: Target, config: LoadConfig) -> None:
 
 
 async def offer(
-    target: Target, requests: Sequence[BenchRequest], max_concurrency: int | None = None
+    target: BenchTarget, requests: Sequence[BenchRequest], max_concurrency: int | None = None
 ) -> tuple[list[RequestRecord], float]:
     """Send each request at its arrival time and wait for all.
 

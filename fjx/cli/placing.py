@@ -11,9 +11,14 @@ from fjx.cli.planning import default_kv_tokens, read_costs, read_machine
 from fjx.plots.placement import placement_svg
 from fjx.sharding.costs.figures import Workload
 from fjx.sharding.partition.needs import PlanNeed, granularities
+from fjx.sharding.placement.device_scorers import (
+    DeviceScorer,
+    FlexPipeDeviceScorer,
+    FragmentScorer,
+    demands_of,
+)
 from fjx.sharding.placement.placement import Placement, place, place_all
-from fjx.sharding.placement.scorers import FlexPipeScorer, FragmentScorer, Scorer, demands_of
-from fjx.sharding.placement.table import placement_table
+from fjx.sharding.placement.placement_table import placement_table
 from fjx.sharding.plan.plan import Deployment
 from fjx.sharding.plan.plan_json import deployment_to_json
 from fjx.sharding.planner.mesh_file import load_mesh
@@ -42,9 +47,9 @@ class Placing:
             plans = (need_of_mesh(mesh, graph, workload),)
         self._fleet = Fleet.of(topology)
         self._demands = demands_of(plans)
-        scorer: Scorer = FragmentScorer(self._demands)
-        if arguments.scorer == FlexPipeScorer.name:
-            scorer = FlexPipeScorer()
+        scorer: DeviceScorer = FragmentScorer(self._demands)
+        if arguments.scorer == FlexPipeDeviceScorer.name:
+            scorer = FlexPipeDeviceScorer()
 
         def placed(fleet: Fleet, candidates: Sequence[PlanNeed]) -> Placement:
             return place(

@@ -125,7 +125,7 @@ def _measure(config: ProfileConfig) -> tuple[GranuleGraph, dict[str, str]]:
     from fjx.models.loading.load import load_model_config
     from fjx.models.loading.source import program_cache, resolve_config
     from fjx.pipeline.compiler import Compiler
-    from fjx.pipeline.profile import machine_of, measure
+    from fjx.pipeline.profiler import machine_of, measure
     from fjx.regranularization.plan_target import make_cpu_devices
 
     engine = EngineConfig(

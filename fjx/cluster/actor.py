@@ -18,13 +18,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fjx.cluster.health.lease import Lease
 from fjx.cluster.health.speed import Level, Speed
-from fjx.cluster.messages import Beat, Setup
+from fjx.cluster.messages import Heartbeat, WorkerConfig
 from fjx.cluster.nodes import Node
 from fjx.errors import StageLostError
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 """How often a call that waits looks whether its worker is lost."""
 _QUICK_STEP, _QUICK_ANSWER = 0.002, 0.01
 """Seconds; what takes less is not told from what takes this."""
@@ -43,7 +43,13 @@ class _StageActor:
     """Runs a `Worker`. Three threads: steps in the order of the calls, work beside them, beats."""
 
     def __init__(
-        self, setup: Setup, host: str, address: str, cpu_devices: int, label: str, patience: float
+        self,
+        setup: WorkerConfig,
+        host: str,
+        address: str,
+        cpu_devices: int,
+        label: str,
+        seconds: float,
     ) -> None:
         if cpu_devices:
             update: Callable[[str, Any], None] = jax.config.update
@@ -51,8 +57,8 @@ class _StageActor:
             update("jax_num_cpu_devices", cpu_devices)
         from fjx.cluster.worker import Worker
 
-        self._worker, self._label = Worker(setup, host, address, patience), label
-        self._lease = Lease(_LEASE_BEATS * patience, partial(_end_process, label))
+        self._worker, self._label = Worker(setup, host, address, seconds), label
+        self._lease = Lease(_LEASE_BEATS * seconds, partial(_end_process, label))
 
     def __repr__(self) -> str:
         return self._label
@@ -69,10 +75,10 @@ class _StageActor:
         return getattr(self._worker, method)(*arguments)
 
     @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
-    def beat(self) -> Beat:
-        """See `Worker.beat`."""
+    def heartbeat(self) -> Heartbeat:
+        """See `Worker.heartbeat`."""
         self._lease.renew()
-        return self._worker.beat()
+        return self._worker.heartbeat()
 
     @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
     def forget(self, address: str) -> None:
@@ -89,8 +95,8 @@ def _end_process(label: str, seconds: float) -> None:
 class Call:
     """A call that was sent to a worker."""
 
-    def __init__(self, member: Member, method: str, reference: Any) -> None:
-        self.member, self._method, self.reference = member, method, reference
+    def __init__(self, worker: WorkerHandle, method: str, reference: Any) -> None:
+        self.worker, self._method, self.reference = worker, method, reference
 
     @property
     def done(self) -> bool:
@@ -111,13 +117,13 @@ class Call:
             Exception: what the call raised.
         """
         deadline = time.monotonic() + seconds
-        while not self.done_within(min(_LOOK_SECONDS, max(deadline - time.monotonic(), 0.0))):
+        while not self.done_within(min(_CHECK_SECONDS, max(deadline - time.monotonic(), 0.0))):
             if check is not None:
                 check()
-            if self.member.lost is not None:
-                raise StageLostError(self.member.lost)
+            if self.worker.lost is not None:
+                raise StageLostError(self.worker.lost)
             if time.monotonic() >= deadline:
-                raise self.member.lost_error(
+                raise self.worker.lost_error(
                     f"did not answer {self._method!r} within {seconds:g} s"
                 )
         try:
@@ -126,16 +132,16 @@ class Call:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else error) from None
         except RayActorError as error:
-            raise self.member.lost_error(f"is gone: {_first_line(error)}") from None
+            raise self.worker.lost_error(f"is gone: {_first_line(error)}") from None
         except RayError as error:
-            raise self.member.lost_error(f"failed: {_first_line(error)}") from None
+            raise self.worker.lost_error(f"failed: {_first_line(error)}") from None
 
 
-class Member:
+class WorkerHandle:
     """The driver's handle of a worker."""
 
-    def __init__(self, setup: Setup, node: Node, label: str, patience: float) -> None:
-        """Begin to start a worker on a node; `wait_started` returns when it is there. ``patience``:
+    def __init__(self, setup: WorkerConfig, node: Node, label: str, seconds: float) -> None:
+        """Begin to start a worker on a node; `wait_started` returns when it is there. ``seconds``:
         seconds without a sign of life after which it counts as lost."""
         self.node, self.label = node, label
         self.address = ""
@@ -165,7 +171,7 @@ class Member:
             max_restarts=0,
             scheduling_strategy=strategy,
         ).remote(
-            setup, node.host, node.address, 0 if node.gpus else node.cpu_devices, label, patience
+            setup, node.host, node.address, 0 if node.gpus else node.cpu_devices, label, seconds
         )
 
     def wait_started(self, seconds: float, is_there: Callable[[Node], bool]) -> None:
@@ -175,7 +181,7 @@ class Member:
             StageLostError: it does not start.
         """
         answer, deadline = self.call("address"), time.monotonic() + seconds
-        while not answer.done_within(_LOOK_SECONDS) and time.monotonic() < deadline:
+        while not answer.done_within(_CHECK_SECONDS) and time.monotonic() < deadline:
             if not is_there(self.node):
                 raise self.lost_error("cannot start: the node is gone")
         self.address = answer.result(0)
@@ -189,9 +195,9 @@ class Member:
         """Call a method of the worker beside its steps."""
         return Call(self, method, self._actor.work.remote(method, *arguments))
 
-    def beat(self) -> Call:
+    def heartbeat(self) -> Call:
         """Ask for a sign of life."""
-        return Call(self, "beat", self._actor.beat.remote())
+        return Call(self, "beat", self._actor.heartbeat.remote())
 
     def forget(self, address: str) -> None:
         """Have it forget another worker."""

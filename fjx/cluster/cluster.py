@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fjx.cluster.actor import START_SECONDS, Call, Member, results
-from fjx.cluster.executor import ClusterExecutor, Driver, run_orders
-from fjx.cluster.health.cuts import Cuts
+from fjx.cluster.actor import START_SECONDS, Call, WorkerHandle, results
+from fjx.cluster.cluster_executor import ClusterExecutor, Driver, run_assignments
+from fjx.cluster.health.link_failures import LinkFailures
 from fjx.cluster.health.monitor import HealthMonitor
-from fjx.cluster.messages import PieceOffer, Remote, RunOrder, Setup
+from fjx.cluster.messages import PieceOffer, RemoteArray, RunAssignment, WorkerConfig
 from fjx.cluster.nodes import Node, live_nodes, topology_of
-from fjx.cluster.wire import Wire
-from fjx.cluster.worker import Loaded
+from fjx.cluster.transfer_endpoint import TransferEndpoint
+from fjx.cluster.worker import LoadReport
 from fjx.errors import MeshError, StageLostError
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.programs import Programs
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """Limits of the driver's waits, in seconds."""
 
-    beat: float = 5.0
+    heartbeat: float = 5.0
     """A worker without a sign of life for this long counts as lost."""
     step: float = 60.0
     """For a step, compilation on the way included."""
@@ -40,7 +40,7 @@ class Patience:
     """For a stage to compile its programs and load its parameters."""
     start: float = START_SECONDS
     """For a node to start a worker."""
-    mend: float = 600.0
+    repair: float = 600.0
     """For lost stages to be replaced, all attempts together; counted while requests wait."""
     pause: float = 2.0
     """From a replacement in vain to the next one, where no request waits; it grows, see
@@ -55,10 +55,10 @@ class Cluster:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: WorkerConfig,
         programs: Programs,
         address: str,
-        patience: Patience,
+        timeouts: Timeouts,
         cpu_devices: int,
         known: Topology | None = None,
     ) -> None:
@@ -67,30 +67,30 @@ class Cluster:
             setup: what workers run.
             programs: the same, for the driver.
             address: the driver's network address, for transfers.
-            patience: limits of all waits.
+            timeouts: limits of all waits.
             cpu_devices: of a node without GPUs.
             known: what a cluster file says of the nodes.
         """
         self._setup, self._cpu_devices, self._known = setup, cpu_devices, known
-        self.patience = patience
-        self.members: dict[str, Member] = {}
+        self.timeouts = timeouts
+        self.workers: dict[str, WorkerHandle] = {}
         """The workers, by the name of their node."""
         # Another driver's worker may get the address of one of ours that has ended: numbers of
         # different drivers are different.
         numbers = itertools.count(secrets.randbits(48))
         compiler = Compiler(cache_dir=None)
-        self.driver = Driver(programs, compiler, Wire(address), numbers, patience.step)
+        self.driver = Driver(programs, compiler, TransferEndpoint(address), numbers, timeouts.step)
         self._runs = itertools.count(1)
-        self._cuts = Cuts(patience.beat / 4)
-        self._watch = HealthMonitor(self.members, patience.beat, self._cuts)
-        self._copies: dict[str, _Copy] = {}
+        self._link_failures = LinkFailures(timeouts.heartbeat / 4)
+        self._watch = HealthMonitor(self.workers, timeouts.heartbeat, self._link_failures)
+        self._copies: dict[str, _HostPieceCopy] = {}
         """Copies of pieces in the host memory of workers that do not run them, by piece."""
-        self.loaded: list[Loaded] = []
+        self.loaded: list[LoadReport] = []
         """What the workers did for the last run."""
 
     def nodes(self) -> tuple[Node, ...]:
         """Where workers can run now: the driver and the other nodes reach it."""
-        avoided = self._cuts.avoided
+        avoided = self._link_failures.avoided
         return tuple(node for node in live_nodes(self._cpu_devices) if node.host not in avoided)
 
     def topology(self) -> Topology:
@@ -140,13 +140,13 @@ class Cluster:
             MeshError: a node is not there.
             Exception: what a worker could not do.
         """
-        members = self.members_of(plan, replica)
+        workers = self.workers_of(plan, replica)
         number = next(self._runs)
         old = None if before is None else before.number
-        orders = run_orders(plan, members, replica, number, old, keeps_pages)
-        executor = ClusterExecutor(self.driver, plan, number, members)
+        assignments = run_assignments(plan, workers, replica, number, old, keeps_pages)
+        executor = ClusterExecutor(self.driver, plan, number, workers)
         try:
-            self._fill(executor, orders, before, holders, check)
+            self._fill(executor, assignments, before, holders, check)
         except BaseException:
             executor.retire()
             raise
@@ -156,32 +156,38 @@ class Cluster:
     def _fill(
         self,
         executor: ClusterExecutor,
-        orders: Mapping[Member, RunOrder],
+        assignments: Mapping[WorkerHandle, RunAssignment],
         before: ClusterExecutor | None,
         holders: Sequence[ClusterExecutor],
         check: Callable[[], None] | None,
     ) -> None:
         """Let workers compile a run's programs and load its pieces."""
-        limit, moves = self.patience.load, any(order.keeps_pages for order in orders.values())
+        limit, moves = (
+            self.timeouts.load,
+            any(assignment.keeps_pages for assignment in assignments.values()),
+        )
         compiling = [
-            member.call("compile", order, moves, "background" if moves else "warmup")
-            for member, order in orders.items()
+            worker.call("compile", assignment, moves, "background" if moves else "warmup")
+            for worker, assignment in assignments.items()
         ]
         if moves and before is not None:
             compiling += [
-                member.call("compile_pages", before.number) for member in set(before.members)
+                worker.call("compile_pages", before.number) for worker in set(before.workers)
             ]
         results(compiling, limit, check)
-        offers = self._offers(executor.plan, executor.members, before, holders)
+        offers = self._offers(executor.plan, executor.workers, before, holders)
         self.loaded = results(
-            [member.call("load", order, offers[member]) for member, order in orders.items()],
+            [
+                worker.call("load", assignment, offers[worker])
+                for worker, assignment in assignments.items()
+            ],
             limit,
             check,
         )
-        opening = [member.step("open", executor.number) for member in orders]
-        results(opening, self.patience.step)
+        opening = [worker.step("open", executor.number) for worker in assignments]
+        results(opening, self.timeouts.step)
 
-    def members_of(self, plan: Plan, replica: int) -> list[Member]:
+    def workers_of(self, plan: Plan, replica: int) -> list[WorkerHandle]:
         """The worker of each stage, started where it is not there.
 
         Raises:
@@ -190,7 +196,7 @@ class Cluster:
         """
         nodes = {node.host: node for node in self.nodes()}
         hosts = [_host_of(plan, index) for index in range(len(plan.stages))]
-        absent = sorted({host for host in hosts if host not in nodes and host not in self.members})
+        absent = sorted({host for host in hosts if host not in nodes and host not in self.workers})
         if absent:
             raise MeshError(
                 f"the plan uses {listed(absent)}, the cluster has {listed(nodes)}; "
@@ -198,60 +204,60 @@ class Cluster:
             )
         begun = []
         for host in dict.fromkeys(hosts):
-            if host not in self.members:
+            if host not in self.workers:
                 held = [index for index, of in enumerate(hosts) if of == host]
-                self.members[host] = Member(
-                    self._setup, nodes[host], label(replica, held), self.patience.beat
+                self.workers[host] = WorkerHandle(
+                    self._setup, nodes[host], label(replica, held), self.timeouts.heartbeat
                 )
-                begun.append(self.members[host])
+                begun.append(self.workers[host])
         try:
-            for member in begun:
-                member.wait_started(self.patience.start, lambda node: node in self.nodes())
+            for worker in begun:
+                worker.wait_started(self.timeouts.start, lambda node: node in self.nodes())
         except BaseException:
-            for member in begun:
-                self.end_member(member.node.host)
+            for worker in begun:
+                self.end_worker(worker.node.host)
             raise
-        return [self.members[host] for host in hosts]
+        return [self.workers[host] for host in hosts]
 
     def slow(self) -> dict[str, float]:
         """How many times as long as usual each of those workers takes that are slow."""
-        members = list(self.members.values())
-        return {f"{each}": each.slowdown for each in members if each.slowdown is not None}
+        workers = list(self.workers.values())
+        return {f"{each}": each.slowdown for each in workers if each.slowdown is not None}
 
     def check(self, executor: ClusterExecutor) -> None:
         """Find out which of a run's workers are gone: those that do not answer now."""
-        asked = {member: member.beat() for member in executor.members if member.lost is None}
-        for member, beat in asked.items():
+        asked = {worker: worker.heartbeat() for worker in executor.workers if worker.lost is None}
+        for worker, heartbeat in asked.items():
             try:
-                beat.result(self.patience.beat)
+                heartbeat.result(self.timeouts.heartbeat)
             except StageLostError as error:
-                member.lose(str(error))
+                worker.lose(str(error))
 
     def end_lost(self) -> None:
         """End the workers that are lost, so that nothing waits for them."""
-        for host, member in list(self.members.items()):
-            if member.lost is not None:
-                self.end_member(host)
+        for host, worker in list(self.workers.items()):
+            if worker.lost is not None:
+                self.end_worker(host)
 
     def end_unused(self, executors: Sequence[ClusterExecutor]) -> None:
         """End the workers that hold no stage of these, so that their nodes are free for others."""
-        used = {member for executor in executors for member in executor.members}
-        for host, member in list(self.members.items()):
-            if member not in used:
-                self.end_member(host)
+        used = {worker for executor in executors for worker in executor.workers}
+        for host, worker in list(self.workers.items()):
+            if worker not in used:
+                self.end_worker(host)
 
-    def end_member(self, host: str) -> None:
+    def end_worker(self, host: str) -> None:
         """End a worker; those that are left forget it."""
-        member = self.members.pop(host)
-        member.end()
-        self.driver.wire.forget(member.address)
-        for other in self.members.values():
-            other.forget(member.address)
+        worker = self.workers.pop(host)
+        worker.end()
+        self.driver.endpoint.forget(worker.address)
+        for other in self.workers.values():
+            other.forget(worker.address)
 
     def end_all(self) -> None:
         """End all workers; those that are needed again are started again."""
-        for host in list(self.members):
-            self.members.pop(host).end()
+        for host in list(self.workers):
+            self.workers.pop(host).end()
 
     def close(self) -> None:
         """End all workers, for good."""
@@ -261,46 +267,46 @@ class Cluster:
     def _offers(
         self,
         plan: Plan,
-        members: Sequence[Member],
+        workers: Sequence[WorkerHandle],
         before: ClusterExecutor | None,
         holders: Sequence[ClusterExecutor],
-    ) -> dict[Member, Mapping[str, PieceOffer]]:
+    ) -> dict[WorkerHandle, Mapping[str, PieceOffer]]:
         """Where each worker gets the pieces that another one holds."""
         stays = {} if before is None else dict(holdings(before))
-        offers: dict[Member, dict[str, PieceOffer]] = {member: {} for member in members}
-        for piece, (member, mesh) in holdings_of(plan, members).items():
-            if piece in stays and stays[piece] == (member, mesh):
+        offers: dict[WorkerHandle, dict[str, PieceOffer]] = {worker: {} for worker in workers}
+        for piece, (worker, mesh) in holdings_of(plan, workers).items():
+            if piece in stays and stays[piece] == (worker, mesh):
                 continue
             for holder in (*([before] if before else []), *holders):
                 source, at = holdings(holder)[piece]
                 if source.lost is None:
-                    offers[member][piece] = self._offer(
+                    offers[worker][piece] = self._offer(
                         source, at.tensor, "offer_params", holder.number, piece
                     )
                     break
             else:
                 copy = self._copies.get(piece)
                 if copy is not None and copy.is_there:
-                    offers[member][piece] = self._offer(
+                    offers[worker][piece] = self._offer(
                         copy.keeper, copy.degree, "offer_kept", piece
                     )
         return dict(offers)
 
-    def _offer(self, source: Member, degree: int, method: str, *arguments: Any) -> PieceOffer:
+    def _offer(self, source: WorkerHandle, degree: int, method: str, *arguments: Any) -> PieceOffer:
         """Have a worker offer a piece."""
         number = next(self.driver.numbers)
         source.call(method, *arguments, number)
-        return PieceOffer(Remote(source.address, number), degree)
+        return PieceOffer(RemoteArray(source.address, number), degree)
 
     def copy_to_hosts(self, executors: Sequence[ClusterExecutor]) -> None:
         """Have each worker keep the parameters of the next one in its host memory, beside its
         steps: if that one is lost, they need not be read from files."""
-        held: dict[Member, dict[str, tuple[ClusterExecutor, int]]] = {}
+        held: dict[WorkerHandle, dict[str, tuple[ClusterExecutor, int]]] = {}
         for executor in executors:
-            for piece, (member, mesh) in holdings(executor).items():
-                held.setdefault(member, {}).setdefault(piece, (executor, mesh.tensor))
-        members, self._copies = list(held), {}
-        for keeper, source in zip(members, [*members[1:], *members[:1]], strict=True):
+            for piece, (worker, mesh) in holdings(executor).items():
+                held.setdefault(worker, {}).setdefault(piece, (executor, mesh.tensor))
+        workers, self._copies = list(held), {}
+        for keeper, source in zip(workers, [*workers[1:], *workers[:1]], strict=True):
             if keeper is source:
                 return
             offers = {
@@ -309,14 +315,14 @@ class Cluster:
             }
             keeping = keeper.call("keep", offers)
             for piece, offer in offers.items():
-                self._copies.setdefault(piece, _Copy(keeper, offer.degree, keeping))
+                self._copies.setdefault(piece, _HostPieceCopy(keeper, offer.degree, keeping))
 
 
 @dataclass(frozen=True)
-class _Copy:
+class _HostPieceCopy:
     """A piece's parameters in the host memory of a worker that does not run it."""
 
-    keeper: Member
+    keeper: WorkerHandle
     degree: int
     keeping: Call
     """Gives the bytes that are kept."""
@@ -333,20 +339,22 @@ class _Copy:
             return False
 
 
-def holdings(executor: ClusterExecutor) -> dict[str, tuple[Member, Mesh]]:
+def holdings(executor: ClusterExecutor) -> dict[str, tuple[WorkerHandle, Mesh]]:
     """The worker and the mesh of each piece of a run."""
-    return holdings_of(executor.plan, executor.members)
+    return holdings_of(executor.plan, executor.workers)
 
 
-def holdings_of(plan: Plan, members: Sequence[Member]) -> dict[str, tuple[Member, Mesh]]:
-    """The worker and the mesh of each piece of a plan; ``members``: the worker of each stage."""
+def holdings_of(
+    plan: Plan, workers: Sequence[WorkerHandle]
+) -> dict[str, tuple[WorkerHandle, Mesh]]:
+    """The worker and the mesh of each piece of a plan; ``workers``: the worker of each stage."""
     held = {
-        f"{granule}": (member, stage.mesh)
-        for stage, member in zip(plan.stages, members, strict=True)
+        f"{granule}": (worker, stage.mesh)
+        for stage, worker in zip(plan.stages, workers, strict=True)
         for granule in stage.granules
     }
     first, last = plan.stages[0].mesh, plan.stages[-1].mesh
-    return {"embed": (members[0], first), **held, "head": (members[-1], last)}
+    return {"embed": (workers[0], first), **held, "head": (workers[-1], last)}
 
 
 def label(replica: int, stages: Sequence[int]) -> str:

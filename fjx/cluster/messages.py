@@ -32,7 +32,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Setup:
+class WorkerConfig:
     """What all workers of a model have in common."""
 
     config: ModelConfig
@@ -47,7 +47,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteArray:
     """An array that another process offers."""
 
     address: str
@@ -60,13 +60,13 @@ class Remote:
 class PieceOffer:
     """A piece's parameters or pages, held by another process."""
 
-    remote: Remote
+    remote: RemoteArray
     degree: int
     """Tensor-parallel degree of their mesh there."""
 
 
 @dataclass(frozen=True)
-class StageAt:
+class AssignedStage:
     """A stage of a plan, as the worker that holds it sees it."""
 
     index: int
@@ -76,14 +76,14 @@ class StageAt:
 
 
 @dataclass(frozen=True)
-class RunOrder:
+class RunAssignment:
     """A worker's part of a replica's plan. Each plan that a replica goes through is a *run*, with a
     number of its own."""
 
     run: int
     replica: int
     microbatches: int
-    stages: tuple[StageAt, ...]
+    stages: tuple[AssignedStage, ...]
     before: int | None = None
     """The run whose parameters stay where they are; None: there was none."""
     keeps_pages: bool = False
@@ -93,10 +93,10 @@ class RunOrder:
 
 
 @dataclass(frozen=True)
-class Hop:
+class StageTransfer:
     """A stage's two ends in a step."""
 
-    source: Remote | None
+    source: RemoteArray | None
     """The residual stream before it; None: the stage before is in the same process, or there is
     none."""
     offer: int | None
@@ -111,15 +111,15 @@ class NarrowBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StepOrder:
+class StepAssignment:
     """A worker's part of a step."""
 
     run: int
-    part: int
+    group_id: int
     batch: NarrowBatch
-    hops: tuple[Hop, ...]
+    transfers: tuple[StageTransfer, ...]
     """One for each of the worker's stages."""
-    last_token: Remote | None = None
+    last_token: RemoteArray | None = None
     """For the first stage: what the last one chose since its last step; None: nothing new, or it is
     in the same process."""
     feed: int | None = None
@@ -130,11 +130,11 @@ class StepOrder:
     @property
     def promises(self) -> tuple[int, ...]:
         """The numbers of all that it offers."""
-        numbers = (*(hop.offer for hop in self.hops), self.feed, self.result)
+        numbers = (*(transfer.offer for transfer in self.transfers), self.feed, self.result)
         return tuple(number for number in numbers if number is not None)
 
 
-class Timed(NamedTuple):
+class StepTiming(NamedTuple):
     """How long a worker's part of a step took, once it had what it needed."""
 
     run: int
@@ -147,12 +147,12 @@ class Timed(NamedTuple):
     """Devices over which each layer is split."""
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """A worker's sign of life."""
 
     steps: dict[int, int]
     """Steps of each run that it has begun."""
-    timed: tuple[Timed, ...]
+    timed: tuple[StepTiming, ...]
     """Some steps since the last sign of life."""
     unreached: tuple[str, ...]
     """Addresses of the workers from which it should fetch and that it does not reach."""

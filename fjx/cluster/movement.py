@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fjx.models.granules import WHOLE, Params
-from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.bound_mesh import BoundMesh
 from fjx.pipeline.placed_model import Granule, place_piece
 from fjx.pipeline.programs import KV_PARTITION, Programs
 from fjx.regranularization.transfer import resplit
@@ -18,7 +18,7 @@ Fetch = Callable[[Sequence[Any]], list[Any]]
 """Gets the arrays of an offer, given their shapes, types and devices."""
 
 
-def params_offered(params: Params, at: Placement) -> list[Any]:
+def params_offered(params: Params, at: BoundMesh) -> list[Any]:
     """A piece's arrays, ordered by device: all arrays of its first device come first."""
     leaves = jax.tree.leaves(params)
     parts = [at.parts(leaf) for leaf in leaves]
@@ -26,7 +26,7 @@ def params_offered(params: Params, at: Placement) -> list[Any]:
 
 
 def fetch_params(
-    programs: Programs, piece: str, degree: int, at: Placement, fetch: Fetch
+    programs: Programs, piece: str, degree: int, at: BoundMesh, fetch: Fetch
 ) -> Params:
     """A piece's parameters on a mesh, from an offer of a mesh of some tensor degree."""
     same, partitions = degree == at.degree, programs.partitions(piece)

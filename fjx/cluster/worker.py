@@ -16,20 +16,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fjx.cluster.health.pace import Pace
-from fjx.cluster.health.reach import Reach
-from fjx.cluster.messages import Beat, PieceOffer, Remote, RunOrder, Setup, StepOrder
+from fjx.cluster.health.reachability import ReachabilityMonitor
+from fjx.cluster.health.stage_timer import StageTimer
+from fjx.cluster.messages import (
+    Heartbeat,
+    PieceOffer,
+    RemoteArray,
+    RunAssignment,
+    StepAssignment,
+    WorkerConfig,
+)
 from fjx.cluster.movement import fetch_pages, fetch_params, fetch_parts, params_offered
 from fjx.cluster.run import StageRun
-from fjx.cluster.wire import Wire, wait_for
+from fjx.cluster.transfer_endpoint import TransferEndpoint, wait_for
 from fjx.models.granules import Model
 from fjx.models.loading.load import load_params
 from fjx.models.tensors import random_tensors
 from fjx.pipeline.background import background_work, give_back_memory, keep_heap
-from fjx.pipeline.bound_mesh import Placement, bind
+from fjx.pipeline.bound_mesh import BoundMesh, bind
 from fjx.pipeline.compiler import Compiler, Place, ProgramSpec
 from fjx.pipeline.free_memory import free_host_bytes
-from fjx.pipeline.placed_model import End, Granule, PieceLoader, new_kv_pages
+from fjx.pipeline.placed_model import Granule, PieceLoader, PlacedParams, new_kv_pages
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.sharding.plan.plan import Device
 
@@ -38,7 +45,7 @@ FETCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadReport:
     """What a worker has done to get its pieces."""
 
     stayed: int = 0
@@ -54,28 +61,28 @@ class Loaded:
 class Worker:
     """Holds pieces of a model, and runs steps with them."""
 
-    def __init__(self, setup: Setup, host: str, address: str, patience: float) -> None:
+    def __init__(self, setup: WorkerConfig, host: str, address: str, seconds: float) -> None:
         """
         Args:
             setup: what to run.
             host: name of the node in plans.
             address: the node's network address, for transfers.
-            patience: seconds without an answer after which another worker is out of reach.
+            seconds: seconds without an answer after which another worker is out of reach.
         """
         self._setup = setup
         self._devices = {Device(host, d.platform, d.id): d for d in jax.local_devices()}
-        self._wire, self._pace = Wire(address), Pace()
+        self._endpoint, self._timer = TransferEndpoint(address), StageTimer()
         model = Model(setup.config, setup.granule_layers)
         self._programs = Programs(model, setup.limits, jnp.dtype(setup.dtype))
         self._compiler = Compiler(setup.cache_dir, on_demand=not setup.warmup)
         self._kept: dict[str, list[np.ndarray]] = {}
         self._runs: dict[int, StageRun] = {}
-        self._prepared: dict[int, tuple[RunOrder, dict[str, End | Granule]]] = {}
-        self._reach = Reach(self._sources, patience)
+        self._prepared: dict[int, tuple[RunAssignment, dict[str, PlacedParams | Granule]]] = {}
+        self._reachability = ReachabilityMonitor(self._sources, seconds)
 
     def address(self) -> str:
         """Where others fetch what this worker offers."""
-        return self._wire.address
+        return self._endpoint.address
 
     def pid(self) -> int:
         """The process that it is."""
@@ -83,13 +90,15 @@ class Worker:
 
     # Getting ready.
 
-    def compile(self, order: RunOrder, pages: bool = False, place: Place = "warmup") -> int:
+    def compile(
+        self, assignment: RunAssignment, pages: bool = False, place: Place = "warmup"
+    ) -> int:
         """Compile what a run needs and is not there; ``pages``: to move pages, too.
 
         Returns:
             How many programs it has now.
         """
-        specs = list(self._specs(order, pages))
+        specs = list(self._specs(assignment, pages))
         with background_work():
             self._compiler.register(specs)
             if self._setup.warmup:
@@ -108,28 +117,28 @@ class Worker:
             self._compiler.register(specs)
             self._compiler.compile_all("background", progress=False)
 
-    def load(self, order: RunOrder, offers: Mapping[str, PieceOffer]) -> Loaded:
+    def load(self, assignment: RunAssignment, offers: Mapping[str, PieceOffer]) -> LoadReport:
         """Get the pieces of a run: those that stay, those that others offer, the rest from files.
 
         Raises:
             TimeoutError: what was offered did not come.
             ModelError: the files cannot be read.
         """
-        before = {} if order.before is None else self._run_pieces(order.before)
-        if not order.keeps_pages:
+        before = {} if assignment.before is None else self._run_pieces(assignment.before)
+        if not assignment.keeps_pages:
             for piece in before.values():
                 if isinstance(piece, Granule):
                     piece.kv_pages = None  # or both runs' pages would have to fit
         params: dict[str, Any] = {}
-        pieces: dict[str, End | Granule] = {}
-        places = self._places(order)
+        pieces: dict[str, PlacedParams | Granule] = {}
+        places = self._places(assignment)
         stay = {
             name: before[name]
             for name, at in places.items()
             if name in before and before[name].placement == at
         }
         missing = {name: at for name, at in places.items() if name not in stay}
-        left: dict[str, Placement] = {}
+        left: dict[str, BoundMesh] = {}
         with background_work():
             for name in missing.keys() & offers.keys():
                 offer = offers[name]
@@ -141,33 +150,33 @@ class Worker:
             if left:
                 params |= self._read(left)
         for name, at in places.items():
-            if name in stay and (order.keeps_pages or not isinstance(stay[name], Granule)):
+            if name in stay and (assignment.keeps_pages or not isinstance(stay[name], Granule)):
                 pieces[name] = stay[name]
                 continue
             held = stay[name].params if name in stay else params[name]
             if name in ("embed", "head"):
-                pieces[name] = End(at, held)
+                pieces[name] = PlacedParams(at, held)
             else:
                 depth = len(self._programs.model.granules[int(name)])
                 pieces[name] = Granule(at, depth, held, new_kv_pages(self._programs, depth, at))
-        self._prepared[order.run] = order, pieces
+        self._prepared[assignment.run] = assignment, pieces
         give_back_memory()
         fetched = [leaf for name in missing.keys() - left for leaf in jax.tree.leaves(params[name])]
-        return Loaded(
+        return LoadReport(
             len(stay), len(missing) - len(left), len(left), sum(leaf.nbytes for leaf in fetched)
         )
 
     def open(self, run: int) -> None:
         """Be ready for the steps of a run whose pieces are loaded."""
-        order, pieces = self._prepared.pop(run)
+        assignment, pieces = self._prepared.pop(run)
         self._runs[run] = StageRun(
-            order,
-            self._shapes(order),
+            assignment,
+            self._shapes(assignment),
             pieces,
             self._programs,
             self._compiler,
-            self._wire,
-            self._pace,
+            self._endpoint,
+            self._timer,
         )
 
     def drop(self, run: int) -> None:
@@ -177,13 +186,13 @@ class Worker:
 
     def forget(self, address: str) -> None:
         """Another process is gone."""
-        self._wire.forget(address)
+        self._endpoint.forget(address)
 
     # Steps, and copies of pages between them.
 
-    def step(self, order: StepOrder) -> None:
+    def step(self, assignment: StepAssignment) -> None:
         """Dispatch this worker's part of a step; see `StageRun.step`."""
-        self._runs[order.run].step(order)
+        self._runs[assignment.run].step(assignment)
 
     def offer_pages(
         self, run: int, granules: Sequence[str], pages: Sequence[int], first: int
@@ -195,14 +204,14 @@ class Worker:
             granule = self._granule(run, name)
             at = granule.placement
             take = self._compiler.get(("take", granule.depth, len(ids), at.key))
-            self._wire.offer(number, at.parts(take(granule.kv_pages, ids)))
+            self._endpoint.offer(number, at.parts(take(granule.kv_pages, ids)))
 
     # Beside the steps.
 
     def offer_params(self, run: int, piece: str, number: int) -> None:
         """Offer a piece's parameters."""
         held = self._run_pieces(run)[piece]
-        self._wire.offer(number, params_offered(held.params, held.placement))
+        self._endpoint.offer(number, params_offered(held.params, held.placement))
 
     def keep(self, offers: Mapping[str, PieceOffer]) -> int:
         """Keep copies of other workers' parameters in host memory, in place of those kept so far.
@@ -230,7 +239,7 @@ class Worker:
     def offer_kept(self, piece: str, number: int) -> None:
         """Offer a copy that is kept, as `offer_params` does of its own."""
         device = jax.local_devices()[0]
-        self._wire.offer(number, [jax.device_put(leaf, device) for leaf in self._kept[piece]])
+        self._endpoint.offer(number, [jax.device_put(leaf, device) for leaf in self._kept[piece]])
 
     def put_pages(
         self, run: int, granules: Sequence[str], pages: Sequence[int], first: PieceOffer
@@ -244,7 +253,7 @@ class Worker:
         held = [self._granule(run, name) for name in granules]
         with background_work():
             for number, granule in enumerate(held, start=first.remote.number):
-                remote = Remote(first.remote.address, number)
+                remote = RemoteArray(first.remote.address, number)
                 contents = fetch_pages(
                     self._programs,
                     granule,
@@ -256,10 +265,10 @@ class Worker:
                 granule.kv_pages = put(granule.kv_pages, ids, contents)
             wait_for([granule.kv_pages for granule in held], FETCH_SECONDS, "pages")
 
-    def beat(self) -> Beat:
+    def heartbeat(self) -> Heartbeat:
         """A sign of life."""
         steps = {number: run.steps for number, run in list(self._runs.items())}
-        return Beat(steps, self._pace.take(), self._reach.unreached)
+        return Heartbeat(steps, self._timer.take(), self._reachability.unreached)
 
     def counts(self) -> dict[str, int]:
         """Compilations by place, see `EngineStats.compiles`."""
@@ -267,37 +276,37 @@ class Worker:
 
     def _sources(self) -> set[str]:
         """Addresses of the workers from which steps fetch."""
-        return {source for run in list(self._runs.values()) for source in run.order.sources}
+        return {source for run in list(self._runs.values()) for source in run.assignment.sources}
 
-    def _specs(self, order: RunOrder, pages: bool) -> Iterator[ProgramSpec]:
-        for shape in self._shapes(order):
+    def _specs(self, assignment: RunAssignment, pages: bool) -> Iterator[ProgramSpec]:
+        for shape in self._shapes(assignment):
             yield from self._programs.stage(shape)
             if shape.last:
                 yield self._programs.copy_tokens(shape.placement)
             if pages:
                 yield from self._programs.pages(shape, target=True)
 
-    def _shapes(self, order: RunOrder) -> list[StageShape]:
+    def _shapes(self, assignment: RunAssignment) -> list[StageShape]:
         return [
             StageShape(bind(at.stage.mesh, self._devices), at.stage.granules, at.first, at.last)
-            for at in order.stages
+            for at in assignment.stages
         ]
 
-    def _places(self, order: RunOrder) -> dict[str, Placement]:
+    def _places(self, assignment: RunAssignment) -> dict[str, BoundMesh]:
         """Where each piece of a run goes."""
-        places: dict[str, Placement] = {}
-        for shape in self._shapes(order):
+        places: dict[str, BoundMesh] = {}
+        for shape in self._shapes(assignment):
             names = [f"{index}" for index in shape.granules]
             ends = ["embed"] * shape.first + ["head"] * shape.last
             places |= dict.fromkeys([*names, *ends], shape.placement)
         return places
 
-    def _fetch(self, remote: Remote, what: str, structs: Sequence[Any]) -> list[Any]:
-        got = self._wire.fetch(remote, structs)
+    def _fetch(self, remote: RemoteArray, what: str, structs: Sequence[Any]) -> list[Any]:
+        got = self._endpoint.fetch(remote, structs)
         wait_for(got, FETCH_SECONDS, f"{what} from {remote.address}")
         return got
 
-    def _read(self, places: Mapping[str, Placement]) -> dict[str, Any]:
+    def _read(self, places: Mapping[str, BoundMesh]) -> dict[str, Any]:
         loader, weights = PieceLoader(self._programs, places), self._setup.weights
         if weights.source is not None:
             config = self._setup.config
@@ -308,7 +317,7 @@ class Worker:
                     loader.take(name, values)
         return loader.params
 
-    def _run_pieces(self, run: int) -> dict[str, End | Granule]:
+    def _run_pieces(self, run: int) -> dict[str, PlacedParams | Granule]:
         """The pieces of a run; empty where it is not known."""
         if run in self._prepared:
             return self._prepared[run][1]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from fjx.distill.features import Example
-from fjx.distill.windows import Batch, Window
+from fjx.distill.windows import Window, WindowBatch
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def measure(
     examples: Sequence[Example],
     windows: Sequence[Window],
     length: int,
-    batch: Batch,
+    batch: WindowBatch,
     agrees: Bool[np.ndarray, "S N"],
 ) -> Iterator[tuple[str, Acceptance]]:
     """Count the drafts of a batch in which every output row has a loss.

@@ -17,7 +17,7 @@ _COLUMNS = ("prompt_lengths", "kinds", "temperatures", "held_out")
 
 
 @dataclass(frozen=True)
-class Sample:
+class TargetSample:
     """A prompt and the target's output."""
 
     tokens: Int32[np.ndarray, " N"]
@@ -33,7 +33,7 @@ class Sample:
         return len(self.tokens) - self.prompt_length
 
 
-def write_shard(path: Path, samples: Sequence[Sample]) -> None:
+def write_shard(path: Path, samples: Sequence[TargetSample]) -> None:
     """Write samples; the file appears whole or not at all."""
     partial = path.with_suffix(".partial.npz")
     np.savez(
@@ -48,7 +48,7 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
     os.replace(partial, path)
 
 
-def read_shard(path: Path) -> list[Sample]:
+def read_shard(path: Path) -> list[TargetSample]:
     """Read what `write_shard` wrote.
 
     Raises:
@@ -58,7 +58,7 @@ def read_shard(path: Path) -> list[Sample]:
         with np.load(path) as arrays:
             parts = np.split(arrays["tokens"], np.cumsum(arrays["lengths"])[:-1])
             columns = (arrays[name].tolist() for name in _COLUMNS)
-            return [Sample(*each) for each in zip(parts, *columns, strict=True)]
+            return [TargetSample(*each) for each in zip(parts, *columns, strict=True)]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: broken ({error}); remove it and use --resume") from error
 

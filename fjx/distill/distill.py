@@ -17,13 +17,13 @@ from fjx.distill.features import Example, read_examples
 from fjx.distill.generate import generate
 from fjx.distill.initial import initial_tensors
 from fjx.distill.lens_maps import fit_maps
-from fjx.distill.target import Target, open_target
+from fjx.distill.target import DistillTarget, open_target
 from fjx.distill.train import State, Trainer, read_log
 from fjx.distill.unrolled import UnrolledHead
 from fjx.distill.windows import head_vocabulary
 from fjx.errors import UserError
 from fjx.models.draft_head import DraftHead
-from fjx.models.loading.draft_head import DraftHeadConfig, save_draft_head
+from fjx.models.loading.draft_head_file import DraftHeadConfig, save_draft_head
 from fjx.plots.training import training_svg
 
 
@@ -72,9 +72,9 @@ def distill(
     state = trainer.train(trainer.start(first), progress)
     groups = trainer.acceptance(state.tensors)
     greedy = groups["greedy"].shares[0] if "greedy" in groups else 0.0
-    maps, looks = fit_maps(target, head, [each.sample for each in examples], greedy)
+    maps, accuracies = fit_maps(target, head, [each.sample for each in examples], greedy)
     record = _record(config, command, examples, trainer, state, groups)
-    record["lens"] = {str(layers): look._asdict() for layers, look in looks.items()}
+    record["lens"] = {str(layers): accuracy._asdict() for layers, accuracy in accuracies.items()}
     _write(config, target, head, state, maps, record)
     _draw(config, folder)
     return groups
@@ -107,7 +107,7 @@ def _record(
 
 def _write(
     config: DistillConfig,
-    target: Target,
+    target: DistillTarget,
     head: DraftHead,
     state: State,
     maps: Mapping[int, np.ndarray],

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from fjx.distill.corpus import Sample, read_shard, shard_path
-from fjx.distill.target import Target
+from fjx.distill.corpus import TargetSample, read_shard, shard_path
+from fjx.distill.target import DistillTarget
 from fjx.errors import UserError
 from fjx.progress_bar import progress_bar
 
@@ -23,12 +23,14 @@ _DTYPE = np.dtype(ml_dtypes.bfloat16)  # NumPy's files know it only as its bits
 class Example:
     """A sample with the target's residual stream before the final norm."""
 
-    sample: Sample
+    sample: TargetSample
     hidden: np.ndarray
     """(N, D), bfloat16."""
 
 
-def read_examples(folder: Path, target: Callable[[], Target], progress: bool) -> list[Example]:
+def read_examples(
+    folder: Path, target: Callable[[], DistillTarget], progress: bool
+) -> list[Example]:
     """The samples of a folder with their residual streams; what is missing is computed.
 
     Args:
@@ -39,7 +41,7 @@ def read_examples(folder: Path, target: Callable[[], Target], progress: bool) ->
     Raises:
         UserError: a file is broken or cannot be written.
     """
-    shards: list[list[Sample]] = []
+    shards: list[list[TargetSample]] = []
     while shard_path(folder, len(shards)).exists():
         shards.append(read_shard(shard_path(folder, len(shards))))
     tokens = sum(len(sample.tokens) for shard in shards for sample in shard)
@@ -57,7 +59,9 @@ def read_examples(folder: Path, target: Callable[[], Target], progress: bool) ->
     return examples
 
 
-def _write(path: Path, target: Target, samples: Sequence[Sample], bar: tqdm[None]) -> None:
+def _write(
+    path: Path, target: DistillTarget, samples: Sequence[TargetSample], bar: tqdm[None]
+) -> None:
     partial = path.with_suffix(".partial")
     rows = sum(len(sample.tokens) for sample in samples)
     try:
@@ -76,7 +80,7 @@ def _write(path: Path, target: Target, samples: Sequence[Sample], bar: tqdm[None
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _read(path: Path, samples: Sequence[Sample]) -> list[Example]:
+def _read(path: Path, samples: Sequence[TargetSample]) -> list[Example]:
     ends = np.cumsum([len(sample.tokens) for sample in samples])
     try:
         bits = np.load(path, mmap_mode="r")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fjx.distill.config import DistillConfig
-from fjx.distill.corpus import Sample, read_shard, shard_path, write_shard
+from fjx.distill.corpus import TargetSample, read_shard, shard_path, write_shard
 from fjx.distill.prompts import HELD_OUT, Prompt, Prompts
 from fjx.llm import LLM
 from fjx.progress_bar import progress_bar
@@ -17,10 +17,10 @@ from fjx.sampling_params import SamplingParams
 
 SHARD_PROMPTS = 512
 """Prompts of one file; what is lost when a run is interrupted."""
-_MOST_PROMPT_TOKENS = 400
+_MAX_PROMPT_TOKENS = 400
 
 
-def generate(config: DistillConfig, folder: Path, progress: bool = True) -> list[Sample]:
+def generate(config: DistillConfig, folder: Path, progress: bool = True) -> list[TargetSample]:
     """Generate ``config.tokens`` tokens, in files of the folder; those that are there are kept.
 
     Raises:
@@ -28,7 +28,7 @@ def generate(config: DistillConfig, folder: Path, progress: bool = True) -> list
             run is broken.
     """
     prompts = Prompts(config.data, config.seed)
-    samples: list[Sample] = []
+    samples: list[TargetSample] = []
     llm = None
     with progress_bar(
         total=config.tokens, desc="Generating", unit="token", unit_scale=True, disable=not progress
@@ -59,12 +59,14 @@ def _start(config: DistillConfig) -> LLM:
         dtype=config.dtype,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=max(256, config.max_num_seqs),
-        kv_cache_tokens=config.max_num_seqs * (_MOST_PROMPT_TOKENS + config.max_tokens + 16),
+        kv_cache_tokens=config.max_num_seqs * (_MAX_PROMPT_TOKENS + config.max_tokens + 16),
         seed=config.seed,
     )
 
 
-def _make_shard(config: DistillConfig, llm: LLM, prompts: Prompts, number: int) -> list[Sample]:
+def _make_shard(
+    config: DistillConfig, llm: LLM, prompts: Prompts, number: int
+) -> list[TargetSample]:
     asked, token_ids, params = [], [], []
     for index, prompt, tokens in _prompts_of(config, llm, prompts, number):
         asked.append(prompt)
@@ -77,7 +79,7 @@ def _make_shard(config: DistillConfig, llm: LLM, prompts: Prompts, number: int) 
         )
     outputs = llm.generate(token_ids, params, use_tqdm=False)
     return [
-        Sample(
+        TargetSample(
             np.array(tokens + output.outputs[0].token_ids, np.int32),
             len(tokens),
             prompt.kind,
@@ -91,7 +93,7 @@ def _make_shard(config: DistillConfig, llm: LLM, prompts: Prompts, number: int) 
 def _prompts_of(
     config: DistillConfig, llm: LLM, prompts: Prompts, number: int
 ) -> Iterator[tuple[int, Prompt, list[int]]]:
-    most = min(_MOST_PROMPT_TOKENS, llm.max_model_len - config.max_tokens)
+    most = min(_MAX_PROMPT_TOKENS, llm.max_model_len - config.max_tokens)
     for index in range(number * SHARD_PROMPTS, (number + 1) * SHARD_PROMPTS):
         prompt = prompts[index]
         tokens = _encode(llm, prompt)

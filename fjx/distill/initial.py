@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from fjx.distill.corpus import Sample
-from fjx.distill.target import Target, whole_requests
+from fjx.distill.corpus import TargetSample
+from fjx.distill.target import DistillTarget, whole_requests
 from fjx.models.draft_head import DraftHead
 
 _ROWS = 20_000
@@ -18,7 +18,7 @@ _RIDGE = 1e-3
 
 
 def initial_tensors(
-    head: DraftHead, target: Target, samples: Sequence[Sample]
+    head: DraftHead, target: DistillTarget, samples: Sequence[TargetSample]
 ) -> dict[str, np.ndarray]:
     """Canonical tensors of an untrained head, float32.
 
@@ -36,7 +36,7 @@ def initial_tensors(
     return tensors
 
 
-def _least_squares(target: Target, samples: Sequence[Sample]) -> np.ndarray:
+def _least_squares(target: DistillTarget, samples: Sequence[TargetSample]) -> np.ndarray:
     D = target.config.hidden_size
     squares, products, rows = np.zeros((2 * D, 2 * D)), np.zeros((2 * D, D)), 0
     layers = target.config.num_layers

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 
-from fjx.distill.corpus import Sample
-from fjx.distill.target import Target
+from fjx.distill.corpus import TargetSample
+from fjx.distill.target import DistillTarget
 from fjx.models.config import ModelConfig
 from fjx.models.granules import cut
 from fjx.models.reduced_head import ReducedHead
@@ -28,7 +28,7 @@ _AT_ONCE = 256
 """Rows whose logits are held at a time."""
 
 
-class Look(NamedTuple):
+class LensAccuracy(NamedTuple):
     """How often the lens behind some layers sees the token that the last one's would choose."""
 
     as_it_is: float
@@ -38,8 +38,8 @@ class Look(NamedTuple):
 
 
 def fit_maps(
-    target: Target, head: ReducedHead, samples: Sequence[Sample], acceptance: float
-) -> tuple[dict[int, Float[np.ndarray, "D D"]], dict[int, Look]]:
+    target: DistillTarget, head: ReducedHead, samples: Sequence[TargetSample], acceptance: float
+) -> tuple[dict[int, Float[np.ndarray, "D D"]], dict[int, LensAccuracy]]:
     """Fit a map behind every granule of the second half of the layers.
 
     Args:
@@ -62,7 +62,7 @@ def fit_maps(
     fitted = _solve(training, len(layers))
     shares = _agreements(_best_token(target, head), held_out, fitted)
     looks = {
-        n: Look(raw, mapped, mapped > max(raw, acceptance))
+        n: LensAccuracy(raw, mapped, mapped > max(raw, acceptance))
         for n, (raw, mapped) in zip(layers, shares, strict=True)
     }
     maps = dict(zip(layers, fitted, strict=True))
@@ -76,7 +76,7 @@ def depths(config: ModelConfig) -> list[int]:
 
 
 def _outputs(
-    target: Target, samples: Sequence[Sample], after: Sequence[int]
+    target: DistillTarget, samples: Sequence[TargetSample], after: Sequence[int]
 ) -> Iterator[Float[np.ndarray, "G N D"]]:
     """Residual streams of the rows that chose the samples' output tokens, some thousands."""
     done = rows = 0
@@ -121,7 +121,7 @@ def ridge(
 _Best = Callable[[Float[np.ndarray, "N D"]], Int32[np.ndarray, " N"]]
 
 
-def _best_token(target: Target, head: ReducedHead) -> _Best:
+def _best_token(target: DistillTarget, head: ReducedHead) -> _Best:
     """The likeliest token of each row of a residual stream, as an index of the head's."""
     params = target.logit_params(head)
     run = jax.jit(lambda x: jnp.argmax(head.logits(params, x), axis=1))

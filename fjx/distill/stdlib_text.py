@@ -15,7 +15,7 @@ from pathlib import Path
 
 _LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "ensurepip"}
 _PASSAGE_LETTERS = range(250, 1200)
-_MOST_SOURCE_BYTES = 400_000
+_MAX_SOURCE_BYTES = 400_000
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _modules() -> tuple[ast.Module, ...]:
 def _parsed(root: Path) -> Iterator[ast.Module]:
     for path in sorted(root.rglob("*.py")):
         if _LEFT_OUT.isdisjoint(path.relative_to(root).parts[:-1]):
-            large = path.stat().st_size > _MOST_SOURCE_BYTES and path.name != "topics.py"
+            large = path.stat().st_size > _MAX_SOURCE_BYTES and path.name != "topics.py"
             try:
                 if not large:
                     yield ast.parse(path.read_text(encoding="utf-8"))

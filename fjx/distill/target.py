@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from fjx.distill.config import DistillConfig
-from fjx.distill.corpus import Sample
+from fjx.distill.corpus import TargetSample
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
 from fjx.kernels.matmul import multiplies_bfloat16
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import ModelConfig
 from fjx.models.granules import Model, Params
-from fjx.models.loading.draft_head import Fingerprint
+from fjx.models.loading.draft_head_file import Fingerprint
 from fjx.models.loading.load import load_model_config, load_params
 from fjx.models.loading.source import resolve
 from fjx.models.reduced_head import ReducedHead
@@ -28,7 +28,7 @@ _ROWS = 1024
 _PAGE_SIZE = 16
 
 
-class Target:
+class DistillTarget:
     """A target with its weights, run over whole sequences by the engine's own kernels.
 
     Args:
@@ -85,7 +85,7 @@ class Target:
         )
 
     def passes(
-        self, samples: Sequence[Sample], after: Sequence[int]
+        self, samples: Sequence[TargetSample], after: Sequence[int]
     ) -> Iterator[tuple[list[int], Float[np.ndarray, "G T D"]]]:
         """Run the target over samples, as many at a time as fit.
 
@@ -99,7 +99,7 @@ class Target:
         """
         longest = max((len(sample.tokens) for sample in samples), default=1)
         most = max(_ROWS, longest)
-        batch: list[Sample] = []
+        batch: list[TargetSample] = []
         for sample in samples:
             if sum(len(each.tokens) for each in batch) + len(sample.tokens) > most:
                 yield self._pass(batch, most, longest, tuple(after))
@@ -109,7 +109,7 @@ class Target:
             yield self._pass(batch, most, longest, tuple(after))
 
     def _pass(
-        self, batch: list[Sample], rows: int, longest: int, after: tuple[int, ...]
+        self, batch: list[TargetSample], rows: int, longest: int, after: tuple[int, ...]
     ) -> tuple[list[int], np.ndarray]:
         lengths = [len(sample.tokens) for sample in batch]
         tokens = np.zeros(rows, np.int32)
@@ -153,7 +153,7 @@ def whole_requests(lengths: Sequence[int], rows: int, longest: int) -> RaggedRow
     return RaggedRows(positions, request_of, starts, counts, table)  # type: ignore[arg-type]
 
 
-def open_target(config: DistillConfig, progress: bool = True) -> Target:
+def open_target(config: DistillConfig, progress: bool = True) -> DistillTarget:
     """Load the target.
 
     Raises:
@@ -164,7 +164,7 @@ def open_target(config: DistillConfig, progress: bool = True) -> Target:
     name = config.dtype
     if name == "auto":
         name = "bfloat16" if multiplies_bfloat16() else "float32"
-    return Target(
+    return DistillTarget(
         model_config,
         jnp.dtype(name),
         lambda take: load_params(source, model_config, take, progress=progress),

@@ -134,14 +134,12 @@ class Trainer:
         _save(self._folder, state)
         return state
 
-    def acceptance(
-        self, tensors: Tensors, most_batches: int | None = None
-    ) -> dict[str, Acceptance]:
+    def acceptance(self, tensors: Tensors, max_batches: int | None = None) -> dict[str, Acceptance]:
         """Measure held-out outputs, by group; see `fjx.distill.acceptance.groups_of`."""
         config = self._config
         groups: dict[str, Acceptance] = {}
         for number in range(0, len(self._measured), config.windows):
-            if most_batches is not None and number >= most_batches * config.windows:
+            if max_batches is not None and number >= max_batches * config.windows:
                 break
             windows = self._measured[number : number + config.windows]
             padded = [*windows, *[()] * (config.windows - len(windows))]

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from fjx.distill.differentiable import attend_windows, differentiable, shifted_rows
 from fjx.distill.loss import hidden_loss, soft_cross_entropy
-from fjx.distill.target import Target
-from fjx.distill.windows import Batch
+from fjx.distill.target import DistillTarget
+from fjx.distill.windows import WindowBatch
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.draft_head import DraftHead
 from fjx.models.registry import FAMILIES
@@ -33,7 +33,7 @@ class UnrolledHead:
     """
 
     def __init__(
-        self, head: DraftHead, target: Target, *, length: int, hidden_weight: float
+        self, head: DraftHead, target: DistillTarget, *, length: int, hidden_weight: float
     ) -> None:
         self.head = head
         self._embed = target.embed
@@ -42,7 +42,7 @@ class UnrolledHead:
         self._hidden_weight = hidden_weight
         self._head_module = SplitModule(FAMILIES[head.config.family].head(head.config))
 
-    def frozen(self, target: Target) -> dict[str, Any]:
+    def frozen(self, target: DistillTarget) -> dict[str, Any]:
         """What losses read of the target: its embedding, and what the head takes from its head."""
         of_head = {
             name: self.head.from_target(name, values) for name, values in target.host.items()
@@ -54,7 +54,7 @@ class UnrolledHead:
         }
         return {"embed": target.embed_params, "head": self.head.pack_logits(stored)}
 
-    def estimates(self, trained: Tensors, frozen: Any, batch: Batch) -> Float[Array, "S T D"]:
+    def estimates(self, trained: Tensors, frozen: Any, batch: WindowBatch) -> Float[Array, "S T D"]:
         """Each pass's estimates of the residual stream after each row."""
         stored = {name: x.astype(self._stored_dtype(x)) for name, x in trained.items()}
         params = self.head.pack_feed(stored)
@@ -70,7 +70,7 @@ class UnrolledHead:
         return jnp.stack(passes)
 
     def losses(
-        self, trained: Tensors, frozen: Any, batch: Batch
+        self, trained: Tensors, frozen: Any, batch: WindowBatch
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss of a batch, and by pass: mean ``cross_entropy``, mean ``hidden`` loss, and the
         share of rows that ``agree``: whose most likely token is the one that came."""
@@ -87,7 +87,7 @@ class UnrolledHead:
         loss = jnp.sum(of_pass * decay) / decay.sum()
         return loss, {"cross_entropy": cross_entropy, "hidden": hidden, "agree": agree}
 
-    def agreement(self, trained: Tensors, frozen: Any, batch: Batch) -> Array:
+    def agreement(self, trained: Tensors, frozen: Any, batch: WindowBatch) -> Array:
         """For each pass and row with a loss, whether the head's most likely token is the one that
         came, (S, N) bool."""
         normed, next_normed, unembed, soft_cap = self._normed(trained, frozen, batch)
@@ -98,7 +98,7 @@ class UnrolledHead:
         return agrees
 
     def _normed(
-        self, trained: Tensors, frozen: Any, batch: Batch
+        self, trained: Tensors, frozen: Any, batch: WindowBatch
     ) -> tuple[Array, Array, Array, float | None]:
         """Estimates and true hidden states behind the final norm, and what makes logits of them."""
         estimates = self.estimates(trained, frozen, batch)[:, batch.loss_rows]

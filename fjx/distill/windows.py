@@ -15,7 +15,7 @@ LOSS_SHARE = 0.7
 """Rows of a batch that have a loss, at most; where there are more, some are drawn."""
 
 
-class Piece(NamedTuple):
+class WindowPiece(NamedTuple):
     """Rows ``begin`` to ``end`` of an example, side by side in a window."""
 
     example: int
@@ -23,10 +23,10 @@ class Piece(NamedTuple):
     end: int
 
 
-Window = tuple[Piece, ...]
+Window = tuple[WindowPiece, ...]
 
 
-class Batch(NamedTuple):
+class WindowBatch(NamedTuple):
     """W windows of L rows, T = W L of them flat; N of them have a loss, in S passes."""
 
     hidden: Float[np.ndarray, "T D"]
@@ -53,10 +53,10 @@ def pack(examples: Sequence[Example], length: int, seed: int) -> list[Window]:
     The last two tokens of an example have no rows: nothing comes after them.
     """
     done: list[Window] = []
-    room: list[tuple[int, list[Piece]]] = []
+    room: list[tuple[int, list[WindowPiece]]] = []
     for index in np.random.default_rng(seed).permutation(len(examples)).tolist():
         end = len(examples[index].sample.tokens) - 2
-        piece = Piece(index, max(0, end - length), end)
+        piece = WindowPiece(index, max(0, end - length), end)
         size = piece.end - piece.begin
         if size < 1:
             continue
@@ -80,7 +80,7 @@ def make_batch(
     index_of: Int32[np.ndarray, " V"],
     generator: np.random.Generator,
     share: float = LOSS_SHARE,
-) -> Batch:
+) -> WindowBatch:
     """Build a batch.
 
     Args:
@@ -124,7 +124,7 @@ def make_batch(
         targets[i] = index_of[example.sample.tokens[t + 2]]
     used = np.arange(most) < len(found)
     weights = np.array([used & (losses[:, 3] >= s) for s in range(passes)], np.float32)
-    return Batch(
+    return WindowBatch(
         hidden,
         next_tokens,
         positions,

@@ -42,7 +42,7 @@ class ChangeLog:
         """Whether it is time to say how far a change is."""
         return self._clock() >= self._next
 
-    def goes_on(self, record: SwitchRecord) -> None:
+    def progress(self, record: SwitchRecord) -> None:
         """How far a change is."""
         self._pause = min(2 * self._pause, _LARGEST_PAUSE_SECONDS)
         self._next = self._clock() + self._pause

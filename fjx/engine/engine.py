@@ -27,7 +27,7 @@ from fjx.pipeline.protocol import Pipeline
 from fjx.regranularization.plan_runtime import PlanRuntime
 from fjx.regranularization.plan_target import Planner, PlanTarget
 from fjx.sampling_params import SamplingParams
-from fjx.scheduling.microbatches import InFlight, Microbatch, Turn
+from fjx.scheduling.microbatches import Microbatch, MicrobatchGroup, StepsInFlight
 from fjx.scheduling.replica import Replica, RequestsFailedError
 from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import Scheduler
@@ -50,7 +50,7 @@ class Engine:
         planner: Planner,
         autopilot: Autopilot | None = None,
         speculator: Speculator | None = None,
-        home: PlanRuntime | None = None,
+        plan_runtime: PlanRuntime | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -61,7 +61,7 @@ class Engine:
             planner: finds the plans that `regranularize` is asked for.
             autopilot: changes plans by itself; by default they change on request only.
             speculator: drafts tokens; by default every step brings a request one token.
-            home: where plans run; by default in this process.
+            plan_runtime: where plans run; by default in this process.
             clock: seconds, for all that the engine times; the autopilot's and the speculator's,
                 too. By default the one of which callers give the arrival of their requests, and of
                 which outputs tell times.
@@ -81,9 +81,9 @@ class Engine:
             Deployment(tuple(each.plan for each in executors)),
             planner,
             executors[0].compiler,
-            home,
+            plan_runtime,
         )
-        self._in_flight = InFlight()
+        self._in_flight = StepsInFlight()
         self._counters = EngineCounters(clock)
         self._unfinished = UnfinishedRequests(
             InputProcessor(
@@ -159,12 +159,12 @@ class Engine:
             self.adjust_plan()
             self._replace_lost()
             self._switch_plan()
-            turns = self.replicas.turns
-            drafting = self.speculation.due(turns)
+            groups = self.replicas.groups
+            drafting = self.speculation.due(groups)
             max_unread = self.speculation.steps_behind if drafting else 1
-            turns = self._collect_for(turns, max_unread, drafting)
+            groups = self._collect_for(groups, max_unread, drafting)
             if drafting and not self.replicas.lost:
-                self.speculation.draft(turns)
+                self.speculation.draft(groups)
             sent = self._dispatch(drafting)
             self.speculation.sent(sent)
             if sent:  # with drafts it is collected when its requests are drafted for again
@@ -351,25 +351,27 @@ class Engine:
                 for request, error in failure.errors.items():
                     self._progress.append(self._unfinished.fail(request, error))
 
-    def _collect_for(self, turns: list[Turn], max_unread: int, drafting: bool) -> list[Turn]:
-        """Collect the oldest steps until the next one can be scheduled for the parts whose turn it
+    def _collect_for(
+        self, groups: list[MicrobatchGroup], max_unread: int, drafting: bool
+    ) -> list[MicrobatchGroup]:
+        """Collect the oldest steps until the next one can be scheduled for the groups whose turn it
         is: at most ``max_unread`` of theirs are in flight.
 
         Returns:
-            Whose turn it is then: a part all of whose requests have ended is passed over.
+            Whose turn it is then: a group all of whose requests have ended is passed over.
         """
         while self._in_flight:
             # With several steps in flight, a request that has no draft gets too far ahead of what
             # the host knows of it to be drafted for.
-            ahead = drafting and any(r.unread > 1 for turn in turns for r in turn.running)
-            if self._in_flight.max_steps(turns) <= max_unread and not ahead:
+            ahead = drafting and any(r.unread > 1 for group in groups for r in group.running)
+            if self._in_flight.max_steps(groups) <= max_unread and not ahead:
                 break
             self._collect()
-            turns = self.replicas.turns
-        return turns
+            groups = self.replicas.groups
+        return groups
 
     def _collect_until(self, max_unread: int) -> None:
-        """Collect the oldest steps until at most ``max_unread`` of any part are in flight."""
+        """Collect the oldest steps until at most ``max_unread`` of any group are in flight."""
         while self._in_flight.max_steps() > max_unread:
             self._collect()
 

@@ -36,7 +36,7 @@ from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.placed_model import Loader, step_programs
-from fjx.pipeline.profile import read_profile_of
+from fjx.pipeline.profiler import read_profile_of
 from fjx.pipeline.programs import Programs
 from fjx.regranularization.plan_target import Planner, live_planner
 from fjx.sampling_params import MAX_LOGIT_BIAS
@@ -69,7 +69,7 @@ def load_executors(
     deployment: Deployment,
     progress: bool,
     more_programs: Iterable[ProgramSpec] = (),
-    looking: Sequence[Callable[[str, np.ndarray], None]] = (),
+    observers: Sequence[Callable[[str, np.ndarray], None]] = (),
 ) -> list[Executor]:
     """Read weights and compile programs, side by side: an executor for each replica.
 
@@ -80,7 +80,7 @@ def load_executors(
         deployment: where.
         progress: show bars on stderr.
         more_programs: others that are needed, too.
-        looking: are shown the name and values of each canonical tensor.
+        observers: are shown the name and values of each canonical tensor.
 
     Raises:
         UserError: the weights cannot be had.
@@ -95,8 +95,8 @@ def load_executors(
     def take(name: str, values: np.ndarray) -> None:
         for loader in loaders:
             loader.take(name, values)
-        for look in looking:
-            look(name, values)
+        for observer in observers:
+            observer(name, values)
 
     if config.load_random_weights:
         read = partial(_place_random, model_config)

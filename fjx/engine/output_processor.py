@@ -62,7 +62,7 @@ class OutputProcessor:
                 progress += self._commit(rows, tokens[begin:end], microbatch.output, begin, now)
             except Exception as error:
                 progress.append(self._unfinished.fail(rows.request, error))
-        gap = self._token_gaps.read(microbatch.turn, now)
+        gap = self._token_gaps.read(microbatch.group, now)
         if gap is not None and tokens:
             self._policy.step(now, gap)
         return progress

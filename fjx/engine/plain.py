@@ -26,7 +26,7 @@ def generate_plainly(
     """Generate to the end: schedule a step, run it, collect it, until no request is left.
 
     What `fjx.engine.engine.Engine.step` does beyond is left out: no step is in flight while the
-    host works, nothing is drafted, the plan does not change, and all requests are one part. By the
+    host works, nothing is drafted, the plan does not change, and all requests are one group. By the
     token rule the tokens are the same.
 
     Args:

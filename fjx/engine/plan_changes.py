@@ -12,7 +12,7 @@ from fjx.errors import RegranularizationBusyError
 from fjx.outputs import PlanStats, PlanStatus, SwitchRecord
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.protocol import Pipeline
-from fjx.regranularization.change import Order, Regranularization
+from fjx.regranularization.change import ChangeSpec, Regranularization
 from fjx.regranularization.plan_runtime import LocalPlanRuntime, PlanRuntime
 from fjx.regranularization.plan_target import Planner, PlanTarget
 from fjx.sharding.plan.plan import Deployment
@@ -29,13 +29,13 @@ class PlanChanges:
         deployment: Deployment,
         planner: Planner,
         compiler: Compiler,
-        home: PlanRuntime | None = None,
+        plan_runtime: PlanRuntime | None = None,
     ) -> None:
-        """``home``: where plans run; None: in this process."""
+        """``plan_runtime``: where plans run; None: in this process."""
         self.deployment = deployment
         self.planner = planner
         self._compiler = compiler
-        self.home = home or LocalPlanRuntime()
+        self.plan_runtime = plan_runtime or LocalPlanRuntime()
         self._running: Regranularization | None = None
         self._last: SwitchRecord | None = None
         self._number = 0
@@ -66,13 +66,13 @@ class PlanChanges:
                 memory for both plans.
         """
         if self._running is not None:
-            state = self._running.course.state
+            state = self._running.state.name
             raise RegranularizationBusyError(
                 f"change of plan {self._number} is {state}; wait for it or abort it"
             )
-        self.planner = self.home.refresh(self.planner)
+        self.planner = self.plan_runtime.refresh(self.planner)
         after = self.planner.plan(target, self.deployment)
-        order = Order(
+        spec = ChangeSpec(
             self._number + 1,
             reason,
             self.deployment,
@@ -81,10 +81,10 @@ class PlanChanges:
             pages_in_use,
             self._expected,
         )
-        change = Regranularization(order, self.home.transport(order))
-        self._number = order.number
+        change = Regranularization(spec, self.plan_runtime.transport(spec))
+        self._number = spec.number
         self._compiler.hold_background(True)
-        change.course.start()
+        change.state.start()
         self._running = change
         self._log.begun(change.record())
         return change.record()
@@ -93,19 +93,19 @@ class PlanChanges:
         """Ask for an end of the change that is under way; False: there is none."""
         if self._running is None:
             return False
-        self._running.course.abort(reason)
+        self._running.state.abort(reason)
         return True
 
     def close(self, reason: str) -> None:
         """End the change that is under way, wait for its thread, and let go of its memory."""
         self._end_change(reason)
-        self.home.close()
+        self.plan_runtime.close()
 
     def _end_change(self, reason: str) -> None:
         if self._running is None:
             return
-        self._running.course.abort(reason)
-        self._running.course.wait(None)
+        self._running.state.abort(reason)
+        self._running.state.wait(None)
         self._running.advance()
         self._close_ended()
 
@@ -127,24 +127,24 @@ class PlanChanges:
         """
         self._end_change("a stage was lost")
         seconds = _REPLACE_SECONDS if needed else 0.0
-        mended = self.home.mend(self.planner, executors, seconds, needed)
-        if mended is None:
+        repaired = self.plan_runtime.repair(self.planner, executors, seconds, needed)
+        if repaired is None:
             return None
-        self.planner = mended.planner
-        self.deployment = Deployment(tuple(each.plan for each in mended.executors))
-        return mended.executors
+        self.planner = repaired.planner
+        self.deployment = Deployment(tuple(each.plan for each in repaired.executors))
+        return repaired.executors
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
         """The engine has been idle for ``seconds``; see `PlanRuntime.idle`."""
-        return self.home.idle(executors, seconds)
+        return self.plan_runtime.idle(executors, seconds)
 
     def advance(self) -> bool:
         """Do a bounded piece of work between two steps; whether `switch` may be called now."""
         if self._running is None:
             return False
         ready = self._running.advance()
-        if self._log.is_due and not self._running.course.ended:
-            self._log.goes_on(self._running.record())
+        if self._log.is_due and not self._running.state.ended:
+            self._log.progress(self._running.record())
         self._close_ended()
         return ready
 
@@ -166,7 +166,7 @@ class PlanChanges:
     def wait(self, seconds: float) -> None:
         """Wait a while for what goes on in the background."""
         if self._running is not None:
-            self._running.course.wait(seconds)
+            self._running.state.wait(seconds)
 
     def status(self) -> PlanStatus:
         """What serves, and what becomes of it."""
@@ -186,12 +186,12 @@ class PlanChanges:
             moved_bytes=dict(self._moved),
             dirty_pages=0 if running is None else running.dirty_pages,
             decisions=dict(decisions or {}),
-            slow=dict(self.home.slow()),
-            replaced_in_vain=self.home.replaced_in_vain(),
+            slow=dict(self.plan_runtime.slow()),
+            replaced_in_vain=self.plan_runtime.replaced_in_vain(),
         )
 
     def _close_ended(self) -> None:
-        if self._running is None or not self._running.course.ended:
+        if self._running is None or not self._running.state.ended:
             return
         self._expected = self._running.expected
         self._last = record = self._running.record()

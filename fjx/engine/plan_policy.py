@@ -97,7 +97,7 @@ class PlanPolicy:
         def decide(autopilot: Autopilot | NoAutopilot) -> None:
             if isinstance(autopilot, NoAutopilot) or not autopilot.due(now):
                 return
-            decision = autopilot.look(
+            decision = autopilot.observe_and_decide(
                 now,
                 serving=plans.deployment,
                 switching=plans.active,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fjx.pipeline.protocol import Pipeline
 from fjx.scheduling.balance import even_out
-from fjx.scheduling.microbatches import Turn
+from fjx.scheduling.microbatches import MicrobatchGroup
 from fjx.scheduling.replica import Replica
 from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import Scheduler
@@ -66,9 +66,9 @@ class Replicas:
         return any(replica.scheduler.has_work for replica in self._all)
 
     @property
-    def turns(self) -> list[Turn]:
+    def groups(self) -> list[MicrobatchGroup]:
         """Whose turn it is, in each replica that has anything to do."""
-        return [turn for replica in self._all if (turn := replica.turn) is not None]
+        return [group for replica in self._all if (group := replica.group) is not None]
 
     @property
     def num_running(self) -> int:

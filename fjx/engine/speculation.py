@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fjx.engine.guarded import Guarded
 from fjx.outputs import SpeculationStats
-from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.microbatches import Microbatch, MicrobatchGroup
 from fjx.scheduling.request import Request
 from fjx.sharding.plan.plan import Plan
 from fjx.speculation.runtime.draft_ahead import DraftAhead
@@ -21,11 +21,11 @@ class NoSpeculation:
     may_draft_ahead: DraftAhead | None = None
     steps_behind = 1
 
-    def due(self, turns: Sequence[Turn]) -> bool:
+    def due(self, groups: Sequence[MicrobatchGroup]) -> bool:
         """See `Speculator.due`."""
         return False
 
-    def draft(self, turns: Sequence[Turn]) -> None:
+    def draft(self, groups: Sequence[MicrobatchGroup]) -> None:
         """See `Speculator.draft`."""
 
     def sent(self, step: Sequence[Microbatch]) -> None:
@@ -84,13 +84,13 @@ class Speculation:
         """See `Speculator.may_draft_ahead`."""
         return self._guarded.unguarded.may_draft_ahead
 
-    def due(self, turns: Sequence[Turn]) -> bool:
+    def due(self, groups: Sequence[MicrobatchGroup]) -> bool:
         """See `Speculator.due`."""
-        return self._guarded.ask(lambda speculator: speculator.due(turns))
+        return self._guarded.ask(lambda speculator: speculator.due(groups))
 
-    def draft(self, turns: Sequence[Turn]) -> None:
+    def draft(self, groups: Sequence[MicrobatchGroup]) -> None:
         """See `Speculator.draft`."""
-        self._guarded.ask(lambda speculator: speculator.draft(turns))
+        self._guarded.ask(lambda speculator: speculator.draft(groups))
 
     def sent(self, step: Sequence[Microbatch]) -> None:
         """See `Speculator.sent`."""

@@ -39,10 +39,10 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
         StageLostError: a worker did not start, or could not load its stages.
     """
     try:
-        from fjx.cluster.cluster import Patience
-        from fjx.cluster.messages import Setup, Weights
+        from fjx.cluster.cluster import Timeouts
+        from fjx.cluster.messages import Weights, WorkerConfig
         from fjx.cluster.nodes import connect, live_nodes
-        from fjx.cluster.start import start_cluster
+        from fjx.cluster.start_workers import start_cluster
     except ImportError as error:
         raise UserError(
             f"--cluster needs Ray, which is not installed ({error}): pip install ray"
@@ -64,7 +64,7 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
         planner = make_planner(config, programs)
         return replace(planner, topology=topology, fragments=known is not None)
 
-    setup = Setup(
+    setup = WorkerConfig(
         config=model_config,
         granule_layers=config.granule_layers,
         limits=programs.limits,
@@ -74,13 +74,13 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
         warmup=config.warmup,
     )
     drafter = _drafter(asked, programs.limits, tokenizer, progress)
-    patience = Patience(beat=config.cluster_patience)
+    timeouts = Timeouts(heartbeat=config.cluster_patience)
     started = start_cluster(
         setup,
         config.mesh,
         planner_for,
         address,
-        patience,
+        timeouts,
         config.idle_timeout,
         known=known,
     )
@@ -97,7 +97,7 @@ def start_on_cluster(config: EngineConfig, address: str, progress: bool = True) 
         started.planner,
         autopilot,
         speculator,
-        started.home,
+        started.plan_runtime,
     )
 
 

@@ -18,7 +18,7 @@ from fjx.engine.names import HEAD_SUFFIX, NO_MODEL, check_drafter_name
 from fjx.errors import UserError
 from fjx.models.config import ModelConfig
 from fjx.models.draft_head import DraftHead
-from fjx.models.loading.draft_head import (
+from fjx.models.loading.draft_head_file import (
     Fingerprint,
     built_in_draft_head,
     check_target,
@@ -37,9 +37,9 @@ from fjx.scheduling.replica import Replica
 from fjx.sharding.plan.plan import Deployment, Device
 from fjx.speculation.policy.frontiers import FrontierDepth
 from fjx.speculation.policy.lengths import policy_by_name
-from fjx.speculation.runtime.draft_head import HeadDrafter
 from fjx.speculation.runtime.draft_model import DraftModel
 from fjx.speculation.runtime.drafter import Drafter, LookupOrHead, PromptLookup
+from fjx.speculation.runtime.head_drafter import HeadDrafter
 from fjx.speculation.runtime.pruning import Lens
 from fjx.speculation.runtime.speculator import Speculator
 

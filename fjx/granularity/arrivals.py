@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fjx.errors import UserError
-from fjx.sharding.fields import is_number
+from fjx.sharding.table_fields import is_number
 
 DEFAULT_WINDOWS = (10.0, 60.0, 300.0)
 """Seconds: a burst, a minute, and long enough for a coefficient of variation."""
@@ -48,7 +48,7 @@ class _Slot:
 
 
 @dataclass
-class _Window:
+class _ArrivalWindow:
     seconds: float
     slots: deque[_Slot] = field(default_factory=lambda: deque(maxlen=SLOTS))
 
@@ -104,7 +104,7 @@ class ArrivalWindows:
             raise UserError(f"windows must be growing numbers of seconds, got {list(windows)}")
         self._started = self._latest = started
         self._last_arrival: float | None = None
-        self._windows = [_Window(float(seconds)) for seconds in windows]
+        self._windows = [_ArrivalWindow(float(seconds)) for seconds in windows]
 
     def record(self, now: float) -> None:
         """Note one arrival."""

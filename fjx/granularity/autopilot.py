@@ -17,7 +17,7 @@ from fjx.granularity.decision_log import decision_to_json, header_to_json
 from fjx.granularity.ladder import Ladder, ladder_from_graph
 from fjx.granularity.observation import Observation
 from fjx.granularity.policy import Decision, PolicyConfig, PolicyState, decide
-from fjx.granularity.scorers import FlexPipeScorer, Scorer, ServiceScorer
+from fjx.granularity.rung_scorers import FlexPipeRungScorer, RungScorer, ServiceScorer
 from fjx.regranularization.plan_target import Planner
 from fjx.sharding.plan.plan import Deployment
 
@@ -70,7 +70,7 @@ class Autopilot:
         """Whether it is time for the next observation."""
         return now >= self._next
 
-    def look(
+    def observe_and_decide(
         self,
         now: float,
         *,
@@ -158,7 +158,7 @@ def start_autopilot(config: EngineConfig, planner: Planner, now: float) -> Autop
     for mesh in meshes:  # each keeps what it can of the devices of the one before
         before = deployments[mesh] = planner.plan(mesh, before)
     ladder = ladder_from_graph(planner.graph, deployments, planner.workload, planner.topology)
-    scorer: Scorer = FlexPipeScorer()
+    scorer: RungScorer = FlexPipeRungScorer()
     if config.granularity_scorer == "service":
         scorer = ServiceScorer(
             ttft_objective_seconds=config.ttft_objective,

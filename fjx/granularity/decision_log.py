@@ -18,14 +18,14 @@ from fjx.granularity.arrivals import WindowFigures
 from fjx.granularity.ladder import Ladder, Rung
 from fjx.granularity.observation import Observation
 from fjx.granularity.policy import Backoff, Decision, PolicyConfig, PolicyState, Streak, decide
-from fjx.granularity.scorers import FlexPipeScorer, ServiceScorer
+from fjx.granularity.rung_scorers import FlexPipeRungScorer, ServiceScorer
 from fjx.sharding.plan.plan_json import deployment_from_json, deployment_to_json
 from fjx.wording import listed
 
 VERSION = 1
 """Of the format."""
 
-SCORERS: Mapping[str, type[Any]] = {each.name: each for each in (FlexPipeScorer, ServiceScorer)}
+SCORERS: Mapping[str, type[Any]] = {each.name: each for each in (FlexPipeRungScorer, ServiceScorer)}
 """Scorers by the name that the log has."""
 
 

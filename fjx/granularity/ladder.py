@@ -46,7 +46,7 @@ class Rung:
     """Likewise for a microbatch of one row: the time for a token where nobody else is served. None:
     not known, and taken for `latency_seconds`."""
     best_cv: float = ORDINARY_CV
-    """The coefficient of variation of arrivals that suits it best. Only `FlexPipeScorer` reads
+    """The coefficient of variation of arrivals that suits it best. Only `FlexPipeRungScorer` reads
     it."""
 
     def __post_init__(self) -> None:

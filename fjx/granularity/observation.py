@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fjx.errors import UserError
 from fjx.granularity.arrivals import WindowFigures
-from fjx.sharding.fields import is_number
+from fjx.sharding.table_fields import is_number
 
 ORDINARY_CV = 1.0
 """Of independent arrivals (a Poisson process); assumed where there are too few to measure."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 from fjx.granularity.ladder import Ladder, Rung
 from fjx.granularity.observation import Observation, check_numbers
-from fjx.granularity.scorers import Scorer, ServiceScorer, SwitchReason
+from fjx.granularity.rung_scorers import RungScorer, ServiceScorer, SwitchReason
 
 StayReason = Literal[
     "steady",
@@ -31,7 +31,7 @@ is under way. off_ladder: someone chose a plan that is no rung."""
 
 Reason = SwitchReason | StayReason
 
-_MOST_DOUBLINGS = 30
+_MAX_DOUBLINGS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class PolicyConfig:
         UserError: a field is out of its range; the message names it.
     """
 
-    scorer: Scorer = field(default_factory=ServiceScorer)
+    scorer: RungScorer = field(default_factory=ServiceScorer)
     """What makes a rung good."""
     margin: float = 0.05
     """How much higher another rung's score must be: 0.05 is 5 %. More than 7 % would keep twice the
@@ -222,7 +222,7 @@ def _outcome(observation: Observation, state: PolicyState, config: PolicyConfig)
         )
     before = (each.aborted for each in state.backoffs if each.rung == target)
     aborted = next(before, 0) + 1
-    span = config.aborted_cooldown_seconds * 2.0 ** min(aborted - 1, _MOST_DOUBLINGS)
+    span = config.aborted_cooldown_seconds * 2.0 ** min(aborted - 1, _MAX_DOUBLINGS)
     until = observation.now + min(span, config.longest_backoff_seconds)
     cooling = observation.now + config.aborted_cooldown_seconds
     return replace(

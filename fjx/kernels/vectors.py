@@ -18,8 +18,8 @@ HAS_BYTE_TABLES = HAS_BFLOAT16_PRODUCTS and bool(_FEATURES.get("avx512vbmi"))
 """Whether 64 bytes can be looked up at once in a table of 128."""
 LANES = 16
 VECTORS = 4 if _FEATURES.get("avx512f") else 1
-"""Vectors of sums for each of `MOST_ROWS` rows that the registers hold."""
-MOST_ROWS = 6
+"""Vectors of sums for each of `MAX_ROWS` rows that the registers hold."""
+MAX_ROWS = 6
 
 WORD, INT, HALF, BYTE = (ir.IntType(bits) for bits in (64, 32, 16, 8))
 FLOAT = ir.FloatType()

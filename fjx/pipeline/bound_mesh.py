@@ -21,7 +21,7 @@ from fjx.wording import listed
 
 
 @dataclass(frozen=True)
-class Placement:
+class BoundMesh:
     """A mesh and its devices. Equal meshes are equal placements."""
 
     mesh: Mesh
@@ -105,7 +105,7 @@ class Placement:
         return [on[device] for device in self.devices]
 
 
-def bind(mesh: Mesh, devices: Mapping[Device, jax.Device]) -> Placement:
+def bind(mesh: Mesh, devices: Mapping[Device, jax.Device]) -> BoundMesh:
     """The placement of a mesh on live devices.
 
     Raises:
@@ -117,7 +117,7 @@ def bind(mesh: Mesh, devices: Mapping[Device, jax.Device]) -> Placement:
             f"the plan uses {listed(absent)}, this process has {listed(devices)}; "
             "make a plan of these"
         )
-    return Placement(mesh, tuple(devices[device] for device in mesh.devices))
+    return BoundMesh(mesh, tuple(devices[device] for device in mesh.devices))
 
 
 def live_devices() -> dict[Device, jax.Device]:

@@ -129,7 +129,7 @@ class Chain:
         self.outputs = self._executor.took_chain(self._batches, last_token, chosen)
 
 
-class Beside:
+class OverlappedChain:
     """A chain that runs beside a stage of another executor's step, in one program."""
 
     def __init__(self, program: FlatCall, chain: Chain) -> None:
@@ -144,7 +144,7 @@ class Beside:
         return results[:count]
 
 
-def beside(stage_key: Hashable, compiler: Compiler, chain: Chain) -> Beside | None:
+def overlap_chain(stage_key: Hashable, compiler: Compiler, chain: Chain) -> OverlappedChain | None:
     """A chain beside a stage of a compiler's program; None while that of both is not there."""
     key = "beside", stage_key, chain.key
 
@@ -153,7 +153,7 @@ def beside(stage_key: Hashable, compiler: Compiler, chain: Chain) -> Beside | No
         return overlapped(compiler.spec(stage_key), chain.spec(), key, platform)
 
     program = compiler.find_or_begin(key, spec)
-    return None if program is None else Beside(program, chain)
+    return None if program is None else OverlappedChain(program, chain)
 
 
 def _barrier(x: Array) -> Array:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.placed_model import End
+from fjx.pipeline.placed_model import PlacedParams
 
 
 class Choice(NamedTuple):
@@ -24,7 +24,7 @@ class Choice(NamedTuple):
 
 def choose_tokens(
     compiler: Compiler,
-    head: End,
+    head: PlacedParams,
     batch: Batch,
     rows: tuple[Any, Any],
     last_token: Any,

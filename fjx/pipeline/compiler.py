@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 Place = Literal["warmup", "background", "on_demand", "hot_path"]
 
 _STACK_BYTES = 64 << 20  # XLA's compiler recurses deeply
-_MOST_PROGRAMS = 4000
+_MAX_PROGRAMS = 4000
 """Kept where plans change, and those of one plan more. Each takes about seven memory mappings, and
 Linux lets a process have 65,530."""
 _WANTED = 4
 """Times that a combination is asked for before it is compiled."""
-_MOST_ON_DEMAND = 256
+_MAX_ON_DEMAND = 256
 """Combinations that are compiled."""
 _TRIM_EVERY = 16
 """Programs compiled until memory that compiling has freed is given back."""
@@ -118,7 +118,7 @@ class Compiler:
         self._programs: dict[Hashable, Any] = {}
         self._recent: dict[Hashable, None] = {}
         """What was wanted or compiled in the background, what was so longest ago first."""
-        self.most_programs = _MOST_PROGRAMS
+        self.max_programs = _MAX_PROGRAMS
         self._wanted: Counter[Hashable] = Counter()
         self._begun_on_demand = 0
         self._lock = threading.Lock()
@@ -161,7 +161,7 @@ class Compiler:
         program = self._programs.get(key)
         if program is None:
             self._wanted[key] += 1
-            if self._wanted[key] == _WANTED and self._begun_on_demand < _MOST_ON_DEMAND:
+            if self._wanted[key] == _WANTED and self._begun_on_demand < _MAX_ON_DEMAND:
                 self._begun_on_demand += 1
                 self.compile_background(spec() for _ in range(1))
         return program
@@ -200,7 +200,7 @@ class Compiler:
     @property
     def is_crowded(self) -> bool:
         """Whether there are so many programs that it is time to `make_room`."""
-        return len(self._programs) > self.most_programs
+        return len(self._programs) > self.max_programs
 
     def make_room(self, keep: Collection[Hashable]) -> None:
         """Let go of the programs that were wanted longest ago, but for these, until it is no longer

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.bound_mesh import Placement
-from fjx.pipeline.chain import Beside, Chain, beside
+from fjx.pipeline.bound_mesh import BoundMesh
+from fjx.pipeline.chain import Chain, OverlappedChain, overlap_chain
 from fjx.pipeline.compiler import CompileJob, Compiler, ProgramSpec
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.placed_model import PlacedModel
 from fjx.pipeline.programs import Programs
-from fjx.pipeline.protocol import Cut, Pruner
+from fjx.pipeline.protocol import Pruner, RowSelection
 from fjx.pipeline.prune_programs import plan_programs, segments_of
-from fjx.pipeline.stage import Stage
+from fjx.pipeline.stage import BoundStage
 from fjx.pipeline.stage_runner import STEPS_BEFORE_FUSING, StageRunner
 from fjx.pipeline.step_output import StepOutput
 from fjx.sharding.plan.plan import Plan
@@ -46,7 +46,7 @@ class Executor:
             self._segments = self._runner.stages_of(segments_of(pieces.shapes))
 
     @property
-    def segments(self) -> Sequence[Stage]:
+    def segments(self) -> Sequence[BoundStage]:
         """The parts of a step between which a pruner looks at it."""
         return self._segments
 
@@ -72,17 +72,17 @@ class Executor:
             self._fusing.cancel()
             self._fusing = None  # it knows this executor, whose memory would stay otherwise
 
-    def beside(self, batch: Batch, chain: Chain) -> Beside | None:
+    def overlap_chain(self, batch: Batch, chain: Chain) -> OverlappedChain | None:
         """A chain of another executor, to run beside this step; None while there is no program of
         both."""
         key = ("stage", batch.num_rows, *self._stages[0].fused_key)
         if len(self._stages) > 1 or self.compiler.find(key) is None:
             return None
-        return beside(key, self.compiler, chain)
+        return overlap_chain(key, self.compiler, chain)
 
     def dispatch_all(self, batches: Sequence[tuple[Batch, int]]) -> list[StepOutput]:
-        """Send microbatches, each with its part, one after the other: as one program, once that is
-        there."""
+        """Send microbatches, each with its group's number, one after the other: as one program,
+        once that is there."""
         each = [batch for batch, _ in batches]
         if len(each) > 1 and Chain.can_hold(self, each):
             chain = Chain(self, each)
@@ -90,7 +90,7 @@ class Executor:
             if program is not None:
                 chain.take(program(chain.arrays()))
                 return chain.outputs
-        return [self.dispatch(batch, part) for batch, part in batches]
+        return [self.dispatch(batch, group_id) for batch, group_id in batches]
 
     @property
     def last_token(self) -> Any:
@@ -114,24 +114,25 @@ class Executor:
     def dispatch(
         self,
         batch: Batch,
-        part: int = 0,
+        group_id: int = 0,
         pruner: Pruner | None = None,
-        beside: Beside | None = None,
+        overlapped: OverlappedChain | None = None,
     ) -> StepOutput:
         """Send a microbatch to the devices; its effects on pages and last tokens are ordered after
         earlier ones.
 
-        A slot's requests are always in the same ``part`` of the steps. With a ``pruner``, the call
-        returns when it has seen the step between its last two segments. ``beside``: see there.
+        A slot's requests are always in the same group. With a ``pruner``, the call
+        returns when it has seen the step between its last two segments. ``overlapped``: see
+        `overlap_chain`.
         """
         self._steps += 1
         self._rows.add(batch.num_rows)
         if self._steps == STEPS_BEFORE_FUSING:
             self._fusing = self.compiler.compile_background(self._fused_programs())
-        x, slots, stream, batch = self._run_stages(batch, part, pruner, beside)
+        x, slots, stream, batch = self._run_stages(batch, group_id, pruner, overlapped)
         if batch.num_samples == 0:
             return StepOutput(None, 0, stream=stream)
-        tokens, _, logprobs, confidences = self._runner.choose(batch, x, slots, part)
+        tokens, _, logprobs, confidences = self._runner.choose(batch, x, slots, group_id)
         return StepOutput(tokens, batch.num_samples, logprobs, confidences, stream)
 
     def _fused_programs(self) -> Iterator[ProgramSpec]:
@@ -141,22 +142,22 @@ class Executor:
         return (spec for spec in specs if spec.background)
 
     def _run_stages(
-        self, batch: Batch, part: int, pruner: Pruner | None, beside: Beside | None
+        self, batch: Batch, group_id: int, pruner: Pruner | None, overlapped: OverlappedChain | None
     ) -> tuple[Any, Any, Any, Batch]:
-        source = self._runner.fed[part]
+        source = self._runner.fed[group_id]
         slots = stream = None
         for stage in self._stages if pruner is None else self._segments:
             if not stage.shape.first:
                 source = jax.device_put(source, stage.placement.whole)
-            source, slots, stream = stage.run(batch.num_rows, source, batch.packed, beside)
+            source, slots, stream = stage.run(batch.num_rows, source, batch.packed, overlapped)
             if pruner is not None and not stage.shape.last:
-                cut = pruner.look(stage.shape, source)
-                if cut is not None:
-                    source = self._compact(source, batch, cut, stage.placement)
-                    batch = cut.batch
+                selection = pruner.select(stage.shape, source)
+                if selection is not None:
+                    source = self._compact(source, batch, selection, stage.placement)
+                    batch = selection.batch
         return source, slots, stream, batch
 
-    def _compact(self, x: Any, batch: Batch, cut: Cut, at: Placement) -> Any:
+    def _compact(self, x: Any, batch: Batch, selection: RowSelection, at: BoundMesh) -> Any:
         """The residual stream of the rows that go on, padded to their bucket."""
-        gathered = self.compiler.get(("gather", batch.num_rows, at.key))(x, cut.rows)
-        return self.compiler.get(("resize", cut.batch.num_rows, at.key))(gathered)
+        gathered = self.compiler.get(("gather", batch.num_rows, at.key))(x, selection.rows)
+        return self.compiler.get(("resize", selection.batch.num_rows, at.key))(gathered)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fjx.kernels.matmul import is_packed
 from fjx.models.granules import WHOLE, Params
-from fjx.pipeline.bound_mesh import Placement, bind
+from fjx.pipeline.bound_mesh import BoundMesh, bind
 from fjx.pipeline.compiler import ProgramSpec, compile_alone
 from fjx.pipeline.programs import Programs, StageShape
 from fjx.sharding.plan.plan import Deployment, Device, Plan
@@ -24,7 +24,7 @@ Read = Callable[[Callable[[str, np.ndarray], None]], None]
 class Granule:
     """The arrays of a granule, where they lie. Plans share granules that stay where they are."""
 
-    placement: Placement
+    placement: BoundMesh
     depth: int
     """Its layers."""
     params: Params
@@ -36,10 +36,10 @@ class Granule:
 
 
 @dataclass(frozen=True)
-class End:
+class PlacedParams:
     """The arrays of ``embed`` or ``head``, where they lie."""
 
-    placement: Placement
+    placement: BoundMesh
     params: Params
 
 
@@ -50,12 +50,12 @@ class PlacedModel:
     plan: Plan
     shapes: tuple[StageShape, ...]
     """For each stage."""
-    embed: End
+    embed: PlacedParams
     granules: tuple[Granule, ...]
-    head: End
+    head: PlacedParams
 
     @property
-    def all(self) -> tuple[End | Granule, ...]:
+    def all(self) -> tuple[PlacedParams | Granule, ...]:
         """Every piece, in the order of `Programs.pieces`."""
         return (self.embed, *self.granules, self.head)
 
@@ -104,17 +104,17 @@ def move_programs(
             yield from programs.pages(shape, target=True)
 
 
-def granule_places(shapes: Sequence[StageShape]) -> tuple[Placement, ...]:
+def granule_places(shapes: Sequence[StageShape]) -> tuple[BoundMesh, ...]:
     """The place of each granule."""
     return tuple(shape.placement for shape in shapes for _ in shape.granules)
 
 
-def piece_places(shapes: Sequence[StageShape]) -> tuple[Placement, ...]:
+def piece_places(shapes: Sequence[StageShape]) -> tuple[BoundMesh, ...]:
     """The place of each piece, in the order of `Programs.pieces`."""
     return (shapes[0].placement, *granule_places(shapes), shapes[-1].placement)
 
 
-def new_kv_pages(programs: Programs, depth: int, at: Placement) -> Any:
+def new_kv_pages(programs: Programs, depth: int, at: BoundMesh) -> Any:
     """KV memory of a granule, all zeros; see `fjx.kernels.kv_pages.new_pages`."""
     return compile_alone(programs.new_pages(depth, at))()
 
@@ -123,7 +123,7 @@ class PieceLoader:
     """Takes canonical tensors as they come, and puts each of some pieces where it is wanted as soon
     as it is whole."""
 
-    def __init__(self, programs: Programs, places: Mapping[str, Placement]) -> None:
+    def __init__(self, programs: Programs, places: Mapping[str, BoundMesh]) -> None:
         """``places``: where each piece is wanted, by its name."""
         self._programs = programs
         self._places = places
@@ -178,13 +178,13 @@ class Loader:
                 zip(self._programs.model.granules, self._kv_pages, strict=True)
             )
         )
-        embed, head = (End(places[piece], params[piece]) for piece in ("embed", "head"))
+        embed, head = (PlacedParams(places[piece], params[piece]) for piece in ("embed", "head"))
         head = head_of(self._programs, embed, head)
         return PlacedModel(self._plan, self._shapes, embed, granules, head)
 
 
 def place_piece(
-    programs: Programs, piece: str, shards: Mapping[str, Sequence[Any]], at: Placement
+    programs: Programs, piece: str, shards: Mapping[str, Sequence[Any]], at: BoundMesh
 ) -> Params:
     """Put a piece's parameters on a mesh.
 
@@ -203,15 +203,15 @@ def place_piece(
     return params
 
 
-def head_of(programs: Programs, embed: End, head: End) -> End:
+def head_of(programs: Programs, embed: PlacedParams, head: PlacedParams) -> PlacedParams:
     """The head, with the embedding's array where they are tied, stored alike, and in one place."""
     tied = programs.model.config.tied_embeddings and embed.placement == head.placement
     if not tied or not is_packed(embed.params["tokens"]):
         return head
-    return End(head.placement, {**head.params, "unembed": embed.params["tokens"]})
+    return PlacedParams(head.placement, {**head.params, "unembed": embed.params["tokens"]})
 
 
-def piece_bytes(programs: Programs, piece: str, at: Placement, num_pages: int | None = None) -> int:
+def piece_bytes(programs: Programs, piece: str, at: BoundMesh, num_pages: int | None = None) -> int:
     """Bytes of a piece on each device of a mesh, with so many KV pages; None: with all."""
     sizes = jax.tree.map(
         lambda partition, s: s.size * s.dtype.itemsize // (1 if partition == WHOLE else at.degree),

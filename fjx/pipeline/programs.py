@@ -29,7 +29,7 @@ from fjx.kernels.token_rule import (
 from fjx.models.granules import WHOLE, Model, Params
 from fjx.models.logit_lens import LogitLens
 from fjx.models.split import TENSOR_AXIS, TensorSpec
-from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.bound_mesh import BoundMesh
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.structs import floats, ints, struct, words
@@ -46,7 +46,7 @@ PAGE_COUNTS = (64, 16, 4, 1)
 class StageShape:
     """What the programs of a stage depend on."""
 
-    placement: Placement
+    placement: BoundMesh
     granules: range
     first: bool
     last: bool
@@ -131,7 +131,7 @@ class Programs:
                 key = ("put", depth, count, at.key)
                 yield ProgramSpec(key, put, (memory, ids, contents), donate=(0,))
 
-    def new_pages(self, depth: int, at: Placement) -> ProgramSpec:
+    def new_pages(self, depth: int, at: BoundMesh) -> ProgramSpec:
         """Makes the KV memory of a granule of so many layers."""
         memory = self.kv_struct(depth)
         layers, pages, two, heads, *page = memory.shape
@@ -188,7 +188,7 @@ class Programs:
             scores = jax.eval_shape(score, logits, ints(S))
         return tokens, scores, floats(S) if self.limits.confidences else None
 
-    def copy_tokens(self, at: Placement) -> ProgramSpec:
+    def copy_tokens(self, at: BoundMesh) -> ProgramSpec:
         """Copies the last tokens, whose memory the next step takes."""
         copy = self._on(at, lambda tokens: tokens + 0, (WHOLE,), WHOLE)
         return ProgramSpec(("copy tokens", at.key), copy, (at.struct(self.last_token()),))
@@ -199,7 +199,7 @@ class Programs:
         """Depths of the granules of a stage, each with a granule that has it."""
         return {len(self.model.granules[i]): i for i in stage.granules}
 
-    def _on(self, at: Placement, function: Callable[..., Any], given: Any, back: Any) -> Any:
+    def _on(self, at: BoundMesh, function: Callable[..., Any], given: Any, back: Any) -> Any:
         """The function as it runs on each device of a mesh."""
         if at.degree == 1:
             return function
@@ -207,13 +207,13 @@ class Programs:
             function, mesh=at.jax_mesh, in_specs=given, out_specs=back, check_vma=False
         )
 
-    def _step(self, T: int, at: Placement, background: bool = False) -> ProgramSpec:
+    def _step(self, T: int, at: BoundMesh, background: bool = False) -> ProgramSpec:
         """Takes a step's integers to the devices; `jax.device_put` needs five times as long."""
         step = at.struct(ints(self.limits.layout(T).size))
         copy = self._on(at, lambda step: step + 0, (WHOLE,), WHOLE)
         return ProgramSpec(("step", T, at.key), copy, (step,), background=background)
 
-    def _embed(self, T: int, at: Placement) -> ProgramSpec:
+    def _embed(self, T: int, at: BoundMesh) -> ProgramSpec:
         layout, model = self.limits.layout(T), self.model.shard(at.degree)
 
         def embed(params, last_token, step):  # type: ignore[no-untyped-def]
@@ -247,7 +247,7 @@ class Programs:
             key = ("granule", depth, T, at.key)
             yield ProgramSpec(key, function, arguments, donate=(1, 2), flat=True)
 
-    def _select(self, T: int, at: Placement) -> ProgramSpec:
+    def _select(self, T: int, at: BoundMesh) -> ProgramSpec:
         layout = self.limits.layout(T)
 
         def select(x, step):  # type: ignore[no-untyped-def]
@@ -298,7 +298,7 @@ class Programs:
             background=True,
         )
 
-    def _heads(self, S: int, at: Placement) -> Iterator[ProgramSpec]:
+    def _heads(self, S: int, at: BoundMesh) -> Iterator[ProgramSpec]:
         model = self.model.shard(at.degree)
 
         def greedy(logits, last_token, slots):  # type: ignore[no-untyped-def]
@@ -317,7 +317,7 @@ class Programs:
         if self.limits.confidences:
             yield self._sampler(("confidence", S), confidence, (logits, slots), at)
 
-    def _samplers(self, S: int, at: Placement) -> Iterator[ProgramSpec]:
+    def _samplers(self, S: int, at: BoundMesh) -> Iterator[ProgramSpec]:
         each = floats(S)
         sampling = SamplingRows(each, ints(S), each, each, words(S, 2), ints(S))
         edits = LogitEdits(
@@ -363,7 +363,7 @@ class Programs:
         key: tuple[str, int],
         function: Callable[..., Any],
         arguments: tuple[Any, ...],
-        at: Placement,
+        at: BoundMesh,
         donate: tuple[int, ...] = (),
     ) -> ProgramSpec:
         """A program that every device of a mesh runs on the same values."""

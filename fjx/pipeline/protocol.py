@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.chain import Beside
+from fjx.pipeline.chain import OverlappedChain
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.programs import Programs, StageShape
@@ -16,7 +16,7 @@ from fjx.pipeline.step_output import StepOutput
 from fjx.sharding.plan.plan import Plan
 
 
-class Cut(NamedTuple):
+class RowSelection(NamedTuple):
     """Which rows of a step go on."""
 
     batch: Batch
@@ -29,7 +29,7 @@ class Cut(NamedTuple):
 class Pruner(Protocol):
     """Looks at a step between its segments."""
 
-    def look(self, behind: StageShape, x: Any) -> Cut | None:
+    def select(self, behind: StageShape, x: Any) -> RowSelection | None:
         """Which rows go on, from the residual stream ``[T, D]`` behind a segment; None: all."""
 
 
@@ -66,6 +66,6 @@ class Pipeline(Protocol):
         batch: Batch,
         part: int = 0,
         pruner: Pruner | None = None,
-        beside: Beside | None = None,
+        beside: OverlappedChain | None = None,
     ) -> StepOutput:
         """Send a microbatch; see `Executor.dispatch`."""

@@ -11,7 +11,7 @@ import jax
 from fjx.kernels.rank import DraftedRows, drafted_ranks
 from fjx.models.granules import WHOLE
 from fjx.models.logit_lens import LogitLens
-from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.bound_mesh import BoundMesh
 from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import ProgramSpec
 from fjx.pipeline.programs import Programs, StageShape
@@ -98,7 +98,7 @@ class PrunePrograms:
             yield self._spec(("resize", T, at.key), lambda x, T=T: x[:T], (gathered,), at)
 
     def _spec(
-        self, key: Hashable, function: Callable[..., Any], arguments: Any, at: Placement
+        self, key: Hashable, function: Callable[..., Any], arguments: Any, at: BoundMesh
     ) -> ProgramSpec:
         if at.degree > 1:
             function = jax.shard_map(

@@ -8,17 +8,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from fjx.pipeline.chain import Beside
+from fjx.pipeline.chain import OverlappedChain
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.placed_model import End, Granule
+from fjx.pipeline.placed_model import Granule, PlacedParams
 from fjx.pipeline.programs import StageShape
 
 
-class Stage:
+class BoundStage:
     """Runs one stage's part of a step. Dispatch returns before the devices are done."""
 
     def __init__(
-        self, shape: StageShape, embed: End | None, granules: Sequence[Granule], compiler: Compiler
+        self,
+        shape: StageShape,
+        embed: PlacedParams | None,
+        granules: Sequence[Granule],
+        compiler: Compiler,
     ) -> None:
         self.shape = shape
         self.placement = shape.placement
@@ -34,7 +38,7 @@ class Stage:
         """The parameters, in the order in which the program of all its pieces takes them."""
 
     def run(
-        self, T: int, source: Any, packed: np.ndarray, beside: Beside | None = None
+        self, T: int, source: Any, packed: np.ndarray, overlapped: OverlappedChain | None = None
     ) -> tuple[Any, Any, Any]:
         """Dispatch the stage's part of a step of T rows.
 
@@ -43,7 +47,7 @@ class Stage:
             source: the residual stream from the stage before; for the first stage, the last token
                 of each slot. It must lie on this stage's mesh.
             packed: the step's integers, see `StepLayout`.
-            beside: runs at the same time.
+            overlapped: runs at the same time.
 
         Returns:
             The residual stream, and twice None; for the last stage, the rows that choose a token,
@@ -54,7 +58,7 @@ class Stage:
             return self._run_chained(T, source, packed)
         step = self._compiler.get(("step", T, self._key))(packed)
         kv_pages = [granule.kv_pages for granule in self.granules]
-        run = fused if beside is None else beside.run
+        run = fused if overlapped is None else overlapped.run
         x, *rest = run([*self.arrays, source, step, *kv_pages])
         slots = rest.pop(0) if self.shape.last else None
         stream = rest.pop(0) if len(rest) > len(self.granules) else None

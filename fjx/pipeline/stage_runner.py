@@ -11,9 +11,9 @@ import numpy as np
 from fjx.pipeline.batch import Batch
 from fjx.pipeline.choice import Choice, choose_tokens
 from fjx.pipeline.compiler import Compiler
-from fjx.pipeline.placed_model import End, Granule
+from fjx.pipeline.placed_model import Granule, PlacedParams
 from fjx.pipeline.programs import Programs, StageShape
-from fjx.pipeline.stage import Stage
+from fjx.pipeline.stage import BoundStage
 
 STEPS_BEFORE_FUSING = 100
 """Work of this length is worth the fused programs' compilation."""
@@ -25,10 +25,10 @@ class StageRunner:
     def __init__(
         self,
         shapes: Sequence[StageShape],
-        pieces: Mapping[str, End | Granule],
+        pieces: Mapping[str, PlacedParams | Granule],
         programs: Programs,
         compiler: Compiler,
-        parts: int,
+        num_groups: int,
     ) -> None:
         """
         Args:
@@ -36,26 +36,26 @@ class StageRunner:
             pieces: by name, those of the stages.
             programs: what runs.
             compiler: has it.
-            parts: of the requests, whose steps take turns.
+            num_groups: of the requests, whose steps take turns.
         """
         self._pieces, self._compiler = pieces, compiler
         self._confidences = programs.limits.confidences
         self.stages = self.stages_of(shapes)
         first, last = self.stages[0], self.stages[-1]
         zeros = np.zeros(programs.limits.max_num_seqs + 1, np.int32)
-        self.last_token = [jax.device_put(zeros, last.placement.whole) for _ in range(parts)]
-        """For the last stage: the last token of each slot, for each part."""
+        self.last_token = [jax.device_put(zeros, last.placement.whole) for _ in range(num_groups)]
+        """For the last stage: the last token of each slot, for each group."""
         self.fed = self.last_token
         """For the first stage: what it knows of that, a copy where the ends are not together."""
         self._shares = first.shape.first and last.shape.last and first.placement == last.placement
         if not self._shares:
-            self.fed = [jax.device_put(zeros, first.placement.whole) for _ in range(parts)]
+            self.fed = [jax.device_put(zeros, first.placement.whole) for _ in range(num_groups)]
 
-    def stages_of(self, shapes: Sequence[StageShape]) -> list[Stage]:
+    def stages_of(self, shapes: Sequence[StageShape]) -> list[BoundStage]:
         """At work on the pieces' arrays, which stages of several cuts share."""
         pieces: Mapping[str, Any] = self._pieces
         return [
-            Stage(
+            BoundStage(
                 shape,
                 pieces["embed"] if shape.first else None,
                 [pieces[f"{index}"] for index in shape.granules],
@@ -64,13 +64,13 @@ class StageRunner:
             for shape in shapes
         ]
 
-    def choose(self, batch: Batch, x: Any, slots: Any, part: int) -> Choice:
+    def choose(self, batch: Batch, x: Any, slots: Any, group_id: int) -> Choice:
         """Dispatch the choice of tokens from what the last stage gave; see `choose_tokens`."""
         head: Any = self._pieces["head"]
-        rows, last = (x, slots), self.last_token[part]
+        rows, last = (x, slots), self.last_token[group_id]
         chosen = choose_tokens(self._compiler, head, batch, rows, last, self._confidences)
-        self.last_token[part] = chosen.last_token
+        self.last_token[group_id] = chosen.last_token
         first = self.stages[0]
         if first.shape.first and not self._shares:
-            self.fed[part] = jax.device_put(chosen.last_token, first.placement.whole)
+            self.fed[group_id] = jax.device_put(chosen.last_token, first.placement.whole)
         return chosen

@@ -11,7 +11,7 @@ from fjx.plots.palette import EDGE, FAINT, INK, KV, PAPER, PARAMETERS, mixed
 from fjx.plots.stages import draw_memory
 from fjx.plots.svg import Canvas
 from fjx.plots.text_size import text_width
-from fjx.sharding.costs.difference import Difference, Move
+from fjx.sharding.costs.difference import Difference, PieceMove
 from fjx.sharding.costs.table import short_devices
 from fjx.sharding.plan.plan import Deployment, Device, Mesh, Plan
 from fjx.wording import counted, format_bytes
@@ -19,7 +19,7 @@ from fjx.wording import counted, format_bytes
 _LABEL, _BAND = 62.0, 24.0
 _SIZE = 11.0
 _MOVES = mixed(INK, PAPER, 0.35)
-_MOST_FLOWS = 40
+_MAX_FLOWS = 40
 _FROM, _TO, _BAR, _TEXT = 190.0, 360.0, 530.0, 720.0
 """Where columns begin, from the margin on."""
 
@@ -85,10 +85,10 @@ def _given_up(change: Change) -> list[Device]:
     return [device for device in change.before.devices if device not in kept]
 
 
-def _flows(plan: Plan, moves: dict[str, Move]) -> Iterator[_Flow]:
+def _flows(plan: Plan, moves: dict[str, PieceMove]) -> Iterator[_Flow]:
     numbered = [(n, moves[name]) for n, (name, _) in enumerate(plan.pieces()) if name in moves]
 
-    def way(item: tuple[int, tuple[int, Move]]) -> tuple[int, Mesh, Mesh]:
+    def way(item: tuple[int, tuple[int, PieceMove]]) -> tuple[int, Mesh, Mesh]:
         place, (number, move) = item
         # Pieces side by side have the same distance between their numbers and their places.
         return number - place, move.source, move.target
@@ -102,7 +102,7 @@ def _draw_map(
     canvas: Canvas,
     y: float,
     plan: Plan,
-    moves: dict[str, Move],
+    moves: dict[str, PieceMove],
     flows: Sequence[_Flow],
     title: str,
 ) -> float:
@@ -171,7 +171,7 @@ def _draw_flows(canvas: Canvas, y: float, flows: Sequence[_Flow]) -> float:
     y += 14
     canvas.line(MARGIN, y - 4, RIGHT, y - 4, EDGE)
     most = max(flow.total_bytes for flow in flows)
-    for flow in flows[:_MOST_FLOWS]:
+    for flow in flows[:_MAX_FLOWS]:
         y += 10
         source, target = flow.moves[0].source, flow.moves[0].target
         for x, to, text in (
@@ -192,7 +192,7 @@ def _draw_flows(canvas: Canvas, y: float, flows: Sequence[_Flow]) -> float:
             text, at = "nothing: it is there already", _BAR
         canvas.text(MARGIN + at, y, text, _SIZE, INK, room=RIGHT - MARGIN - at)
         y += 10
-    rest = flows[_MOST_FLOWS:]
+    rest = flows[_MAX_FLOWS:]
     if rest:
         left = format_bytes(sum(flow.total_bytes for flow in rest))
         canvas.text(MARGIN, y + 10, f"and {len(rest)} more, {left}", _SIZE, FAINT)

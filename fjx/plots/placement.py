@@ -15,9 +15,9 @@ from fjx.plots.stages import StageRow, draw_stages, memory_entries
 from fjx.plots.svg import Canvas
 from fjx.sharding.costs.figures import StageFigures
 from fjx.sharding.costs.table import granules_text, short_devices
+from fjx.sharding.placement.device_scorers import Demand
 from fjx.sharding.placement.placement import Placement
-from fjx.sharding.placement.scorers import Demand
-from fjx.sharding.placement.table import placement_summary, way_between
+from fjx.sharding.placement.placement_table import placement_summary, way_between
 from fjx.sharding.topology.fleet import Fleet
 from fjx.wording import counted
 

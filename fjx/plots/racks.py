@@ -21,13 +21,13 @@ from fjx.wording import counted, format_bytes
 
 _CARD, _HEIGHT, _GAP = 94.0, 60.0, 6.0
 _PER_ROW = 8
-_MOST_DEVICES = 16
+_MAX_DEVICES = 16
 """Devices that a node shows; those with stages come first."""
-_MOST_NODES = 32
+_MAX_NODES = 32
 """Nodes with stages that a rack shows."""
 _SMALL_RACK = 24
 """Devices of a rack that is drawn whole."""
-_MOST_LINES = 12
+_MAX_LINES = 12
 """Racks without stages that are named."""
 _SIZE = 11.0
 _NAME = 360.0
@@ -63,13 +63,13 @@ class RackDrawing:
         for rack in used:
             y = self._draw_rack(rack, y) + 12
         others = [rack for rack in range(int(fleet.rack.max()) + 1) if rack not in used]
-        for rack in others[:_MOST_LINES]:
+        for rack in others[:_MAX_LINES]:
             line = f"{self._rack_name(rack)}: {self._in_words(np.flatnonzero(fleet.rack == rack))}"
             self._canvas.text(MARGIN, y + 6, line, _SIZE, FAINT, room=RIGHT - MARGIN)
             y += 18
-        if len(others) > _MOST_LINES:
-            rest = np.flatnonzero(np.isin(fleet.rack, others[_MOST_LINES:]))
-            line = f"{counted(len(others) - _MOST_LINES, 'more rack')}: {self._in_words(rest)}"
+        if len(others) > _MAX_LINES:
+            rest = np.flatnonzero(np.isin(fleet.rack, others[_MAX_LINES:]))
+            line = f"{counted(len(others) - _MAX_LINES, 'more rack')}: {self._in_words(rest)}"
             self._canvas.text(MARGIN, y + 6, line, _SIZE, FAINT)
             y += 18
         return y
@@ -79,7 +79,7 @@ class RackDrawing:
         nodes = np.flatnonzero(self._fleet.rack == rack).tolist()
         used = [node for node in nodes if node in self._used_nodes]
         small = np.count_nonzero(np.isin(self._fleet.node, nodes)) <= _SMALL_RACK
-        shown = nodes if small else used[:_MOST_NODES]
+        shown = nodes if small else used[:_MAX_NODES]
         rest = [node for node in nodes if node not in shown]
         top, x, tallest = y + 30, MARGIN + 10, 0.0
         boxes = []
@@ -105,10 +105,10 @@ class RackDrawing:
     def _devices(self, node: int) -> tuple[list[int], list[int]]:
         """Those of a node that are drawn, and the rest."""
         devices = np.flatnonzero(self._fleet.node == node).tolist()
-        if len(devices) <= _MOST_DEVICES:
+        if len(devices) <= _MAX_DEVICES:
             return devices, []
         first = sorted(devices, key=lambda device: device not in self._tenants)
-        return sorted(first[:_MOST_DEVICES]), first[_MOST_DEVICES:]
+        return sorted(first[:_MAX_DEVICES]), first[_MAX_DEVICES:]
 
     def _size(self, node: int) -> tuple[float, float]:
         shown, rest = self._devices(node)

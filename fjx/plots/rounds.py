@@ -23,7 +23,7 @@ from fjx.plots.palette import (
 )
 from fjx.plots.svg import Canvas
 from fjx.plots.text_size import text_width
-from fjx.speculation.policy.rounds import Drafting, Rounds, Step
+from fjx.speculation.policy.round_timeline import DraftEvent, RoundTimeline, StepEvent
 from fjx.wording import counted, format_seconds
 
 _LEFT = 112.0
@@ -32,7 +32,7 @@ _STEP_WIDTH = 96.0
 """Of a step that takes as long as most do."""
 _WIDEST, _MARK = 88.0, 12.0
 """Of a step's tokens, and of the mark before each."""
-_MOST_LINES = 8
+_MAX_LINES = 8
 DRAFTING, STEP, VOID = ORANGE, BLUE, FREE
 RIGHT_TOKEN, WRONG, BEHIND, PRUNED, OWN = GREEN, VERMILION, mixed(INK, PAPER, 0.4), PURPLE, SKY
 _SHAPES: dict[str, Shape] = {
@@ -56,7 +56,7 @@ _MARKS = (
 )
 
 
-def rounds_svg(rounds: Rounds, text_of: Callable[[int], str], title: str) -> str:
+def rounds_svg(rounds: RoundTimeline, text_of: Callable[[int], str], title: str) -> str:
     """Draw a request's rounds, 900 pixels wide, in lines like a text.
 
     Above, when the drafter worked and when steps were under way (several at once are frontiers of
@@ -78,7 +78,10 @@ def rounds_svg(rounds: Rounds, text_of: Callable[[int], str], title: str) -> str
 
 class _Picture:
     def __init__(
-        self, draftings: Sequence[Drafting], steps: Sequence[Step], text_of: Callable[[int], str]
+        self,
+        draftings: Sequence[DraftEvent],
+        steps: Sequence[StepEvent],
+        text_of: Callable[[int], str],
     ) -> None:
         self._draftings, self._steps, self._text_of = draftings, steps, text_of
         self._canvas = Canvas(WIDTH, PAPER)
@@ -112,10 +115,10 @@ class _Picture:
 
     def _lines(self) -> list[list[int]]:
         """The numbers of the steps that are sent in each line."""
-        lines: list[list[int]] = [[] for _ in range(_MOST_LINES)]
+        lines: list[list[int]] = [[] for _ in range(_MAX_LINES)]
         for number, step in enumerate(self._steps):
             line = int((step.sent - self._begin) / self._line)
-            if line < _MOST_LINES:
+            if line < _MAX_LINES:
                 lines[line].append(number)
         while not lines[-1]:
             lines.pop()
@@ -207,7 +210,7 @@ def _side_by_side(
     return list(zip(places, narrower, strict=True))
 
 
-def _usual_interval(steps: Sequence[Step]) -> float:
+def _usual_interval(steps: Sequence[StepEvent]) -> float:
     """Seconds from one step to the next; of a single one, what it took."""
     between = [b.sent - a.sent for a, b in pairwise(steps)]
     first = steps[0]
@@ -216,7 +219,7 @@ def _usual_interval(steps: Sequence[Step]) -> float:
     return usual or max(first.read - first.sent, 1e-9)
 
 
-def _lanes_of(steps: Sequence[Step]) -> list[int]:
+def _lanes_of(steps: Sequence[StepEvent]) -> list[int]:
     """A lane for each step, so that none covers another that is under way at the same time."""
     ends: list[float] = []
     lanes = []
@@ -228,7 +231,7 @@ def _lanes_of(steps: Sequence[Step]) -> list[int]:
     return lanes
 
 
-def _tokens(step: Step) -> Iterator[tuple[int | None, str]]:
+def _tokens(step: StepEvent) -> Iterator[tuple[int | None, str]]:
     """The tokens of a step with their colours; None: one that was pruned."""
     for i, token in enumerate(step.drafted):
         if i < step.accepted:

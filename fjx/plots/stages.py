@@ -27,7 +27,7 @@ _STAGE, _DEVICES, _GRANULES, _EXTRA = 0.0, 46.0, 200.0, 324.0
 _MEMORY, _MEMORY_TEXT, _TIME, _TIME_TEXT = 398.0, 524.0, 654.0, 786.0
 """Where columns begin, from the margin on."""
 _BAR = 120.0
-_MOST_ROWS = 64
+_MAX_ROWS = 64
 """Stages that are drawn; how many more there are is written."""
 _SIZE, _GAP = 11.0, 8.0
 
@@ -93,7 +93,7 @@ def draw_stages(
     y += 14
     canvas.line(MARGIN, y - 4, RIGHT, y - 4, EDGE)
     pitch = 26.0 if len(rows) <= 12 else 20.0
-    shown = rows[:_MOST_ROWS]
+    shown = rows[:_MAX_ROWS]
     for number, row in enumerate(shown):
         _draw_row(canvas, y + pitch * number + pitch / 2, row, rows)
     y += pitch * len(shown)

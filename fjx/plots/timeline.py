@@ -17,7 +17,7 @@ from fjx.wording import counted
 _ROUNDS = 3
 _LABEL = 52.0
 """Room for the names of the stages."""
-_MOST_STAGES = 64
+_MAX_STAGES = 64
 _MANY = 1000
 """Boxes of a round from which one round is enough."""
 _SIZE = 11.0
@@ -33,7 +33,7 @@ def draw_timeline(
     Microbatches have their numbers and get lighter from the first to the last, in every round
     alike, so that a round begins where it gets dark again. What a stage spends idle is empty.
     """
-    shown = min(len(stages), _MOST_STAGES)
+    shown = min(len(stages), _MAX_STAGES)
     rounds = _ROUNDS if shown * microbatches <= _MANY else 1
     slots = schedule(stages, microbatches, rounds)
     unit, scale = time_unit(max(slot.end for slot in slots))

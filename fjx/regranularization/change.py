@@ -35,7 +35,7 @@ Check = Callable[[], None]
 """Raises where a change is not to be made any more."""
 
 
-class Order(NamedTuple):
+class ChangeSpec(NamedTuple):
     """What a change is to do."""
 
     number: int
@@ -125,11 +125,11 @@ class _Replica:
 class Regranularization:
     """One change of plan. The engine calls `advance` between steps until it may `switch`."""
 
-    def __init__(self, order: Order, transport: PlanTransport) -> None:
-        self.course = ChangeState(order.number, self._prepare)
-        self.expected = order.expected
+    def __init__(self, spec: ChangeSpec, transport: PlanTransport) -> None:
+        self.state = ChangeState(spec.number, self._prepare)
+        self.expected = spec.expected
         """What the probe gives, where it is known."""
-        self._order, self._transport = order, transport
+        self._spec, self._transport = spec, transport
         self._new: list[_Replica] = []
         self._bytes = {"kv": 0, "dirty": 0}
         self._planned_kv_bytes = 0
@@ -141,17 +141,17 @@ class Regranularization:
 
     def record(self) -> SwitchRecord:
         """All that there is to say of it now."""
-        order, moved = self._order, self._transport.parameter_bytes
+        spec, moved = self._spec, self._transport.parameter_bytes
         dirty = sum(len(new.dirty) for new in self._new if new.dirty is not None)
         return SwitchRecord(
-            number=order.number,
-            reason=order.reason,
-            before=order.before,
-            after=order.after,
-            state=self.course.state,
+            number=spec.number,
+            reason=spec.reason,
+            before=spec.before,
+            after=spec.after,
+            state=self.state.name,
             progress=self._progress() if self._reached is None else self._reached,
-            error=self.course.error,
-            seconds=self.course.seconds,
+            error=self.state.error,
+            seconds=self.state.seconds,
             pause_seconds=self._pause,
             planned_bytes=moved + self._planned_kv_bytes,
             parameter_bytes=moved,
@@ -172,10 +172,10 @@ class Regranularization:
 
     def advance(self) -> bool:
         """Do a bounded piece of work; whether `switch` may be called now."""
-        if self.course.ended or self.course.prepares:
+        if self.state.ended or self.state.prepares:
             return False
         try:
-            self.course.check_wanted()
+            self.state.check_wanted()
             if not self._verified:
                 self._verification = self._verification or self._verify()
                 next(self._verification, None)
@@ -192,7 +192,7 @@ class Regranularization:
             For each replica of the new plan, its executor; None: it failed, the old ones serve on.
         """
         begun = time.perf_counter()
-        self.course.enter("switching")
+        self.state.enter("switching")
         try:
             for new in self._new:
                 if new.dirty is not None:
@@ -204,7 +204,7 @@ class Regranularization:
             return None
         executors = self._transport.take_over()
         self._pause = time.perf_counter() - begun
-        self.course.enter("done")
+        self.state.enter("done")
         self._forget(reached=1.0)
         return executors
 
@@ -216,9 +216,9 @@ class Regranularization:
             self.expected = yield from self._transport.probe(None)
         for number, probe in enumerate(probes, start=1):
             compare(self._transport.probed, number, self.expected, (yield from probe))
-        order = self._order
+        spec = self._spec
         for new, in_use, plan in zip(
-            self._new, order.pages_in_use, order.before.replicas, strict=False
+            self._new, spec.pages_in_use, spec.before.replicas, strict=False
         ):
             new.dirty = DirtyPages(in_use(), plan.microbatches)
             new.left = len(new.dirty)
@@ -255,7 +255,7 @@ class Regranularization:
         self._bytes["dirty"] += (len(pages) - first) * new.pages.page_bytes
 
     def _give_up(self, error: Exception) -> None:
-        self.course.give_up(error)
+        self.state.give_up(error)
         reached = self._progress()
         self._transport.give_up()
         self._forget(reached)
@@ -264,7 +264,7 @@ class Regranularization:
         """Let go of both plans' arrays; there will be no more progress."""
         self._reached = reached
         self._new, self._verification = [], None
-        self._order = self._order._replace(executors=(), pages_in_use=())
+        self._spec = self._spec._replace(executors=(), pages_in_use=())
 
     def _progress(self) -> float:
         """Programs with parameters count two thirds, pages one."""
@@ -278,9 +278,9 @@ class Regranularization:
     # In a thread of its own.
 
     def _prepare(self) -> None:
-        check = self.course.check_wanted
-        self.course.enter("compiling")
+        check = self.state.check_wanted
+        self.state.enter("compiling")
         self._transport.compile(check)
-        self.course.enter("copying")
-        replicas = range(len(self._order.after.replicas))
+        self.state.enter("copying")
+        replicas = range(len(self._spec.after.replicas))
         self._new = [_Replica(self._transport.load(index, check)) for index in replicas]

@@ -23,7 +23,7 @@ class ChangeState:
             prepare: what its thread does; what it raises aborts the change.
         """
         self._number, self._prepare = number, prepare
-        self.state: SwitchState = "planned"
+        self.name: SwitchState = "planned"
         self.error: str | None = None
         """Why it was aborted, or will be."""
         self._entered = time.perf_counter()
@@ -51,21 +51,21 @@ class ChangeState:
     @property
     def ended(self) -> bool:
         """Whether it is done or aborted."""
-        return self.state in ("done", "aborted")
+        return self.name in ("done", "aborted")
 
     @property
     def seconds(self) -> dict[str, float]:
         """Time spent in each state so far."""
         seconds = dict(self._seconds)
         if not self.ended:
-            seconds[self.state] = time.perf_counter() - self._entered
+            seconds[self.name] = time.perf_counter() - self._entered
         return seconds
 
     def enter(self, state: SwitchState) -> None:
         """Go on to the next state."""
         now = time.perf_counter()
-        self._seconds[self.state] = self._seconds.get(self.state, 0.0) + now - self._entered
-        self.state, self._entered = state, now
+        self._seconds[self.name] = self._seconds.get(self.name, 0.0) + now - self._entered
+        self.name, self._entered = state, now
 
     def check_wanted(self) -> None:
         """Return if the change is still to be made.
@@ -86,7 +86,7 @@ class ChangeState:
         logger.warning(
             "change of plan %d aborted while %s: %s; the old plan serves on",
             self._number,
-            self.state,
+            self.name,
             self.error,
         )
         self.enter("aborted")

@@ -9,22 +9,22 @@ from collections.abc import Iterable, Sequence
 class DirtyPages:
     """Pages to copy, those that were not written for the longest time first.
 
-    A page that is being filled is written in every step of its part of the requests: copying it
+    A page that is being filled is written in every step of its group of the requests: copying it
     early is for nothing.
     """
 
-    def __init__(self, pages: Iterable[int], parts: int = 1) -> None:
+    def __init__(self, pages: Iterable[int], num_groups: int = 1) -> None:
         """
         Args:
             pages: what must be copied.
-            parts: of the requests, whose steps take turns.
+            num_groups: of the requests, whose steps take turns.
         """
         # A dictionary keeps the order: whatever is written goes to its end.
         self._left: dict[int, None] = dict.fromkeys(pages)
         self._first = set(self._left)
         self.total = len(self._left)
         """Pages that had to be copied at the beginning."""
-        self._parts = parts
+        self._num_groups = num_groups
         self._written: deque[int] = deque()
         """Pages of each of the last steps."""
         self._new = 0
@@ -43,9 +43,9 @@ class DirtyPages:
         self._new += 1
 
     def written_again(self) -> int:
-        """How many pages will be dirty again after a step of each part: those that were written
-        since this was last asked, or by the last step of each part."""
-        while len(self._written) > max(self._new, self._parts):
+        """How many pages will be dirty again after a step of each group: those that were written
+        since this was last asked, or by the last step of each group."""
+        while len(self._written) > max(self._new, self._num_groups):
             self._written.popleft()
         self._new = 0
         return sum(self._written)

@@ -10,13 +10,13 @@ import jax
 
 from fjx.errors import RegranularizationError
 from fjx.pipeline.background import background_work
-from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.bound_mesh import BoundMesh
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.placed_model import (
-    End,
     Granule,
     PlacedModel,
+    PlacedParams,
     granule_places,
     head_of,
     piece_places,
@@ -155,7 +155,7 @@ class LocalTransport:
                     arrived.append(granule)
                     moves.append(GranuleMove(source, granule))
                 else:
-                    arrived.append(End(target, params))
+                    arrived.append(PlacedParams(target, params))
             self._pieces_moved += 1
         head = head_of(self._programs, arrived[0], arrived[-1])
         pieces = PlacedModel(plan, shapes, arrived[0], tuple(arrived[1:-1]), head)
@@ -163,11 +163,11 @@ class LocalTransport:
         return PageMover(moves if inherits else [], self._compiler)
 
     def _nearest(
-        self, held: Sequence[End | Granule], piece: str, target: Placement
-    ) -> End | Granule:
+        self, held: Sequence[PlacedParams | Granule], piece: str, target: BoundMesh
+    ) -> PlacedParams | Granule:
         """The copy of a piece from which the fewest bytes cross."""
 
-        def crossing(source: End | Granule) -> int:
+        def crossing(source: PlacedParams | Granule) -> int:
             return params_crossing(self._programs, piece, source.placement, target)
 
         return min(held, key=crossing)

@@ -10,14 +10,14 @@ import jax
 from fjx.pipeline.bound_mesh import live_devices
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.protocol import Pipeline
-from fjx.regranularization.admission import check_fits
-from fjx.regranularization.change import Order, PlanTransport
+from fjx.regranularization.change import ChangeSpec, PlanTransport
 from fjx.regranularization.in_process import LocalTransport
+from fjx.regranularization.memory_check import check_fits
 from fjx.regranularization.plan_target import Planner
 from fjx.sharding.plan.plan import Device
 
 
-class Mended(NamedTuple):
+class Repaired(NamedTuple):
     """What serves after stages were lost."""
 
     planner: Planner
@@ -29,7 +29,7 @@ class Mended(NamedTuple):
 class PlanRuntime(Protocol):
     """Where plans run: in this process, or on a cluster."""
 
-    def transport(self, order: Order) -> PlanTransport:
+    def transport(self, spec: ChangeSpec) -> PlanTransport:
         """What brings executors and pages to where another plan wants them.
 
         Raises:
@@ -39,9 +39,9 @@ class PlanRuntime(Protocol):
     def refresh(self, planner: Planner) -> Planner:
         """The planner for the devices that are there now."""
 
-    def mend(
+    def repair(
         self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
-    ) -> Mended | None:
+    ) -> Repaired | None:
         """Work for a while on a replacement for those executors that are lost; None: it is not
         there yet.
 
@@ -57,7 +57,7 @@ class PlanRuntime(Protocol):
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
         """The engine has been idle for ``seconds``. Pipelines may be given up: they count as lost
-        then, and `mend` brings others when there is work.
+        then, and `repair` brings others when there is work.
 
         Returns:
             Seconds until the next call, before which lost pipelines are to be replaced; None: no
@@ -80,22 +80,22 @@ class LocalPlanRuntime:
     def __init__(self) -> None:
         self._devices: Mapping[Device, jax.Device] = live_devices()
 
-    def transport(self, order: Order) -> PlanTransport:
+    def transport(self, spec: ChangeSpec) -> PlanTransport:
         """See `PlanRuntime`."""
-        executors = [each for each in order.executors if isinstance(each, Executor)]
-        in_use = [len(pages()) for pages in order.pages_in_use]
-        check_fits(executors, order.after, self._devices, in_use)
-        return LocalTransport(executors, order.after, self._devices)
+        executors = [each for each in spec.executors if isinstance(each, Executor)]
+        in_use = [len(pages()) for pages in spec.pages_in_use]
+        check_fits(executors, spec.after, self._devices, in_use)
+        return LocalTransport(executors, spec.after, self._devices)
 
     def refresh(self, planner: Planner) -> Planner:
         """See `PlanRuntime`; they are always the same."""
         return planner
 
-    def mend(
+    def repair(
         self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
-    ) -> Mended | None:
+    ) -> Repaired | None:
         """See `PlanRuntime`; nothing is ever lost here."""
-        return Mended(planner, executors)
+        return Repaired(planner, executors)
 
     def idle(self, executors: Sequence[Pipeline], seconds: float) -> float | None:
         """See `PlanRuntime`; this process keeps its devices."""

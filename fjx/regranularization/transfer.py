@@ -17,7 +17,7 @@ from fjx.kernels import host_memory
 from fjx.models.granules import WHOLE, Params
 from fjx.models.split import TensorSpec
 from fjx.pipeline.background import copy_to_device
-from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.bound_mesh import BoundMesh
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.placed_model import Granule, piece_tensors, place_piece
 from fjx.pipeline.programs import KV_PARTITION, PAGE_COUNTS, Programs
@@ -25,7 +25,7 @@ from fjx.sharding.costs.difference import missing_shares
 
 
 def move_params(
-    programs: Programs, piece: str, params: Params, source: Placement, target: Placement
+    programs: Programs, piece: str, params: Params, source: BoundMesh, target: BoundMesh
 ) -> tuple[Params, int]:
     """Copy a piece's parameters to another mesh; returns when they are there.
 
@@ -50,7 +50,7 @@ def move_params(
     return moved, params_crossing(programs, piece, source, target)
 
 
-def params_crossing(programs: Programs, piece: str, source: Placement, target: Placement) -> int:
+def params_crossing(programs: Programs, piece: str, source: BoundMesh, target: BoundMesh) -> int:
     """Bytes of a piece's parameters that cross from one device to another in a move."""
     crossed = jax.tree.map(
         lambda partition, leaf: _crossing(
@@ -65,8 +65,8 @@ def params_crossing(programs: Programs, piece: str, source: Placement, target: P
 def _send(
     leaf: Any,
     partition: Any,
-    source: Placement,
-    target: Placement,
+    source: BoundMesh,
+    target: BoundMesh,
     send: Callable[[Any, jax.Device], Any] = jax.device_put,
 ) -> Any:
     """An array on another mesh of the same degree; what a device has already is not sent."""
@@ -102,7 +102,7 @@ def resplit(
     return {name: split(name, spec) for name, spec in programs.tensors(piece).items()}
 
 
-def _crossing(size: int, is_split: bool, source: Placement, target: Placement) -> int:
+def _crossing(size: int, is_split: bool, source: BoundMesh, target: BoundMesh) -> int:
     """Bytes of an array that cross from one device to another; ``size`` is that of the array."""
     missing = missing_shares(source.mesh, target.mesh)
     if is_split:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fjx.scheduling.request import Request
 
 
-class Move(NamedTuple):
+class RequestMove(NamedTuple):
     """A request goes to another replica."""
 
     request: Request
@@ -16,7 +16,7 @@ class Move(NamedTuple):
     """The replica, by its number."""
 
 
-def even_out(loads: Sequence[int], queues: Sequence[Sequence[Request]]) -> list[Move]:
+def even_out(loads: Sequence[int], queues: Sequence[Sequence[Request]]) -> list[RequestMove]:
     """Let the last in the queue of the replica with the most requests go to the one with the
     fewest, until they have about as many.
 
@@ -28,12 +28,12 @@ def even_out(loads: Sequence[int], queues: Sequence[Sequence[Request]]) -> list[
         Who moves, in the order in which they are served.
     """
     left, waiting = list(loads), [sorted(queue, key=lambda each: each.place) for queue in queues]
-    moves: list[Move] = []
+    moves: list[RequestMove] = []
     while True:
         least = left.index(min(left))
         most = max((i for i in range(len(left)) if waiting[i]), key=left.__getitem__, default=least)
         if left[most] - left[least] < 2:
             return sorted(moves, key=lambda move: move.request.place)
-        moves.append(Move(waiting[most].pop(), least))
+        moves.append(RequestMove(waiting[most].pop(), least))
         left[most] -= 1
         left[least] += 1

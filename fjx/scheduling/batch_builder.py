@@ -58,10 +58,10 @@ class BatchBuilder:
         self._pages: list[list[int]] = [[]] * N
         self._pages_known = [0] * N
 
-    def build(self, scheduled: list[ScheduledRows], part: int = 0) -> Batch:
+    def build(self, scheduled: list[ScheduledRows], group_id: int = 0) -> Batch:
         """Lay the scheduled rows out side by side, padded to the next bucket.
 
-        ``part``: which of the plan's microbatches they are.
+        ``group_id``: which of the plan's microbatches they are.
         """
         requests: tuple[Request, ...]
         requests, starts, counts, samples, _, scored = zip(*scheduled, strict=True)
@@ -73,9 +73,9 @@ class BatchBuilder:
             for request, start, n, *_ in scheduled
         ]
         key = slots, counts, samples, pending, scored
-        known = self._arrangements.get(part)
+        known = self._arrangements.get(group_id)
         each = known if known is not None and known.key == key else self._arrange(*key)
-        self._arrangements[part] = each
+        self._arrangements[group_id] = each
         packed = each.packed.copy()
         step = each.layout.split(packed)
         for i, first, end in each.read:

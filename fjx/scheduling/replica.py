@@ -1,4 +1,4 @@
-"""One pipeline with its requests: their pages, their batches, and which part's turn it is."""
+"""One pipeline with its requests: their pages, their batches, and which group's turn it is."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.chain import Beside
+from fjx.pipeline.chain import OverlappedChain
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.protocol import Pipeline, Pruner
 from fjx.scheduling.batch_builder import BatchBuilder
-from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.microbatches import Microbatch, MicrobatchGroup
 from fjx.scheduling.page_pool import PagePool
 from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 
 
-class PrunedStep(Pruner, Protocol):
+class StepPruner(Pruner, Protocol):
     """One step that is looked at while it is under way."""
 
     scheduled: list[ScheduledRows]
@@ -35,7 +35,7 @@ class PrunesSteps(Protocol):
         builder: BatchBuilder,
         scheduled: list[ScheduledRows],
         batch: Batch,
-    ) -> PrunedStep | None:
+    ) -> StepPruner | None:
         """Called before a step is sent.
 
         Returns:
@@ -43,12 +43,12 @@ class PrunesSteps(Protocol):
         """
 
 
-class DraftsBesideSteps(Protocol):
+class DraftsDuringSteps(Protocol):
     """Drafts on the devices that a step uses, while it is under way."""
 
     def begin(
         self, executor: Executor, scheduled: Sequence[ScheduledRows], batch: Batch
-    ) -> Beside | None:
+    ) -> OverlappedChain | None:
         """Called before a step is sent.
 
         Returns:
@@ -67,19 +67,19 @@ class RequestsFailedError(Exception):
         self.errors = errors
 
 
-class Built(NamedTuple):
+class BuiltMicrobatch(NamedTuple):
     """A microbatch that can be sent."""
 
     scheduled: list[ScheduledRows]
     batch: Batch
-    turn: Turn
+    group: MicrobatchGroup
     """Whose rows they are."""
 
 
 class Replica:
     """Schedules and sends the steps of the requests that were given to it.
 
-    A plan of several microbatches serves its parts in turn, one in each step; a part that has
+    A plan of several microbatches serves its groups in turn, one in each step; a group that has
     nothing to do is passed over.
     """
 
@@ -116,11 +116,11 @@ class Replica:
         return len(self.scheduler.running) + self.scheduler.num_waiting
 
     @property
-    def turn(self) -> Turn | None:
-        """The part whose step is next; None: no part has anything to do."""
-        return next((turn for turn in self._turns() if turn.has_rows), None)
+    def group(self) -> MicrobatchGroup | None:
+        """The group whose step is next; None: no group has anything to do."""
+        return next((group for group in self._groups() if group.has_rows), None)
 
-    def build(self) -> Built | None:
+    def build(self) -> BuiltMicrobatch | None:
         """Schedule the next step and lay out its batch; the caller must send it.
 
         Returns:
@@ -129,23 +129,23 @@ class Replica:
         Raises:
             RequestsFailedError: some requests must end before; nothing is taken to be sent.
         """
-        for turn in self._turns():
-            scheduled = turn.select()
+        for group in self._groups():
+            scheduled = group.select()
             if scheduled:
-                batch = self._batch(scheduled, turn.part)
+                batch = self._batch(scheduled, group.group_id)
                 self.scheduler.sent(scheduled)
-                self._next = turn.part + 1
-                return Built(scheduled, batch, turn)
+                self._next = group.group_id + 1
+                return BuiltMicrobatch(scheduled, batch, group)
         return None
 
-    def _batch(self, scheduled: list[ScheduledRows], part: int) -> Batch:
+    def _batch(self, scheduled: list[ScheduledRows], group_id: int) -> Batch:
         try:
-            return self._builder.build(scheduled, part)
+            return self._builder.build(scheduled, group_id)
         except Exception as error:
             errors = {}
             for rows in scheduled:
                 try:
-                    self._builder.build([rows], part)
+                    self._builder.build([rows], group_id)
                 except Exception as of_request:
                     errors[rows.request] = of_request
             # If each can be built alone, nobody knows which of them it is.
@@ -154,7 +154,7 @@ class Replica:
             ) from error
 
     def dispatch(
-        self, pruning: PrunesSteps | None = None, ahead: DraftsBesideSteps | None = None
+        self, pruning: PrunesSteps | None = None, ahead: DraftsDuringSteps | None = None
     ) -> Microbatch | None:
         """Send the next step to the devices.
 
@@ -172,21 +172,21 @@ class Replica:
         built = None if self.executor.lost else self.build()
         if built is None:
             return None
-        scheduled, batch, turn = built
-        step = beside = None
+        scheduled, batch, group = built
+        step = overlapped = None
         if pruning is not None:
             step = pruning.begin(self.local, self._builder, scheduled, batch)
         if ahead is not None and step is None:
-            beside = ahead.begin(self.local, scheduled, batch)
-        output = self.executor.dispatch(batch, turn.part, step, beside)
-        if ahead is not None and beside is not None:
+            overlapped = ahead.begin(self.local, scheduled, batch)
+        output = self.executor.dispatch(batch, group.group_id, step, overlapped)
+        if ahead is not None and overlapped is not None:
             ahead.sent()
         if step is not None:
             scheduled, batch = step.scheduled, step.batch
-        return Microbatch(scheduled, batch, output, begun, turn)
+        return Microbatch(scheduled, batch, output, begun, group)
 
-    def _turns(self) -> Iterator[Turn]:
-        """Of all parts, from the one that is next."""
-        parts = self.executor.plan.microbatches
-        for number in range(self._next, self._next + parts):
-            yield Turn(self.scheduler, number % parts, parts)
+    def _groups(self) -> Iterator[MicrobatchGroup]:
+        """Of all groups, from the one that is next."""
+        num_groups = self.executor.plan.microbatches
+        for number in range(self._next, self._next + num_groups):
+            yield MicrobatchGroup(self.scheduler, number % num_groups, num_groups)

@@ -5,9 +5,9 @@ requests come first, then waiting ones, first come first served within a priorit
 out the youngest request is preempted: it gives up its pages and is computed again later, with the
 same tokens.
 
-Where several steps are under way at once, each serves one *part* of the requests: those in every
-n-th slot. A request stays in its part for as long as it runs, but for its prompt, whose chunks the
-steps of other parts take where they have room.
+Where several steps are under way at once, each serves one *group* of the requests: those in every
+n-th slot. A request stays in its group for as long as it runs, but for its prompt, whose chunks the
+steps of other groups take where they have room.
 """
 
 from __future__ import annotations
@@ -95,30 +95,34 @@ class Scheduler:
             request.order = self._order
         heapq.heappush(self._waiting, (request.place, request))
 
-    def running_in(self, part: int, parts: int) -> list[Request]:
-        """The running requests of a part, in the order in which they were admitted."""
-        return [request for request in self.running if request.slot % parts == part]
+    def running_in(self, group_id: int, num_groups: int) -> list[Request]:
+        """The running requests of a group, in the order in which they were admitted."""
+        return [request for request in self.running if request.slot % num_groups == group_id]
 
-    def has_rows(self, part: int, parts: int) -> bool:
-        """Whether the next step of a part has anything to do, as far as is known without pages."""
-        wanting = any(request.wanted_rows for request in self.running_in(part, parts))
-        return wanting or self.may_admit(part, parts)
+    def has_rows(self, group_id: int, num_groups: int) -> bool:
+        """Whether the next step of a group has anything to do, as far as is known without pages."""
+        wanting = any(request.wanted_rows for request in self.running_in(group_id, num_groups))
+        return wanting or self.may_admit(group_id, num_groups)
 
-    def schedule(self, part: int = 0, parts: int = 1, others: int = 0) -> list[ScheduledRows]:
+    def schedule(
+        self, group_id: int = 0, num_groups: int = 1, others: int = 0
+    ) -> list[ScheduledRows]:
         """`select` the rows of the next step, and take them to be sent."""
-        scheduled = self.select(part, parts, others)
+        scheduled = self.select(group_id, num_groups, others)
         self.sent(scheduled)
         return scheduled
 
-    def select(self, part: int = 0, parts: int = 1, others: int = 0) -> list[ScheduledRows]:
+    def select(
+        self, group_id: int = 0, num_groups: int = 1, others: int = 0
+    ) -> list[ScheduledRows]:
         """Hand out the rows of the next step; empty if nothing can run now. Slots and pages are
         taken; what is computed changes when the step is `sent`.
 
         Args:
-            part: whose step it is, of ``parts``: it has the whole budget, and gets a waiting
-                request while it has fewer than its share of all requests. What it does not need
-                goes to prompts of others, up to the row that chooses a token.
-            parts: how many there are.
+            group_id: whose step it is, of ``num_groups``: it has the whole budget, and gets a
+                waiting request while it has fewer than its share of all requests. What it does not
+                need goes to prompts of others, up to the row that chooses a token.
+            num_groups: how many there are.
             others: rows that the step has anyway, beside the budget (`fjx.sim`).
         """
         budget, draft_budget = self.max_num_batched_tokens, self.max_draft_rows
@@ -126,7 +130,7 @@ class Scheduler:
         spare = self.max_num_seqs + self.max_draft_rows - len(self.running)
         rows: dict[Request, ScheduledRows] = {}
         preempted = False
-        for request in self.running_in(part, parts):
+        for request in self.running_in(group_id, num_groups):
             if budget == 0:
                 break
             wanted = request.wanted_rows
@@ -150,8 +154,8 @@ class Scheduler:
             rows[request] = granted = _rows(request, count)
             budget -= count
             spare -= granted.scored if granted.samples else max(granted.scored - 1, 0)
-        while min(budget, spare) > 0 and not preempted and self.may_admit(part, parts):
-            request = self._admit(part, parts)
+        while min(budget, spare) > 0 and not preempted and self.may_admit(group_id, num_groups):
+            request = self._admit(group_id, num_groups)
             count = min(request.wanted_rows, budget, spare if request.to_score else budget)
             try:
                 self._grow(request, count)
@@ -164,8 +168,8 @@ class Scheduler:
             rows[request] = granted = _rows(request, count)
             budget -= count
             spare -= max(granted.reads, 1)
-        if parts > 1 and (rows or others) and not preempted:
-            self._carry_prompts(part, parts, budget, rows)
+        if num_groups > 1 and (rows or others) and not preempted:
+            self._carry_prompts(group_id, num_groups, budget, rows)
         return list(rows.values())
 
     def sent(self, scheduled: Sequence[ScheduledRows]) -> None:
@@ -178,15 +182,15 @@ class Scheduler:
             if end // size > request.shared_pages:
                 self.share_full_pages(request)
 
-    def may_admit(self, part: int, parts: int) -> bool:
-        """Whether the first waiting request may join a part, if there are pages for it."""
+    def may_admit(self, group_id: int, num_groups: int) -> bool:
+        """Whether the first waiting request may join a group, if there are pages for it."""
         # A token that only the device knew was lost with the slot: wait until the host has read it.
         if not self._waiting or self._waiting[0][-1].unread:
             return False
         # Counted by slots, which requests keep while `fjx.sim` has them out of ``running``.
-        share = -(-(self.max_num_seqs - len(self._free_slots) + len(self._waiting)) // parts)
-        free = len([slot for slot in self._free_slots if slot % parts == part])
-        return free > 0 and len(range(part, self.max_num_seqs, parts)) - free < share
+        share = -(-(self.max_num_seqs - len(self._free_slots) + len(self._waiting)) // num_groups)
+        free = len([slot for slot in self._free_slots if slot % num_groups == group_id])
+        return free > 0 and len(range(group_id, self.max_num_seqs, num_groups)) - free < share
 
     def reserve(self, request: Request, count: int) -> int:
         """Give a running request pages for ``count`` tokens behind those that the host knows, as
@@ -255,13 +259,18 @@ class Scheduler:
         )
 
     def _carry_prompts(
-        self, part: int, parts: int, budget: int, rows: dict[Request, ScheduledRows]
+        self, group_id: int, num_groups: int, budget: int, rows: dict[Request, ScheduledRows]
     ) -> None:
-        """Let a part's step take the next chunks of prompts of other parts, too: one that chooses
-        no token needs nothing of its part's last step, and stages run steps as they were sent."""
+        """Let a group's step take the next chunks of prompts of other groups, too: one that chooses
+        no token needs nothing of its group's last step, and stages run steps as they were sent."""
         for request in self.running:
             left = min(len(request.tokens) - 1 - request.computed, request.wanted_rows, budget)
-            if request.slot % parts == part or left <= 0 or request.draft or request.to_score:
+            if (
+                request.slot % num_groups == group_id
+                or left <= 0
+                or request.draft
+                or request.to_score
+            ):
                 continue
             if self._pages_lacking(request, left) > self.pool.num_available:
                 return
@@ -269,13 +278,15 @@ class Scheduler:
             rows[request] = _rows(request, left)
             budget -= left
 
-    def _free_slot(self, part: int, parts: int) -> int | None:
-        """The one that was given back last, of a part."""
-        return next((slot for slot in reversed(self._free_slots) if slot % parts == part), None)
+    def _free_slot(self, group_id: int, num_groups: int) -> int | None:
+        """The one that was given back last, of a group."""
+        return next(
+            (slot for slot in reversed(self._free_slots) if slot % num_groups == group_id), None
+        )
 
-    def _admit(self, part: int, parts: int) -> Request:
+    def _admit(self, group_id: int, num_groups: int) -> Request:
         """Take the next waiting request, with a slot and the pages of its known prefix."""
-        request, slot = heapq.heappop(self._waiting)[-1], self._free_slot(part, parts)
+        request, slot = heapq.heappop(self._waiting)[-1], self._free_slot(group_id, num_groups)
         assert slot is not None, "nobody may be admitted"
         self._free_slots.remove(slot)
         request.slot = slot

@@ -10,7 +10,7 @@ from fjx.sim.steps import ReplicaLimits
 
 
 class Admission:
-    """Calls the scheduler for one part after the other, and remembers who was admitted when.
+    """Calls the scheduler for one group after the other, and remembers who was admitted when.
 
     While a request waits for pages, asking the scheduler again is in vain until something happens
     that may make it fit: a request ends, is admitted or preempted, or another one comes first.
@@ -26,10 +26,10 @@ class Admission:
         self._preempted_in: int | None = None
         self.lay_out(1)
 
-    def lay_out(self, parts: int) -> None:
-        """There are so many parts from now on."""
-        self._parts = parts
-        self._lacked_pages_at = [-1] * parts
+    def lay_out(self, num_groups: int) -> None:
+        """There are so many groups from now on."""
+        self._num_groups = num_groups
+        self._lacked_pages_at = [-1] * num_groups
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -46,11 +46,11 @@ class Admission:
         """These requests in the order in which they were admitted."""
         return sorted(running, key=lambda each: self._admitted[each])
 
-    def schedule(self, part: int, decoding: int, steps: int) -> list[ScheduledRows]:
+    def schedule(self, group_id: int, decoding: int, steps: int) -> list[ScheduledRows]:
         """The scheduler's rows, beside the rows of requests out of its sight.
 
         Args:
-            part: whose step it is.
+            group_id: whose step it is.
             decoding: rows that those out of sight get.
             steps: that were sent before.
         """
@@ -58,7 +58,7 @@ class Admission:
         budget = max(self._limits.max_num_batched_tokens - decoding, 0)
         scheduler.max_num_batched_tokens = budget
         preemptions = scheduler.num_preemptions
-        scheduled = scheduler.schedule(part, self._parts, decoding)
+        scheduled = scheduler.schedule(group_id, self._num_groups, decoding)
         preempted = scheduler.num_preemptions > preemptions
         if preempted:
             self._preempted_in = steps
@@ -70,30 +70,33 @@ class Admission:
             if rows.request not in self._admitted:
                 self._events += 1
                 self._admitted[rows.request] = self._events
-        if budget and not preempted and scheduler.may_admit(part, self._parts):
-            self._lacked_pages_at[part] = self._events
+        if budget and not preempted and scheduler.may_admit(group_id, self._num_groups):
+            self._lacked_pages_at[group_id] = self._events
         return scheduled
 
-    def lacks_pages(self, part: int) -> bool:
-        """Whether the first waiting request was found not to fit into this part."""
-        return self._lacked_pages_at[part] == self._events
+    def lacks_pages(self, group_id: int) -> bool:
+        """Whether the first waiting request was found not to fit into this group."""
+        return self._lacked_pages_at[group_id] == self._events
 
     def is_closed(self, steps: int) -> bool:
-        """Whether requests wait until another one ends: the first of them fits into no part, and it
-        is not for a token of its own that was not read yet.
+        """Whether requests wait until another one ends: the first of them fits into no group, and
+        it is not for a token of its own that was not read yet.
 
         Args:
             steps: that were sent until now.
         """
-        if self._preempted_in is not None and steps <= self._preempted_in + self._parts + 1:
+        if self._preempted_in is not None and steps <= self._preempted_in + self._num_groups + 1:
             return False
         may_admit = self._scheduler.may_admit
-        return all(self.lacks_pages(p) or not may_admit(p, self._parts) for p in range(self._parts))
+        return all(
+            self.lacks_pages(group_id) or not may_admit(group_id, self._num_groups)
+            for group_id in range(self._num_groups)
+        )
 
-    def most_lacking(self, part: int) -> int:
-        """Pages that running requests in sight lack for the part's next step, at most."""
+    def max_missing_pages(self, group_id: int) -> int:
+        """Pages that running requests in sight lack for the group's next step, at most."""
         most, size = self._limits.max_num_batched_tokens, self._limits.page_size
         return sum(
             max(-(-(each.computed + min(each.wanted_rows, most)) // size) - len(each.pages), 0)
-            for each in self._scheduler.running_in(part, self._parts)
+            for each in self._scheduler.running_in(group_id, self._num_groups)
         )

@@ -8,8 +8,8 @@ from fjx.sharding.costs.difference import difference
 from fjx.sharding.plan.plan import Deployment, Device, Plan
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import CopySeconds, copy_seconds
-from fjx.sim.replica import Process
 from fjx.sim.service import Instance, Service
+from fjx.sim.sim_replica import Process
 from fjx.sim.steps import ReplicaLimits
 
 
@@ -54,17 +54,17 @@ class Deployed:
         self._service, self._limits, self._switching = service, limits, switching
         self._instances: list[Instance] = []
         self._devices: dict[Device, int] = {}
-        if not self._take(deployment):
+        if not self._allocate(deployment):
             raise RuntimeError(f"the cluster has no {len(deployment.devices)} devices to start on")
         self._grow(deployment)
 
     def change(self, after: Deployment) -> None:
         """Begin to change to another deployment, if there are devices for it."""
-        if self._take(after):
+        if self._allocate(after):
             self.changing = True
             self._service.env.process(self._change(after))
 
-    def _take(self, after: Deployment) -> bool:
+    def _allocate(self, after: Deployment) -> bool:
         """Take the devices that a deployment needs on top."""
         before = dict(self._devices)
         if all(self._take_plan(plan) for plan in after.replicas):

@@ -88,7 +88,7 @@ def roofline_costs(
     plan: Plan,
     topology: Topology,
     device: DeviceFigures,
-    most_rows: int,
+    max_rows: int,
 ) -> StageCosts:
     """A plan's costs on devices that are known by their figures.
 
@@ -98,10 +98,10 @@ def roofline_costs(
         plan: The stages.
         topology: Links, and how fast the devices are relative to ``device``.
         device: Figures of a device of speed 1.
-        most_rows: Largest microbatch.
+        max_rows: Largest microbatch.
     """
-    rows = np.arange(most_rows + 1, dtype=np.float64)
-    shape = len(plan.stages), most_rows + 1
+    rows = np.arange(max_rows + 1, dtype=np.float64)
+    shape = len(plan.stages), max_rows + 1
     compute, read, fixed = (np.zeros(shape) for _ in range(3))
     sample, pair, context = (np.zeros(len(plan.stages)) for _ in range(3))
     places = places_of(plan, topology)
@@ -138,7 +138,7 @@ def profile_costs(
     graph: GranuleGraph,
     plan: Plan,
     topology: Topology,
-    most_rows: int,
+    max_rows: int,
     *,
     pair_seconds: float = 0.0,
     step_seconds: float = 0.0,
@@ -151,24 +151,24 @@ def profile_costs(
         graph: The profile.
         plan: The stages.
         topology: Links and speeds.
-        most_rows: Largest microbatch.
+        max_rows: Largest microbatch.
         pair_seconds: Of a row's attention to one token more or less than in the profile, in the
             whole model: what a profile of one context does not tell.
         step_seconds: Of each step besides, on the first stage: the host's.
     """
     places = places_of(plan, topology)
-    shape = len(plan.stages), most_rows + 1
+    shape = len(plan.stages), max_rows + 1
     compute, fixed = np.zeros(shape), np.zeros(shape)
     pair = np.zeros(len(plan.stages))
     for s, (stage, place) in enumerate(zip(plan.stages, places, strict=True)):
         pieces = [piece for _, piece in graph.stage_pieces(stage.granules)]
         compute[s, 1:] = [
             sum(_padded(graph, piece, rows, place.mesh.tensor) for piece in pieces) / place.speed
-            for rows in range(1, most_rows + 1)
+            for rows in range(1, max_rows + 1)
         ]
         if s:
             taken = graph.granules[stage.granules.start - 1].activation_bytes
-            sizes = [_at(graph.buckets, taken, rows) for rows in range(1, most_rows + 1)]
+            sizes = [_at(graph.buckets, taken, rows) for rows in range(1, max_rows + 1)]
             fixed[s, 1:] = [place.link.transfer_seconds(round(size)) for size in sizes]
         layers = sum(piece.layers for piece in pieces)
         pair[s] = pair_seconds * layers / graph.num_layers

@@ -10,15 +10,15 @@ from typing import Literal
 from fjx.sharding.costs.difference import Difference
 from fjx.sharding.plan.plan import Device
 from fjx.sharding.topology.topology import Topology
-from fjx.sim.cluster import Cluster
 from fjx.sim.hardware import Storage
+from fjx.sim.sim_cluster import SimCluster
 
 Tier = Literal["host", "disk", "remote"]
 """Where parameters are read from: the host's memory, its disks, or networked storage."""
 
 
 def load_seconds(
-    needs: Sequence[int], chosen: Sequence[int], cluster: Cluster, tier: Tier, storage: Storage
+    needs: Sequence[int], chosen: Sequence[int], cluster: SimCluster, tier: Tier, storage: Storage
 ) -> float:
     """Start a replica: every device reads its parameters at once; disks and network are shared by
     the devices of a host.
@@ -52,7 +52,7 @@ class CopySeconds:
 def copy_seconds(
     moved: Difference,
     devices: Mapping[Device, int],
-    cluster: Cluster,
+    cluster: SimCluster,
     storage: Storage,
     *,
     from_host_memory: bool,
@@ -91,7 +91,7 @@ class _Traffic:
         self._hosts: Counter[tuple[str, str]] = Counter()
         self._devices: Counter[tuple[int, str]] = Counter()
 
-    def add(self, sources: Sequence[int], target: int, size: int, cluster: Cluster) -> None:
+    def add(self, sources: Sequence[int], target: int, size: int, cluster: SimCluster) -> None:
         """So many bytes go to a device, in equal parts from others."""
         to = cluster.devices[target].host
         self._devices[target, "in"] += size

@@ -33,7 +33,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metrics:
+class SimMetrics:
     """Seconds, requests and devices of a run."""
 
     requests: int
@@ -82,7 +82,7 @@ def measure(
     device_seconds: float,
     devices: tuple[float, float],
     changes: int,
-) -> Metrics:
+) -> SimMetrics:
     """Sum up a run.
 
     Args:
@@ -90,7 +90,7 @@ def measure(
         objective: A request is served well if it takes at most this many times its time alone.
         device_seconds: Devices held, over time.
         devices: Fewest and most held at once.
-        changes: See `Metrics`.
+        changes: See `SimMetrics`.
     """
     served = ~np.isnan(outcomes.end)
     arrival, first, end = (
@@ -105,7 +105,7 @@ def measure(
     recoveries = stall_seconds(arrival, latency / alone)
     bursts = _burst_seconds(arrival, latency / alone)
     least, most = devices
-    return Metrics(
+    return SimMetrics(
         requests=len(served),
         refused=int((~served).sum()),
         latency_mean=float(latency.mean()),

@@ -9,13 +9,13 @@ from fjx.engine.progress import commit
 from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 from fjx.sim.admission import Admission
-from fjx.sim.sight import OutOfSight
-from fjx.sim.speculation import SimSpeculation
-from fjx.sim.steps import TOKEN, Listener, Step
+from fjx.sim.hidden_requests import HiddenRequests
+from fjx.sim.sim_speculation import SimSpeculation
+from fjx.sim.steps import TOKEN, Listener, SimStep
 
 
 class _Lengths:
-    """Stands for the engine's transcripts: a request ends by its length."""
+    """Stands for the engine's detokenizer: a request ends by its length."""
 
     def add(self, request: Request, token: int) -> tuple[str, str | None]:
         """See `fjx.engine.detokenizer.Detokenizer.add`."""
@@ -32,16 +32,16 @@ class Reader:
         self,
         scheduler: Scheduler,
         admission: Admission,
-        unseen: OutOfSight,
+        hidden: HiddenRequests,
         listener: Listener,
         speculation: SimSpeculation | None,
     ) -> None:
-        self._scheduler, self._admission, self._unseen = scheduler, admission, unseen
+        self._scheduler, self._admission, self._hidden = scheduler, admission, hidden
         self._listener = listener
         self._speculation = speculation
-        self._last_read: list[float | None] = [None] * len(unseen.parts)
+        self._last_read: list[float | None] = [None] * len(hidden.groups)
 
-    def read(self, step: Step, now: float) -> None:
+    def read(self, step: SimStep, now: float) -> None:
         """Take what a step has brought."""
         for request in step.first:
             self._first_token(request, now)
@@ -52,18 +52,18 @@ class Reader:
             if begin != end and not rows.request.finished and not rows.is_void:
                 counts.append(self._commit(rows, now))
         for request in step.last:
-            self._unseen.parts[step.part].pop(request)
+            self._hidden.groups[step.group_id].pop(request)
             self._scheduler.running.append(request)
             self._finish(request, now)
         if self._speculation is not None:
             self._speculation.observe_step(step.microbatches, now, counts)
-        self.report(step.part, now, step.brings)
+        self.report(step.group_id, now, step.brings)
 
-    def report(self, part: int, now: float, brings: bool = True) -> None:
-        """A step of the part was read: its requests have waited since the one before."""
-        before, unseen = self._last_read[part], self._unseen.parts
-        runs = unseen[part] or self._scheduler.running_in(part, len(unseen))
-        self._last_read[part] = now if runs else None
+    def report(self, group_id: int, now: float, brings: bool = True) -> None:
+        """A step of the group was read: its requests have waited since the one before."""
+        before, hidden = self._last_read[group_id], self._hidden.groups
+        runs = hidden[group_id] or self._scheduler.running_in(group_id, len(hidden))
+        self._last_read[group_id] = now if runs else None
         if before is not None and brings:
             self._listener.stepped(now, now - before)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import simpy
 
-from fjx.sim.cluster import Cluster
-from fjx.sim.metrics import Metrics, Outcomes, measure
-from fjx.sim.service import Sample, Service
-from fjx.sim.setup import Setup
-from fjx.sim.speculation import Drafting
+from fjx.sim.metrics import Outcomes, SimMetrics, measure
+from fjx.sim.service import Service, ServiceSample
+from fjx.sim.setup import SimSetup
+from fjx.sim.sim_cluster import SimCluster
+from fjx.sim.sim_speculation import DrafterProfile
 from fjx.sim.systems import System
 from fjx.sim.workload import Workload
 from fjx.speculation.policy.lengths import LengthPolicy
@@ -23,20 +23,20 @@ class Result:
     """Of a run."""
 
     name: str
-    metrics: Metrics
+    metrics: SimMetrics
     outcomes: Outcomes
-    samples: Sequence[Sample]
+    samples: Sequence[ServiceSample]
 
 
 def simulate(
     system: System,
-    setup: Setup,
-    cluster: Cluster,
+    setup: SimSetup,
+    cluster: SimCluster,
     workload: Workload,
     *,
     objective: float = 5.0,
     alone: np.ndarray | None = None,
-    drafting: Drafting | None = None,
+    drafting: DrafterProfile | None = None,
     lengths: LengthPolicy | None = None,
     exact: bool = False,
     seed: int = 0,
@@ -52,7 +52,7 @@ def simulate(
         alone: Those times; by default on the smallest deployment that the setup can plan.
         drafting: Speculation; None: none.
         lengths: How long drafts are; by default the engine's own policy.
-        exact: Make every step by itself (see `fjx.sim.replica`): slow, for checks.
+        exact: Make every step by itself (see `fjx.sim.sim_replica`): slow, for checks.
         seed: Of what is drawn.
     """
     env = simpy.Environment(0.0)
@@ -77,7 +77,7 @@ def simulate(
         service.outcomes(alone),
         objective=objective,
         device_seconds=cluster.held_seconds,
-        devices=(min(held, default=0.0), cluster.most_held),
+        devices=(min(held, default=0.0), cluster.max_held),
         changes=service.changes,
     )
     return Result(system.name, metrics, service.outcomes(alone), service.samples)

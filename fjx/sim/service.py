@@ -16,12 +16,12 @@ from fjx.scheduling.balance import even_out
 from fjx.scheduling.request import Request
 from fjx.sharding.partition.needs import PlanNeed
 from fjx.sharding.plan.plan import Device, Plan
-from fjx.sim.cluster import Cluster
 from fjx.sim.costs import StageCosts
 from fjx.sim.metrics import Outcomes
-from fjx.sim.replica import Process, SimReplica
-from fjx.sim.setup import Setup
-from fjx.sim.speculation import Drafting, SimSpeculation
+from fjx.sim.setup import SimSetup
+from fjx.sim.sim_cluster import SimCluster
+from fjx.sim.sim_replica import Process, SimReplica
+from fjx.sim.sim_speculation import DrafterProfile, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.workload import Workload
 from fjx.speculation.policy.lengths import LengthPolicy
@@ -58,7 +58,7 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ServiceSample:
     """A moment of a run."""
 
     at: float
@@ -73,12 +73,12 @@ class Service:
     def __init__(
         self,
         env: simpy.Environment,
-        setup: Setup,
-        cluster: Cluster,
+        setup: SimSetup,
+        cluster: SimCluster,
         workload: Workload,
         *,
         exact: bool = False,
-        drafting: Drafting | None = None,
+        drafting: DrafterProfile | None = None,
         lengths: LengthPolicy | None = None,
         seed: int = 0,
     ) -> None:
@@ -95,7 +95,7 @@ class Service:
         """
         self.env, self.setup, self.cluster, self.workload = env, setup, cluster, workload
         self.instances: list[Instance] = []
-        self.samples: list[Sample] = []
+        self.samples: list[ServiceSample] = []
         """What the run's picture shows."""
         self.changes = 0
         """Of plan, or replicas started."""
@@ -104,7 +104,7 @@ class Service:
         """Requests that came while there was no replica."""
         self.rebalances = False
         """Whether a new replica takes over requests that wait at others."""
-        self.most_tokens: int | None = None
+        self.max_tokens: int | None = None
         """Longest request that a replica's KV memory holds; None: no replica was made yet."""
         self.watchers: list[Watcher] = []
         self.done = env.event()
@@ -148,7 +148,7 @@ class Service:
         costs: StageCosts | None = None,
     ) -> Instance:
         """A replica that serves from now on."""
-        self.most_tokens = (limits.num_pages - 1) * limits.page_size
+        self.max_tokens = (limits.num_pages - 1) * limits.page_size
         speculation = None
         if self._drafting is not None:
             budget, seed = limits.max_num_batched_tokens, self._seed + len(self.instances)
@@ -234,7 +234,7 @@ class Service:
         for number, each in enumerate(self.workload):
             if each.arrival > self.env.now:
                 yield self.env.timeout(each.arrival - self.env.now)
-            if self.most_tokens is not None and each.prompt + each.output > self.most_tokens:
+            if self.max_tokens is not None and each.prompt + each.output > self.max_tokens:
                 self._close()  # refused
                 continue
             for watcher in self.watchers:
@@ -244,7 +244,7 @@ class Service:
     def _sample(self) -> Process:
         interval = max(self.workload[-1].arrival, 1.0) / _SAMPLES
         while self._left:
-            sample = Sample(self.env.now, self.cluster.held, self.running, self.waiting)
+            sample = ServiceSample(self.env.now, self.cluster.held, self.running, self.waiting)
             self.samples.append(sample)
             yield self.env.timeout(interval)
 

@@ -28,7 +28,7 @@ _RESERVED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
+class SimSetup:
     """What all systems of a comparison have in common."""
 
     sizes: ModelSizes
@@ -38,7 +38,7 @@ class Setup:
     """Of each device, for parameters and KV pages."""
     link: Link
     """Between stages."""
-    most_devices: int
+    max_devices: int
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 512
     page_size: int = 16
@@ -52,7 +52,7 @@ class Setup:
     def topology(self) -> Topology:
         """As many devices alike as plans may use. Which of the cluster's devices they are is for
         placement to say."""
-        devices = (Device("cluster", "gpu", i) for i in range(self.most_devices))
+        devices = (Device("cluster", "gpu", i) for i in range(self.max_devices))
         states = tuple(DeviceState(device, self.memory_bytes) for device in devices)
         return Topology(states, within=self.link, between=self.link)
 
@@ -100,12 +100,12 @@ class Setup:
         key = (*stages, *links)  # not the devices: placements are many, and few differ in links
         if key not in self._costs:
             self._costs[key] = roofline_costs(
-                self.sizes, self.graph, plan, topology, self.device, self._most_rows
+                self.sizes, self.graph, plan, topology, self.device, self._max_rows
             )
         return self._costs[key]
 
     @property
-    def _most_rows(self) -> int:
+    def _max_rows(self) -> int:
         return self.max_num_batched_tokens + self.max_num_seqs
 
     def parameter_bytes(self, plan: Plan) -> list[int]:
@@ -171,9 +171,9 @@ def named_setup(
     *,
     granules: int = 32,
     link: Link = NETWORK,
-    most_devices: int = 82,
+    max_devices: int = 82,
     **fields: Any,
-) -> Setup:
+) -> SimSetup:
     """A model and a device by their names in `fjx.sim.hardware`.
 
     Args:
@@ -181,21 +181,21 @@ def named_setup(
         gpu: Of `GPUS`.
         granules: Into which the model is cut, of equal depth.
         link: Between stages.
-        most_devices: That plans may use.
-        fields: Further ones of `Setup`.
+        max_devices: That plans may use.
+        fields: Further ones of `SimSetup`.
     """
     sizes, device = MODELS[model], GPUS[gpu]
     figures = device.figures()
-    rows = int(fields.get("max_num_seqs", Setup.max_num_seqs))
+    rows = int(fields.get("max_num_seqs", SimSetup.max_num_seqs))
     graph = analytic_graph(
         sizes, [LAYERS[model] // granules] * granules, row_buckets(rows), figures, context=256
     )
-    return Setup(
+    return SimSetup(
         sizes=sizes,
         graph=graph,
         device=figures,
         memory_bytes=int(device.memory_bytes * (1 - _RESERVED)),
         link=link,
-        most_devices=most_devices,
+        max_devices=max_devices,
         **fields,
     )

@@ -43,11 +43,11 @@ class Listener(Protocol):
 
 
 @dataclass
-class Step:
+class SimStep:
     """A step in flight."""
 
     end: float
-    part: int
+    group_id: int
     """Whose rows it has."""
     brings: bool = True
     """Whether it brings tokens."""
@@ -61,7 +61,7 @@ class Step:
 
 
 @dataclass
-class Switch:
+class PlanSwitch:
     """A change of plan to be made between two steps."""
 
     costs: StageCosts
@@ -71,10 +71,10 @@ class Switch:
 
 
 @dataclass
-class Stretch:
+class FastForward:
     """Steps in which nothing happens, which are made at once."""
 
-    parts: list[int]
+    group_ids: list[int]
     """Whose they are, in turn."""
     leaves: Any
     sent: Any
@@ -101,16 +101,16 @@ class Stretch:
         return int(np.searchsorted(self.sent[: self.steps], now, side="right"))
 
     def steps_of(self, turn: int, steps: int) -> int:
-        """How many of the first so many steps are of the part with this turn."""
-        return -(-(steps - turn) // len(self.parts))
+        """How many of the first so many steps are of the group at this place."""
+        return -(-(steps - turn) // len(self.group_ids))
 
 
-def read_after(parts: list[int], in_flight: Sequence[Step]) -> deque[int]:
-    """For each step in flight, the one of these parts' next steps after which the host reads it:
-    the first one whose part has it, or a step behind it, in flight."""
-    after, soonest = deque[int](), len(parts)
+def read_after(group_ids: list[int], in_flight: Sequence[SimStep]) -> deque[int]:
+    """For each step in flight, the one of these groups' next steps after which the host reads it:
+    the first one whose group has it, or a step behind it, in flight."""
+    after, soonest = deque[int](), len(group_ids)
     for step in reversed(in_flight):
-        if step.part in parts:
-            soonest = min(soonest, parts.index(step.part))
+        if step.group_id in group_ids:
+            soonest = min(soonest, group_ids.index(step.group_id))
         after.appendleft(soonest)
     return after

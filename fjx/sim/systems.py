@@ -15,8 +15,8 @@ from fjx.sharding.plan.plan import Deployment
 from fjx.sim.changes import Deployed, Switching
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import Tier, load_seconds
-from fjx.sim.replica import Process
 from fjx.sim.service import Instance, Service
+from fjx.sim.sim_replica import Process
 
 LOOK_SECONDS = 1.0
 """From one look of a system at its service to the next."""
@@ -101,7 +101,7 @@ class Elastic:
             replica.catch_up()
         usage = sum(each.scheduler.pool.usage for each in replicas) / len(replicas)
         preempted = sum(each.scheduler.num_preemptions for each in replicas)
-        decision = autopilot.look(
+        decision = autopilot.observe_and_decide(
             service.env.now,
             serving=deployed.deployment,
             switching=deployed.changing,
@@ -158,7 +158,7 @@ class ScaleOut:
     """Replicas of one plan, started when requests pile up and stopped when they are empty.
 
     With parameters on the hosts' disks this is ServerlessLLM (arXiv:2401.14351); a host that had a
-    replica before still has them in its memory. With ``most_requests`` it is Tetris (ATC '22):
+    replica before still has them in its memory. With ``max_num_seqs`` it is Tetris (ATC '22):
     functions with small batches, whose tensors come from networked storage.
     """
 
@@ -175,7 +175,7 @@ class ScaleOut:
     """Replicas."""
     keep_seconds: float = 60.0
     """For how long an empty replica is kept."""
-    most_requests: int | None = None
+    max_num_seqs: int | None = None
     """In a batch; None: as many as in other systems."""
     storage: Storage = field(default_factory=Storage)
 
@@ -184,8 +184,8 @@ class ScaleOut:
         env = service.env
         service.rebalances = True  # they have one queue for all replicas
         limits = service.setup.limits(self.kv_tokens)
-        if self.most_requests is not None:
-            limits = replace(limits, max_num_seqs=self.most_requests)
+        if self.max_num_seqs is not None:
+            limits = replace(limits, max_num_seqs=self.max_num_seqs)
         plan = self.deployment.replicas[0]
         parameters = [
             size

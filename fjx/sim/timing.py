@@ -2,8 +2,8 @@
 
 As in `fjx.sharding.costs.timeline`, a stage takes steps in the order in which they were sent, and
 begins one when it is free and the stage before has finished it; the first stage begins a step when
-the part's step before has left the last stage, because its tokens feed it. On top of that, a step
-begins when the host has sent it, which is when it has read the part's last step but one.
+the group's step before has left the last stage, because its tokens feed it. On top of that, a step
+begins when the host has sent it, which is when it has read the group's last step but one.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ def run_steps(
     leaves, sent, free, fed, rows, samples, pairs, context, begun, unread, host_seconds,
     compute, read, fixed, sample_seconds, pair_seconds, context_seconds,
 ):  # fmt: skip
-    """Run steps of some parts in turn: each request has as many rows in each step of its part, and
-    grows by them.
+    """Run steps of some groups in turn: each request has as many rows in each step of its group,
+    and grows by them.
 
     Args:
         leaves: [steps, S], is filled: when each step has left each stage.
         sent: [steps + 1], is filled: when the host sends each step, and could send another one.
         free: [S], when each stage is free.
-        fed: [A], when the tokens of each part are there.
-        rows, samples, pairs, context: [A], of each part's first step; the last two grow.
+        fed: [A], when the tokens of each group are there.
+        rows, samples, pairs, context: [A], of each group's first step; the last two grow.
         begun: When the host sends the first step.
-        unread: [A], when the step of each part ends that the host reads next; the parts' first
+        unread: [A], when the step of each group ends that the host reads next; the groups' first
             steps do not wait for times before ``begun``.
         host_seconds: Of the host's work, for each step.
         compute, read, fixed, sample_seconds, pair_seconds, context_seconds: See
             `fjx.sim.costs`.
     """
-    stages, parts = len(free), len(rows)
+    stages, num_groups = len(free), len(rows)
     sent[0] = begun
     for i in range(len(leaves)):
-        m, turn = i % parts, i // parts
+        m, turn = i % num_groups, i // num_groups
         n = rows[m]
         ready = sent[i] + host_seconds
         before = unread[m]
         if turn > 0:
-            before = leaves[i - parts, stages - 1]
+            before = leaves[i - num_groups, stages - 1]
         sent[i + 1] = max(ready, before)
         ready = max(ready, before if turn > 0 else fed[m])
         for s in range(stages):
@@ -59,7 +59,7 @@ def run_steps(
 
 
 class Stages:
-    """The stages of a pipeline: when each is free, and when the tokens of each part are there."""
+    """The stages of a pipeline: when each is free, and when the tokens of each group are there."""
 
     def __init__(
         self, costs: StageCosts, microbatches: int, now: float, host_seconds: float
@@ -71,15 +71,20 @@ class Stages:
         self._fed = np.full(microbatches, now, np.float64)
 
     def plan(
-        self, parts: Sequence[int], batch: Any, begun: float, unread: Sequence[float], steps: int
+        self,
+        group_ids: Sequence[int],
+        batch: Any,
+        begun: float,
+        unread: Sequence[float],
+        steps: int,
     ) -> tuple[Any, Any]:
         """When steps that are sent from now on will have left the stages, and will be sent.
 
         Args:
-            parts: Whose steps they are, in turn.
-            batch: Rows, samples, pairs and context of each of these parts, see `run_steps`.
+            group_ids: Whose steps they are, in turn.
+            batch: Rows, samples, pairs and context of each of these groups, see `run_steps`.
             begun: When the first one is sent.
-            unread: When the step of each part ends that the host reads next.
+            unread: When the step of each group ends that the host reads next.
             steps: How many.
 
         Returns:
@@ -88,7 +93,7 @@ class Stages:
         leaves, sent = np.empty((steps, len(self._free))), np.empty(steps + 1)
         costs, (rows, samples, pairs, context) = self.costs, batch
         run_steps(
-            *(leaves, sent, self._free, self._fed[parts]),
+            *(leaves, sent, self._free, self._fed[group_ids]),
             *(np.array(rows, np.int64), np.array(samples, np.int64)),
             *(np.array(pairs, np.float64), np.array(context, np.float64)),
             *(begun, np.array(unread, np.float64), self._host_seconds),
@@ -97,13 +102,13 @@ class Stages:
         )
         return leaves, sent
 
-    def take(self, parts: Sequence[int], leaves: Any) -> None:
+    def take(self, group_ids: Sequence[int], leaves: Any) -> None:
         """These steps are sent, as `plan` has it."""
         self._free = leaves[-1]
-        last = leaves[-len(parts) :, -1]
-        first = max(len(leaves) - len(parts), 0)
+        last = leaves[-len(group_ids) :, -1]
+        first = max(len(leaves) - len(group_ids), 0)
         for i, end in enumerate(last, start=first):
-            self._fed[parts[i % len(parts)]] = end
+            self._fed[group_ids[i % len(group_ids)]] = end
 
 
 def warm_up() -> None:

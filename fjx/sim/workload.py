@@ -130,7 +130,7 @@ def servegen_span(
 
 
 @dataclass(frozen=True)
-class _Window:
+class _ClientWindow:
     """What one client of a ServeGen archive does for 600 s."""
 
     start: float
@@ -140,7 +140,7 @@ class _Window:
     scale: float
 
 
-def _servegen(path: Path) -> list[list[_Window]]:
+def _servegen(path: Path) -> list[list[_ClientWindow]]:
     """The clients of an archive, without windows in which nobody comes."""
     clients = []
     try:
@@ -155,15 +155,15 @@ def _servegen(path: Path) -> list[list[_Window]]:
     return clients
 
 
-def _window(line: str) -> _Window | None:
+def _window(line: str) -> _ClientWindow | None:
     start, rate, _, family, *rest = line.strip().split(",")
     if not float(rate) or not family:
         return None
-    return _Window(float(start), float(rate), family.lower(), float(rest[0]), float(rest[1]))
+    return _ClientWindow(float(start), float(rate), family.lower(), float(rest[0]), float(rest[1]))
 
 
 def _drawn(
-    client: Sequence[_Window],
+    client: Sequence[_ClientWindow],
     random: np.random.Generator,
     begin: float,
     end: float,
@@ -245,13 +245,13 @@ def interval_cv(workload: Workload) -> float:
     return float(gaps.std() / max(gaps.mean(), _LEAST_GAP))
 
 
-def limited(workload: Workload, most_tokens: int) -> list[SimRequest]:
+def limited(workload: Workload, max_tokens: int) -> list[SimRequest]:
     """The same requests, with prompt and output cut so that together they have at most so many
     tokens."""
     cut = []
     for request in workload:
-        output = min(request.output, most_tokens - 1)
-        prompt = min(request.prompt, most_tokens - output)
+        output = min(request.output, max_tokens - 1)
+        prompt = min(request.prompt, max_tokens - output)
         cut.append(replace(request, prompt=prompt, output=output))
     return cut
 

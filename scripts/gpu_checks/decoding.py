@@ -36,7 +36,13 @@ from fjx.pipeline.buckets import bucket_for
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.limits import Limits
-from fjx.pipeline.placed_model import End, Granule, PlacedModel, stage_shapes, step_programs
+from fjx.pipeline.placed_model import (
+    Granule,
+    PlacedModel,
+    PlacedParams,
+    stage_shapes,
+    step_programs,
+)
 from fjx.pipeline.programs import Programs
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.microbatches import Microbatch
@@ -254,7 +260,9 @@ def _random_pieces(programs: Programs, plan: Plan) -> PlacedModel:
         Granule(at, len(layers), params[f"{index}"], _random(programs.kv_struct(len(layers))))
         for index, layers in enumerate(programs.model.granules)
     )
-    return PlacedModel(plan, shapes, End(at, params["embed"]), granules, End(at, params["head"]))
+    return PlacedModel(
+        plan, shapes, PlacedParams(at, params["embed"]), granules, PlacedParams(at, params["head"])
+    )
 
 
 def _random(structs: Any) -> Any:

@@ -89,7 +89,7 @@ def analytic_graph(
     Returns:
         The graph; every row is taken for a request of its own, as in decoding.
     """
-    estimates = _Estimates(sizes, tuple(buckets), device, tuple(degrees), context)
+    estimates = _CostEstimates(sizes, tuple(buckets), device, tuple(degrees), context)
     return GranuleGraph(
         model=sizes.model,
         buckets=tuple(buckets),
@@ -101,7 +101,7 @@ def analytic_graph(
 
 
 @dataclass(frozen=True)
-class _Estimates:
+class _CostEstimates:
     sizes: ModelSizes
     buckets: tuple[int, ...]
     device: DeviceFigures

@@ -36,7 +36,7 @@ class Received:
 
 
 @dataclass(frozen=True)
-class Move:
+class PieceMove:
     """One piece that changes its mesh."""
 
     piece: str
@@ -63,7 +63,7 @@ class Move:
 class Difference:
     """What going from one plan to another moves, in the order of the pieces."""
 
-    moves: tuple[Move, ...]
+    moves: tuple[PieceMove, ...]
 
     @property
     def parameter_bytes(self) -> int:
@@ -171,7 +171,7 @@ def difference(
         )
     for plan in (*before, *after):
         plan.check_model(len(graph.granules), dict(graph.split_sizes))
-    moves: list[Move] = []
+    moves: list[PieceMove] = []
     for index, plan in enumerate(after):
         if index < len(before):
             moves += _moves([before[index]], plan, graph, tokens[index], index)
@@ -182,14 +182,14 @@ def difference(
 
 def _moves(
     sources: Sequence[Plan], plan: Plan, graph: GranuleGraph, tokens: int, replica: int
-) -> list[Move]:
+) -> list[PieceMove]:
     moves = []
     meshes = [dict(source.pieces()) for source in sources]
     for (name, piece), (_, target) in zip(graph.pieces(), plan.pieces(), strict=True):
         candidates = []
         for mesh in meshes:
             received = received_bytes(piece, mesh[name], target, tokens)
-            candidates.append(Move(name, mesh[name], target, received, replica))
+            candidates.append(PieceMove(name, mesh[name], target, received, replica))
         move = min(candidates, key=lambda move: move.parameter_bytes)
         if move.source != target:
             moves.append(move)

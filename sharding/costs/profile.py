@@ -28,7 +28,7 @@ from typing import Any
 
 from fjx.errors import MeshError
 from fjx.sharding.costs.graph import GranuleGraph, PieceCost
-from fjx.sharding.fields import Fields, errors_of, is_integer, is_number
+from fjx.sharding.table_fields import TableFields, errors_of, is_integer, is_number
 
 FORMAT = "fjx-profile-1"
 """What this version reads and writes."""
@@ -85,7 +85,7 @@ def graph_from_json(values: Any, label: str = "profile") -> GranuleGraph:
         MeshError: a value is missing, unknown or wrong; the message says where.
     """
     error = errors_of(label)
-    fields = Fields(values, (), "the profile", error)
+    fields = TableFields(values, (), "the profile", error)
     if fields.get("format", None) != FORMAT:
         raise fields.error(
             "format",
@@ -93,7 +93,7 @@ def graph_from_json(values: Any, label: str = "profile") -> GranuleGraph:
         )
     known = ("format", "model", "machine", "split_sizes", "buckets", "embed", "granules", "head")
     fields.only(known)
-    sizes = Fields(fields.get("split_sizes", {}), ("split_sizes",), "split_sizes", error)
+    sizes = TableFields(fields.get("split_sizes", {}), ("split_sizes",), "split_sizes", error)
     try:
         return GranuleGraph(
             model=fields.text("model"),
@@ -109,7 +109,7 @@ def graph_from_json(values: Any, label: str = "profile") -> GranuleGraph:
         raise error((), str(found)) from None
 
 
-def _piece(fields: Fields) -> PieceCost:
+def _piece(fields: TableFields) -> PieceCost:
     fields.only([*_COUNTS, "seconds", "activation_bytes"])
     degrees = fields.table("seconds")
     for degree in degrees.values:
@@ -122,7 +122,7 @@ def _piece(fields: Fields) -> PieceCost:
     )
 
 
-def _numbers(fields: Fields, key: str, whole: bool = False) -> tuple[Any, ...]:
+def _numbers(fields: TableFields, key: str, whole: bool = False) -> tuple[Any, ...]:
     values = fields.get(key)
     kind = is_integer if whole else is_number
     if not isinstance(values, list) or not all(kind(value) and value >= 0 for value in values):

@@ -24,9 +24,14 @@ import numpy as np
 
 from fjx.errors import MemoryFitError, MeshError
 from fjx.sharding.partition.needs import PlanNeed
+from fjx.sharding.placement.device_scorers import (
+    DeviceScorer,
+    FragmentScorer,
+    cold_bytes,
+    demands_of,
+)
 from fjx.sharding.placement.routes import Router
 from fjx.sharding.placement.rows import NEVER, Rows
-from fjx.sharding.placement.scorers import FragmentScorer, Scorer, cold_bytes, demands_of
 from fjx.sharding.placement.search import fastest
 from fjx.sharding.plan.plan import Mesh, Plan
 from fjx.sharding.topology.fleet import Fleet, Floats, Integers
@@ -116,7 +121,7 @@ def place(
     fleet: Fleet,
     candidates: Sequence[PlanNeed],
     *,
-    scorer: Scorer | None = None,
+    scorer: DeviceScorer | None = None,
     tolerance: float = 0.0,
     hop_tolerance: float = 0.0,
     stages_per_device: int = 1,

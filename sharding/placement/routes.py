@@ -13,13 +13,13 @@ from functools import cached_property
 import numpy as np
 
 from fjx.sharding.placement.rows import NEVER, Rows
-from fjx.sharding.placement.search import Found, cheapest
+from fjx.sharding.placement.search import SearchResult, cheapest
 from fjx.sharding.placement.walk import Route, Routes
 from fjx.sharding.topology.fleet import Booleans, Floats, Integers
 
 _CELLS = 1 << 12
 """Rows times nodes times assignments that the branch and bound solves at most."""
-_GLANCE = 2
+_QUICK_EFFORT = 2
 """Assignments that show whether the cheapest devices keep to all limits by themselves."""
 _WEIGHTS = 4
 """Walks to look for between the shortest and the cheapest."""
@@ -49,16 +49,16 @@ class Router:
         self._small_effort = min(effort, _CELLS // cells)
         self._known = None if known is None else np.searchsorted(self._used, known)
 
-    def shortest(self) -> Found:
+    def shortest(self) -> SearchResult:
         """The devices between which a microbatch travels least; the value is picoseconds."""
         return self._in_fleet(self._shortest)
 
-    def cheapest(self, travel: int) -> Found:
+    def cheapest(self, travel: int) -> SearchResult:
         """The devices with the least sum of prices between which a microbatch travels at most so
         many picoseconds."""
         return self._in_fleet(self._cheapest if travel >= NEVER else self._within(travel))
 
-    def _in_fleet(self, found: Found) -> Found:
+    def _in_fleet(self, found: SearchResult) -> SearchResult:
         return found if found.devices is None else replace(found, devices=self._used[found.devices])
 
     @cached_property
@@ -77,22 +77,22 @@ class Router:
         )
 
     @cached_property
-    def _cheapest(self) -> Found:
+    def _cheapest(self) -> SearchResult:
         """The cheapest devices, however far apart."""
         return cheapest(self._rows, self._limit, self._price, self._effort)
 
     @cached_property
-    def _glance(self) -> Found:
-        """The same, where it can be seen at once."""
+    def _quick(self) -> SearchResult:
+        """The cheapest devices, where little effort finds them."""
         if self._same:
             return self._cheapest
-        return cheapest(self._rows, self._limit, self._price, _GLANCE)
+        return cheapest(self._rows, self._limit, self._price, _QUICK_EFFORT)
 
     @cached_property
     def _start(self) -> Route | None:
         """The shortest that is found at once."""
         routes = self._routes
-        known = [each for each in (self._known, self._glance.devices) if each is not None]
+        known = [each for each in (self._known, self._quick.devices) if each is not None]
         found = [routes.found(each) for each in known]
         walk = None if self._same else routes.best(routes.weight)
         if walk is not None:
@@ -102,10 +102,10 @@ class Router:
         return min(found, key=lambda each: (each.travel, each.price), default=None)
 
     @cached_property
-    def _shortest(self) -> Found:
+    def _shortest(self) -> SearchResult:
         start = self._start
         if start is None:
-            return Found(None, float("inf"), self._cheapest.proven)
+            return SearchResult(None, float("inf"), self._cheapest.proven)
         devices, travel = start.devices, start.travel
         proven = self._same or travel <= self._least_travel(travel)
         free = np.zeros_like(self._price)
@@ -117,7 +117,7 @@ class Router:
                 proven = found.proven
                 break
             devices, travel = found.devices, self._rows.travel(found.devices)
-        return Found(devices, travel, proven)
+        return SearchResult(devices, travel, proven)
 
     def _least_travel(self, found: int) -> int:
         """No placement travels less; only as well as is needed for what was found."""
@@ -130,11 +130,11 @@ class Router:
     def _bound(self) -> int:
         return self._routes.bound(self._routes.weight)
 
-    def _within(self, travel: int) -> Found:
-        glance, routes = self._glance, self._routes
-        near = glance.devices is None or self._rows.travel(glance.devices) <= travel
-        if near and (glance.proven or self._same):
-            return glance
+    def _within(self, travel: int) -> SearchResult:
+        quick, routes = self._quick, self._routes
+        near = quick.devices is None or self._rows.travel(quick.devices) <= travel
+        if near and (quick.proven or self._same):
+            return quick
         options = [] if self._start is None else [self._start, *self._lighter(travel)]
         known = (each for each in (self._shortest.devices, self._known) if each is not None)
         options += [routes.found(each) for each in known]
@@ -144,11 +144,11 @@ class Router:
             default=None,
         )
         if best is None:
-            return Found(None, float("inf"), self._shortest.proven)
+            return SearchResult(None, float("inf"), self._shortest.proven)
         if best.travel == travel and routes.key(best, routes.weight) == self._bound:
-            return Found(best.devices, best.price, True)
+            return SearchResult(best.devices, best.price, True)
         if not self._small_effort:
-            return Found(best.devices, best.price, False)
+            return SearchResult(best.devices, best.price, False)
         return cheapest(
             self._rows,
             self._limit,

@@ -25,7 +25,7 @@ from fjx.sharding.topology.fleet import Booleans, Floats, Integers
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search came to."""
 
     devices: Integers | None
@@ -36,7 +36,7 @@ class Found:
     """Whether nothing better was left untried."""
 
 
-def fastest(rows: Rows, effort: int) -> Found:
+def fastest(rows: Rows, effort: int) -> SearchResult:
     """The devices on which the slowest row is fastest.
 
     Args:
@@ -61,7 +61,7 @@ def fastest(rows: Rows, effort: int) -> Found:
             best = found.devices
             high = int(np.searchsorted(times, rows.row_times(best).max()))
         middle = (low + high) // 2
-    return Found(best, float(rows.row_times(best).max()), proven)
+    return SearchResult(best, float(rows.row_times(best).max()), proven)
 
 
 def cheapest(
@@ -73,7 +73,7 @@ def cheapest(
     first: bool = False,
     travel: int = NEVER,
     known: Integers | None = None,
-) -> Found:
+) -> SearchResult:
     """The devices with the least sum of prices on which no row takes longer than a limit.
 
     Args:
@@ -93,7 +93,7 @@ def cheapest(
         search.best, search.value = known, float(price[np.arange(len(known)), known].sum())
     search.visit(search.masks())
     proven = search.effort > 0 or (first and search.best is not None)
-    return Found(search.best, search.value, proven)
+    return SearchResult(search.best, search.value, proven)
 
 
 class _Travel:

@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 from fjx.errors import MeshError
-from fjx.sharding.fields import Fields, errors_of, is_integer
 from fjx.sharding.plan.plan import Deployment, Device, Mesh, Plan, Stage
+from fjx.sharding.table_fields import TableFields, errors_of, is_integer
 
 
 def deployment_to_json(deployment: Deployment) -> dict[str, Any]:
@@ -50,14 +50,14 @@ def deployment_from_json(values: Any) -> Deployment:
     Raises:
         MeshError: a value is missing, unknown or wrong; the message says where.
     """
-    fields = Fields(values, (), "the plan", errors_of("plan"))
+    fields = TableFields(values, (), "the plan", errors_of("plan"))
     if "replicas" not in fields:
         return Deployment((_plan(fields),))
     fields.only(["replicas"])
     return Deployment(tuple(_plan(replica) for replica in fields.tables("replicas")))
 
 
-def _plan(fields: Fields) -> Plan:
+def _plan(fields: TableFields) -> Plan:
     fields.only(["stages", "microbatches", "shared_devices"])
     stages = tuple(_stage(stage) for stage in fields.tables("stages"))
     microbatches = fields.integer("microbatches", 1, least=1)
@@ -68,7 +68,7 @@ def _plan(fields: Fields) -> Plan:
         raise fields.error(None, str(error)) from None
 
 
-def _stage(fields: Fields) -> Stage:
+def _stage(fields: TableFields) -> Stage:
     fields.only(["granules", "devices", "axes"])
     granules, devices = fields.get("granules"), fields.get("devices")
     if not (isinstance(granules, list) and len(granules) == 2 and all(map(is_integer, granules))):

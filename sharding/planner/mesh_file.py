@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from fjx.errors import MeshError
-from fjx.sharding.fields import Fields, is_integer
+from fjx.sharding.table_fields import TableFields, is_integer
 from fjx.sharding.toml_source import TomlSource
 from fjx.sharding.topology.cluster_file import optional_link, read_text
 from fjx.sharding.topology.topology import Link
@@ -108,7 +108,7 @@ def parse_mesh(text: str, label: str = "mesh file") -> MeshFile:
         MeshError: it is wrong; the message names the line.
     """
     source = TomlSource(label, text)
-    fields = Fields(source.content, (), "the mesh file", source.error)
+    fields = TableFields(source.content, (), "the mesh file", source.error)
     fields.only(_FILE_KEYS)
     replicas = fields.integer("replicas", 1, least=1)
     tables = fields.tables("stage")
@@ -135,7 +135,7 @@ def parse_mesh(text: str, label: str = "mesh file") -> MeshFile:
     )
 
 
-def _microbatches(fields: Fields, stages: int) -> int:
+def _microbatches(fields: TableFields, stages: int) -> int:
     value = fields.get("microbatches", "auto")
     if value == "auto":
         return stages
@@ -147,7 +147,9 @@ def _microbatches(fields: Fields, stages: int) -> int:
     return int(value)
 
 
-def _stage(fields: Fields, file: Fields, replicas: int, line: int, number: int) -> StageSpec:
+def _stage(
+    fields: TableFields, file: TableFields, replicas: int, line: int, number: int
+) -> StageSpec:
     fields.only(_STAGE_KEYS)
     devices, tensor = fields.get("devices", None), fields.integer("tensor", None, least=1)
     indices: tuple[tuple[int, ...], ...] | None = None
@@ -174,7 +176,7 @@ def _stage(fields: Fields, file: Fields, replicas: int, line: int, number: int) 
 
 
 def _indices(
-    fields: Fields, devices: list[object], replicas: int, number: int
+    fields: TableFields, devices: list[object], replicas: int, number: int
 ) -> tuple[tuple[int, ...], ...]:
     """The listed devices of each replica."""
     nested = bool(devices) and all(isinstance(each, list) for each in devices)

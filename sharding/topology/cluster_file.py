@@ -8,8 +8,8 @@ import pathlib
 from typing import Any
 
 from fjx.errors import MeshError
-from fjx.sharding.fields import Fields, is_integer, parse_size
 from fjx.sharding.plan.plan import Device
+from fjx.sharding.table_fields import TableFields, is_integer, parse_size
 from fjx.sharding.toml_source import TomlSource
 from fjx.sharding.topology.topology import (
     INSTANT,
@@ -21,7 +21,7 @@ from fjx.sharding.topology.topology import (
 )
 from fjx.wording import counted, listed, shortened
 
-_MOST_NAMED = 12
+_MAX_NAMED = 12
 """Nodes that a message names."""
 
 
@@ -41,7 +41,7 @@ def parse_cluster(text: str, label: str = "cluster file") -> Topology:
         MeshError: it is wrong; the message names the line.
     """
     source = TomlSource(label, text)
-    fields = Fields(source.content, (), "the cluster file", source.error)
+    fields = TableFields(source.content, (), "the cluster file", source.error)
     fields.only(["node", "links", "link", "copy"])
     nodes = fields.tables("node")
     devices: dict[Device, DeviceState] = {}
@@ -88,7 +88,7 @@ def read_text(path: pathlib.Path, noun: str) -> str:
         raise MeshError(f"cannot read {noun} {shown!r}: {error}") from None
 
 
-def optional_link(fields: Fields, key: str) -> Link | None:
+def optional_link(fields: TableFields, key: str) -> Link | None:
     """A link written as a table with ``bandwidth`` in bytes/s and ``latency`` in seconds."""
     if key not in fields:
         return None
@@ -97,11 +97,11 @@ def optional_link(fields: Fields, key: str) -> Link | None:
     return _link(link)
 
 
-def _link(fields: Fields) -> Link:
+def _link(fields: TableFields) -> Link:
     return Link(fields.number("bandwidth"), fields.number("latency", 0.0, zero=True))
 
 
-def _pair(fields: Fields, names: set[str]) -> tuple[frozenset[str], Link]:
+def _pair(fields: TableFields, names: set[str]) -> tuple[frozenset[str], Link]:
     fields.only(["nodes", "bandwidth", "latency"])
     nodes: Any = fields.get("nodes")
     if not (isinstance(nodes, list) and len(nodes) == 2 and set(nodes) <= names):
@@ -111,13 +111,13 @@ def _pair(fields: Fields, names: set[str]) -> tuple[frozenset[str], Link]:
 
 def _known(names: set[str], given: object) -> str:
     """The nodes that there are, or of many the one that may be meant."""
-    if len(names) <= _MOST_NAMED:
+    if len(names) <= _MAX_NAMED:
         return listed(sorted(names))
     near = difflib.get_close_matches(str(given), sorted(names), n=1)
     return f"the file's {len(names)} nodes" + (f" (such as {near[0]})" if near else "")
 
 
-def _node(fields: Fields) -> list[DeviceState]:
+def _node(fields: TableFields) -> list[DeviceState]:
     fields.only(["name", "rack", "platform", "devices", "free_memory", "speed", "tenants"])
     name, platform = fields.text("name"), fields.text("platform", "gpu")
     if "/" in name:
@@ -131,13 +131,13 @@ def _node(fields: Fields) -> list[DeviceState]:
     ]
 
 
-def _note_rack(fields: Fields, racks: dict[str, str]) -> None:
+def _note_rack(fields: TableFields, racks: dict[str, str]) -> None:
     name, rack = fields.text("name"), fields.text("rack", None)
     if rack is not None and racks.setdefault(name, rack) != rack:
         raise fields.error("rack", f"{name} is in rack {racks[name]} already, got {rack!r}")
 
 
-def _tenants(fields: Fields, count: int) -> list[int]:
+def _tenants(fields: TableFields, count: int) -> list[int]:
     value = fields.get("tenants", 0)
     values = value if isinstance(value, list) else [value] * count
     if len(values) != count or not all(is_integer(each) and each >= 0 for each in values):
@@ -149,7 +149,7 @@ def _tenants(fields: Fields, count: int) -> list[int]:
     return values
 
 
-def _copy(fields: Fields, names: set[str]) -> HostCopy:
+def _copy(fields: TableFields, names: set[str]) -> HostCopy:
     fields.only(["node", "model", "granules", "age"])
     node = fields.text("node")
     if node not in names:
@@ -171,7 +171,7 @@ def _copy(fields: Fields, names: set[str]) -> HostCopy:
     )
 
 
-def _free_memory(fields: Fields, count: int) -> list[int]:
+def _free_memory(fields: TableFields, count: int) -> list[int]:
     value = fields.get("free_memory", UNKNOWN_MEMORY)
     values = value if isinstance(value, list) else [value] * count
     if len(values) != count:

@@ -15,7 +15,7 @@ UNKNOWN_MEMORY = 1 << 62
 """Free bytes of a device that does not say: never the reason to refuse a plan."""
 
 
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 """Devices that a message names."""
 
 
@@ -145,7 +145,7 @@ class Topology:
 
 def _named(topology: Topology) -> str:
     devices = [str(state.device) for state in topology.devices]
-    return listed(devices if len(devices) <= _MOST_NAMED else [*devices[:_MOST_NAMED], "others"])
+    return listed(devices if len(devices) <= _MAX_NAMED else [*devices[:_MAX_NAMED], "others"])
 
 
 def _known(state: DeviceState, said: DeviceState | None) -> DeviceState | None:

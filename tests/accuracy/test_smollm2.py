@@ -22,11 +22,11 @@ GOLDEN = Path(__file__).parent / "goldens" / "smollm2_continuations.json.gz"
 NEAR_TIE = 1e-3
 """Difference of the two best logits below which either token is right."""
 NEW_TOKENS = 32
-MOST_NEAR_TIES = 3
+MAX_NEAR_TIES = 3
 """Each ends a comparison: if many did, little would have been compared. Seen: none."""
 LEAST_BFLOAT16_SHARE = 0.75
 """Of the tokens, before a first difference. Seen: 0.88."""
-MOST_BFLOAT16_DIFFERENCE = 0.02
+MAX_BFLOAT16_DIFFERENCE = 0.02
 """Of log-probabilities, in the mean. Seen: 0.007."""
 
 
@@ -89,7 +89,7 @@ def test_float32_continuations_equal_transformers(
         print(f"\nfloat32: {dict(counts)}; mean |logprob difference| {difference:.1e}")
     assert not wrong
     assert sum(counts.values()) == len(cases) * NEW_TOKENS
-    assert counts["near-tie"] <= MOST_NEAR_TIES
+    assert counts["near-tie"] <= MAX_NEAR_TIES
     assert difference < 1e-4
 
 
@@ -111,4 +111,4 @@ def test_bfloat16_stays_close_to_float32_transformers(
             f"mean |logprob difference| {difference:.1e}"
         )
     assert share > LEAST_BFLOAT16_SHARE
-    assert difference < MOST_BFLOAT16_DIFFERENCE
+    assert difference < MAX_BFLOAT16_DIFFERENCE

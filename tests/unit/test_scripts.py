@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fjx.models.draft_head import DraftHead
-from fjx.models.loading.draft_head import DraftHeadConfig, Fingerprint, save_draft_head
+from fjx.models.loading.draft_head_file import DraftHeadConfig, Fingerprint, save_draft_head
 from fjx.models.tensors import random_tensors
 from tests.unit.distill import tiny_target
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fjx.cluster.actor import Call, Member, first_done
-from fjx.cluster.health.cuts import Cuts
+from fjx.cluster.actor import Call, WorkerHandle, first_done
+from fjx.cluster.health.link_failures import LinkFailures
 from fjx.cluster.health.speed import SLOW, SLOW_ANSWER, slowdown
-from fjx.cluster.messages import Beat
+from fjx.cluster.messages import Heartbeat
 from fjx.errors import StageLostError
 from fjx.wording import listed
 
@@ -24,15 +24,17 @@ _BEATS = 8
 class HealthMonitor:
     """Asks all workers for signs of life, in a thread of its own."""
 
-    def __init__(self, members: Mapping[str, Member], seconds: float, cuts: Cuts) -> None:
+    def __init__(
+        self, workers: Mapping[str, WorkerHandle], seconds: float, link_failures: LinkFailures
+    ) -> None:
         """
         Args:
-            members: those to watch; may change meanwhile.
+            workers: those to watch; may change meanwhile.
             seconds: without a sign of life after which a worker counts as lost.
-            cuts: is told who does not reach whom.
+            link_failures: is told who does not reach whom.
         """
-        self._members, self._seconds, self._cuts = members, seconds, cuts
-        self._asked: dict[Member, tuple[Call, float]] = {}
+        self._workers, self._seconds, self._link_failures = workers, seconds, link_failures
+        self._asked: dict[WorkerHandle, tuple[Call, float]] = {}
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -54,7 +56,7 @@ class HealthMonitor:
             while self._asked and (left := next_time - time.monotonic()) > 0:
                 done = first_done([call for call, _ in self._asked.values()], left)
                 for call in done:
-                    self._take(call)
+                    self._receive(call)
             self._lose_silent()
             self._lose_cut_off()
             self._judge()
@@ -64,62 +66,62 @@ class HealthMonitor:
         """Ask those that owe no answer."""
         now = time.monotonic()
         self._asked = {
-            member: self._asked.get(member) or (member.beat(), now) for member in self._live()
+            worker: self._asked.get(worker) or (worker.heartbeat(), now) for worker in self._live()
         }
 
-    def _take(self, call: Call) -> None:
-        member = call.member
-        _, when = self._asked.pop(member)
+    def _receive(self, call: Call) -> None:
+        worker = call.worker
+        _, when = self._asked.pop(worker)
         try:
-            beat: Beat = call.result(1.0)
+            heartbeat: Heartbeat = call.result(1.0)
         except StageLostError as error:
-            member.lose(str(error))
+            worker.lose(str(error))
             return
-        member.steps, learn = beat.steps, member.slowdown is None
+        worker.steps, learn = heartbeat.steps, worker.slowdown is None
         seconds = time.monotonic() - when
-        member.answers_speed.observe(None, seconds, learn)
-        if beat.timed:
-            member.answers_level.observe(None, seconds)
+        worker.answers_speed.observe(None, seconds, learn)
+        if heartbeat.timed:
+            worker.answers_level.observe(None, seconds)
         at = {each.address: each.node.host for each in self._live()}
-        unreached = {at[address] for address in beat.unreached if address in at}
-        self._cuts.heard(member.node.host, when, unreached)
-        for timed in beat.timed:
-            member.steps_speed.observe((timed.run, timed.rows), timed.seconds, learn)
+        unreached = {at[address] for address in heartbeat.unreached if address in at}
+        self._link_failures.heard(worker.node.host, when, unreached)
+        for timed in heartbeat.timed:
+            worker.steps_speed.observe((timed.run, timed.rows), timed.seconds, learn)
             # A device that runs two plans, or stages of two replicas, is not compared.
-            if timed.layers and len(beat.steps) == 1:
+            if timed.layers and len(heartbeat.steps) == 1:
                 kind = timed.run, timed.rows, timed.devices
-                member.layers_level.observe(kind, timed.seconds, timed.layers)
+                worker.layers_level.observe(kind, timed.seconds, timed.layers)
 
     def _lose_silent(self) -> None:
-        for member, (_, when) in self._asked.items():
+        for worker, (_, when) in self._asked.items():
             if time.monotonic() - when > self._seconds:
-                member.lose(f"{member} gave no sign of life for {self._seconds:g} s")
+                worker.lose(f"{worker} gave no sign of life for {self._seconds:g} s")
 
     def _lose_cut_off(self) -> None:
-        members = {each.node.host: each for each in self._live()}
-        for host, others in self._cuts.judge(members).items():
-            members[host].lose(
-                f"{members[host]} and {listed(others)} do not reach each other, though both answer"
+        workers = {each.node.host: each for each in self._live()}
+        for host, others in self._link_failures.judge(workers).items():
+            workers[host].lose(
+                f"{workers[host]} and {listed(others)} do not reach each other, though both answer"
             )
 
-    def _live(self) -> list[Member]:
-        members = list(self._members.values())
-        return [member for member in members if member.started and member.lost is None]
+    def _live(self) -> list[WorkerHandle]:
+        workers = list(self._workers.values())
+        return [worker for worker in workers if worker.started and worker.lost is None]
 
     def _judge(self) -> None:
         """Say who has become slow, and who is no longer."""
-        members = self._live()
-        for member in members:
-            was = member.slowdown is not None
-            slow = _slowness(member, [each for each in members if each is not member], was)
-            member.slowdown = None if slow is None else slow.factor
+        workers = self._live()
+        for worker in workers:
+            was = worker.slowdown is not None
+            slow = _slowness(worker, [each for each in workers if each is not worker], was)
+            worker.slowdown = None if slow is None else slow.factor
             if slow is not None and not was:
                 logger.warning(
                     "slow: %s: %s takes %.2g s, %.1f times as long as %s",
-                    member, slow.what, slow.seconds, slow.factor, slow.than,
+                    worker, slow.what, slow.seconds, slow.factor, slow.than,
                 )  # fmt: skip
             elif was and slow is None:
-                logger.info("no longer slow: %s", member)
+                logger.info("no longer slow: %s", worker)
 
 
 class _Slow(NamedTuple):
@@ -132,12 +134,12 @@ class _Slow(NamedTuple):
     than: str
 
 
-def _slowness(member: Member, others: Sequence[Member], was: bool) -> _Slow | None:
+def _slowness(worker: WorkerHandle, others: Sequence[WorkerHandle], was: bool) -> _Slow | None:
     """The respect in which a worker is slow; None: it is not. ``was``: whether it was so far."""
-    steps, answers = member.steps_speed, member.answers_speed
-    layers, level = member.layers_level, member.answers_level
+    steps, answers = worker.steps_speed, worker.answers_speed
+    layers, level = worker.layers_level, worker.answers_level
     load = [each.steps_speed.factor for each in others]
-    like = [each.layers_level for each in others if each.node.kind == member.node.kind]
+    like = [each.layers_level for each in others if each.node.kind == worker.node.kind]
     levels = [each.answers_level for each in others]
     part, answer = "its part of a step", "an answer"
     judged = (

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int32
 
 from fjx.kernels import tuning
 from fjx.kernels.attention.mosaic_append import append
-from fjx.kernels.attention.mosaic_kernels import Items, Kernels, Tiles
+from fjx.kernels.attention.mosaic_kernels import AttentionKernels, Items, Tiles
 from fjx.kernels.attention.mosaic_tile import BLOCK, TILE
 from fjx.kernels.attention.rotation import Rotation
 from fjx.kernels.ragged import RaggedRows
@@ -140,7 +140,7 @@ def _attend(
     tokens = TILE // group * (1 + pairs)
     window = jnp.int32(0) if window is None else window.astype(jnp.int32)
     table_width = rows.page_table.shape[1]
-    kernels = Kernels(
+    kernels = AttentionKernels(
         kv_heads=K,
         group=group,
         rows=queries.shape[1],

@@ -66,7 +66,7 @@ class Tiles(NamedTuple):
     chunks: Any
 
 
-class _Shared(NamedTuple):
+class _AttentionShared(NamedTuple):
     """What the warpgroups of a block share."""
 
     q: Any
@@ -84,7 +84,7 @@ class _Shared(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kernels:
+class AttentionKernels:
     """Attention of some sizes."""
 
     kv_heads: int
@@ -157,7 +157,7 @@ class Kernels:
         count = len(results)
 
         def body(numbers, work, table, q, kv, *refs):  # type: ignore[no-untyped-def]
-            outs, shared = refs[:count], _Shared(*refs[count:])
+            outs, shared = refs[:count], _AttentionShared(*refs[count:])
             bring = partial(self._bring_pages, numbers, work, table, kv, shared)
             multiply = partial(self._multiply, numbers, work, q, shared, outs)
             pl.when(lax.axis_index("wg") == tiles)(bring)
@@ -225,7 +225,9 @@ class Kernels:
 
         lax.fori_loop(0, mine, one, jnp.int32(0))
 
-    def _bring_pages(self, numbers: Any, work: Any, table: Any, kv: Any, shared: _Shared) -> None:
+    def _bring_pages(
+        self, numbers: Any, work: Any, table: Any, kv: Any, shared: _AttentionShared
+    ) -> None:
         """What one warpgroup does: keys and values of all items go into the ring."""
         if self.tiles > 1:
             plgpu.set_max_registers(_REGISTERS["bring"], action="decrease")
@@ -264,7 +266,7 @@ class Kernels:
         self._in_turn(numbers[0], bring_item)
 
     def _multiply(
-        self, numbers: Any, work: Any, q: Any, shared: _Shared, outs: tuple[Any, ...]
+        self, numbers: Any, work: Any, q: Any, shared: _AttentionShared, outs: tuple[Any, ...]
     ) -> None:
         """What each of the other warpgroups does: queries times keys, weights, weights times
         values, for one tile of each item."""
@@ -336,7 +338,7 @@ class Kernels:
 
     def _attend(
         self,
-        shared: _Shared,
+        shared: _AttentionShared,
         tile: Tile,
         first: Any,
         done: Any,
@@ -379,7 +381,7 @@ class Kernels:
         after = tuple(scaled(a, shrink) + b for a, b in zip(acc, more, strict=True))
         return after, higher, weight * shrink + weights.sum(axis=1)
 
-    def _pass_by(self, shared: _Shared, step: Any, _: None) -> None:
+    def _pass_by(self, shared: _AttentionShared, step: Any, _: None) -> None:
         """A block that only the other tile of the item sees."""
         slot = step % self._stages
         plgpu.barrier_wait(shared.arrived.at[slot])

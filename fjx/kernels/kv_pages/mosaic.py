@@ -33,7 +33,7 @@ _ALIGNED = 128
 
 def take_pages(kv_pages: Array, pages: Int32[Array, " N"], blocks: int = 132) -> Array:
     """See `fjx.kernels.kv_pages.api.take_pages`. ``blocks``: of the grid, at most."""
-    copy = _Copy.of(kv_pages.shape, kv_pages.dtype, len(pages), blocks)
+    copy = _PageCopy.of(kv_pages.shape, kv_pages.dtype, len(pages), blocks)
     (taken,) = copy.kernel(takes=True)(pages, kv_pages.reshape(copy.memory_shape))
     contents: Array = taken.reshape(len(kv_pages), len(pages), *kv_pages.shape[2:])
     return contents
@@ -43,7 +43,7 @@ def put_pages(
     kv_pages: Array, pages: Int32[Array, " N"], contents: Array, blocks: int = 132
 ) -> Array:
     """See `fjx.kernels.kv_pages.api.put_pages`. ``blocks``: of the grid, at most."""
-    copy = _Copy.of(kv_pages.shape, kv_pages.dtype, len(pages), blocks)
+    copy = _PageCopy.of(kv_pages.shape, kv_pages.dtype, len(pages), blocks)
     put = copy.kernel(takes=False)
     given = contents.reshape(copy.contents_shape)
     change = pl.run_state(lambda memory: put(pages, given, memory))
@@ -58,7 +58,7 @@ def fits(kv_pages_shape: tuple[int, ...], dtype: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Copy:
+class _PageCopy:
     """Some pages of each layer, in pieces."""
 
     layers: int
@@ -74,7 +74,7 @@ class _Copy:
     blocks: int
 
     @classmethod
-    def of(cls, kv_pages_shape: tuple[int, ...], dtype: Any, count: int, blocks: int) -> _Copy:
+    def of(cls, kv_pages_shape: tuple[int, ...], dtype: Any, count: int, blocks: int) -> _PageCopy:
         """The copy of ``count`` pages from a KV memory of this shape, or to it."""
         if not fits(kv_pages_shape, dtype):
             raise ValueError(

@@ -61,7 +61,7 @@ class Parts(NamedTuple):
     """Among the parts of the tile."""
 
 
-class _Shared(NamedTuple):
+class _MatmulShared(NamedTuple):
     """What the warpgroups of a block share."""
 
     matrix: Any
@@ -108,7 +108,7 @@ def matmul(
         )
     values, scale = weights if isinstance(weights, Quantized) else (weights, None)
     rows = min(ROWS, _next_power_of_two(max(T, 8))) if T <= ROWS else -(-T // ROWS) * ROWS
-    kernel = _Kernel(inputs, outputs, values.dtype, rows, blocks)
+    kernel = _MatmulKernel(inputs, outputs, values.dtype, rows, blocks)
     parts, first_part = cut(outputs // kernel.columns, inputs // STEP)
     # The memory engine takes whole lines: rows that are not there are zeros.
     x = jnp.pad(x.astype(jnp.bfloat16), ((0, rows - T), (0, 0)))
@@ -148,7 +148,7 @@ def _next_power_of_two(number: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class _MatmulKernel:
     """The product of some sizes."""
 
     inputs: int
@@ -207,7 +207,7 @@ class _Kernel:
             scratch.append(plgpu.SMEM(wide, jnp.bfloat16, transforms=wide_lines))
 
         def body(first_part, parts, x, matrix, out, *refs):  # type: ignore[no-untyped-def]
-            shared = _Shared(*refs)
+            shared = _MatmulShared(*refs)
             shares = first_part.shape[0] - 1
             bring = partial(self._bring, shares, first_part, parts, x, matrix, shared)
             multiply = partial(self._multiply, shares, first_part, parts, shared, out)
@@ -247,7 +247,7 @@ class _Kernel:
         lax.fori_loop(0, mine, one_share, jnp.int32(0))
 
     def _bring(
-        self, shares: int, first_part: Any, parts: Any, x: Any, matrix: Any, shared: _Shared
+        self, shares: int, first_part: Any, parts: Any, x: Any, matrix: Any, shared: _MatmulShared
     ) -> None:
         """What one warpgroup does: steps of all parts go into the ring."""
         self._set_registers(_BRINGING_REGISTERS, "decrease")
@@ -275,7 +275,7 @@ class _Kernel:
         self._in_turn(shares, first_part, parts, bring_part)
 
     def _multiply(
-        self, shares: int, first_part: Any, parts: Any, shared: _Shared, out: Any
+        self, shares: int, first_part: Any, parts: Any, shared: _MatmulShared, out: Any
     ) -> None:
         """What the others do: their columns become bfloat16, and are multiplied with the rows."""
         self._set_registers(_MULTIPLYING_REGISTERS, "increase")

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int32
 from fjx.kernels.host_memory import zeros
 from fjx.kernels.matmul.microkernel import COLUMNS, block_product
 from fjx.kernels.matmul.quantized import Quantization, Quantized, quantization_of
-from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS, HAS_BYTE_TABLES, MOST_ROWS
+from fjx.kernels.vectors import HAS_BFLOAT16_PRODUCTS, HAS_BYTE_TABLES, MAX_ROWS
 from fjx.kernels.xla_ffi import (
     argument,
     arguments,
@@ -145,7 +145,7 @@ def _pack(bits, packed):
 def _block_rows(bfloat16, quantization):
     """Multiplies as many rows as one call can, and gives how many."""
     # Making weights wide takes registers, too.
-    most = MOST_ROWS if quantization is None else 4
+    most = MAX_ROWS if quantization is None else 4
     many, four, two, one = (block_product(rows, bfloat16, quantization) for rows in (most, 4, 2, 1))
 
     @numba.njit(inline="always")

@@ -67,7 +67,7 @@ def drafted_ranks(
         token_bits(token_ids),
     )
     D, V = unembed.shape
-    kernels = _Kernels(len(hidden) // TILE, D, V, unembed.dtype, soft_cap, blocks)
+    kernels = _RankKernels(len(hidden) // TILE, D, V, unembed.dtype, soft_cap, blocks)
     own_columns = jnp.take(unembed, drafted, axis=1)
     of_own = noise._replace(of_column=noise.of_column[drafted])
     own = kernels.own_values()(*of_own, hidden, own_columns)
@@ -100,7 +100,7 @@ class _Noise(NamedTuple):
     """See `token_bits`."""
 
 
-class _Shared(NamedTuple):
+class _RankShared(NamedTuple):
     """What the warpgroups of a block share."""
 
     rows: Any
@@ -113,7 +113,7 @@ class _Shared(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Kernels:
+class _RankKernels:
     """Ranks of some sizes."""
 
     tiles: int
@@ -130,7 +130,7 @@ class _Kernels:
         place: their values [R / 64, 64]."""
 
         def body(*refs):  # type: ignore[no-untyped-def]
-            noise, shared = _Noise(*refs[:4]), _Shared(*refs[7:])
+            noise, shared = _Noise(*refs[:4]), _RankShared(*refs[7:])
             rows, columns, values = refs[4:7]
             line = plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), 0, layout=_LAYOUT)
             column = plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), 1, layout=_LAYOUT)
@@ -159,7 +159,7 @@ class _Kernels:
         items = self.tiles * self.vocabulary // TILE
 
         def body(own, *refs):  # type: ignore[no-untyped-def]
-            noise, shared = _Noise(*refs[:4]), _Shared(*refs[8:])
+            noise, shared = _Noise(*refs[:4]), _RankShared(*refs[8:])
             rows, columns, out, counts = refs[4:8]
 
             def place(item: Any) -> tuple[Any, Any]:
@@ -225,7 +225,7 @@ class _Kernels:
 
         lax.fori_loop(0, mine, one, None)
 
-    def _bring(self, rows: Any, columns: Any, shared: _Shared, items: int, place: Any) -> None:
+    def _bring(self, rows: Any, columns: Any, shared: _RankShared, items: int, place: Any) -> None:
         """What one warpgroup does: rows and columns of all items go into the ring."""
 
         def bring_item(item, done):  # type: ignore[no-untyped-def]
@@ -246,7 +246,7 @@ class _Kernels:
         self._in_turn(items, bring_item)
 
     def _multiply(
-        self, noise: _Noise, shared: _Shared, items: int, place: Any, take: Callable[..., None]
+        self, noise: _Noise, shared: _RankShared, items: int, place: Any, take: Callable[..., None]
     ) -> None:
         """What the other warpgroup does: ``take`` gets each item and its values [64, 64]."""
 

@@ -31,7 +31,7 @@ what becomes of one, have to fit into its registers."""
 _PIECE = _LINES * _WIDTH
 _WARPGROUPS = 4
 """Of a block."""
-_MOST_PIECES = 32
+_MAX_PIECES = 32
 """Of a chunk."""
 _END = 0.5
 """What the end of a chunk costs, in pieces: about as many instructions."""
@@ -69,7 +69,7 @@ def _best_tokens(
     hot = rows.temperature > 0
     factors = jnp.where(hot, 1 / jnp.where(hot, rows.temperature, 1.0), 0.0)
     bits = row_bits(rows.seed, rows.position)
-    kernel = _Kernel(S, padded // _WIDTH, blocks)
+    kernel = _TokenKernel(S, padded // _WIDTH, blocks)
     values, tokens = kernel.made()(factors, bits, logits.reshape(S, -1, _WIDTH))
     values, tokens = values.reshape(S, -1), tokens.reshape(S, -1)
     largest = values.max(axis=1, keepdims=True)
@@ -78,7 +78,7 @@ def _best_tokens(
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class _TokenKernel:
     """The best token of each line of each chunk."""
 
     rows: int
@@ -98,7 +98,7 @@ class _Kernel:
             items = self.rows * -(-self._pieces // each)
             return -(-items // (self.blocks * _WARPGROUPS)) * (each + _END)
 
-        return min(range(1, _MOST_PIECES + 1), key=pieces_of_the_busiest)
+        return min(range(1, _MAX_PIECES + 1), key=pieces_of_the_busiest)
 
     @property
     def _chunks(self) -> int:

@@ -180,7 +180,7 @@ def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32
         is_kept: Array = ~truncates | (count == 0) | ((count < k) & inside_top_p)
         return is_kept
 
-    def goes_on(state: tuple[Array, Array, Array, Array]) -> Array:
+    def is_unresolved(state: tuple[Array, Array, Array, Array]) -> Array:
         *_, done, rounds = state
         return (rounds < V) & ~jnp.all(done)
 
@@ -194,7 +194,7 @@ def _choose_with_noise(logits: Float[Array, "S V"], rows: SamplingRows) -> Int32
     token, logit = draw(floor, jnp.zeros((S,), jnp.bool_))
     done = lax.cond(jnp.any(truncates), lambda: kept(logit), lambda: ~truncates)
     state = (token, logit, done, jnp.int32(0))
-    chosen: Array = lax.while_loop(goes_on, search, state)[0]
+    chosen: Array = lax.while_loop(is_unresolved, search, state)[0]
     return chosen
 
 

@@ -47,7 +47,7 @@ class AcceptanceConfig:
 
 
 @dataclass(slots=True)
-class _Record:
+class _RequestRecord:
     """One request's tokens, and how many of them all requests' record had promised."""
 
     trials: float = 0.0
@@ -78,7 +78,7 @@ class AcceptanceModel:
         self._hits = np.zeros(shape).tolist()
         self._proposed = [0] * len(_POSITIONS)
         self._chances = [self._config.prior] * len(_POSITIONS)
-        self._records: dict[Hashable, _Record] = {}
+        self._records: dict[Hashable, _RequestRecord] = {}
         self._stale = 0
         self._refresh()
 
@@ -109,7 +109,10 @@ class AcceptanceModel:
         """A draft was made for a request, whatever of it will be verified."""
         if not confidences:
             return
-        record, keep = self._records.setdefault(key, _Record()), self._config.request_forgetting
+        record, keep = (
+            self._records.setdefault(key, _RequestRecord()),
+            self._config.request_forgetting,
+        )
         for i, confidence in enumerate(confidences):
             position = _position(i)
             chance = 1 / (1 + self._against[position][bisect_right(_EDGES, confidence)])
@@ -137,7 +140,7 @@ class AcceptanceModel:
             )
         if not confidences:
             return
-        record = self._records.setdefault(key, _Record())
+        record = self._records.setdefault(key, _RequestRecord())
         record.recent.append((len(confidences), accepted))
         for i, confidence in enumerate(confidences[: accepted + 1]):
             self._count(record, _position(i), bisect_right(_EDGES, confidence), i < accepted)
@@ -154,7 +157,7 @@ class AcceptanceModel:
         """The request has ended: drop its record. What all share stays."""
         self._records.pop(key, None)
 
-    def _count(self, record: _Record, position: int, bin: int, hit: bool) -> None:
+    def _count(self, record: _RequestRecord, position: int, bin: int, hit: bool) -> None:
         keep, request_keep = self._config.forgetting, self._config.request_forgetting
         trials, hits = self._trials[position], self._hits[position]
         trials[bin] = trials[bin] * keep + 1

@@ -17,19 +17,19 @@ _TIE = 1 - 1e-12
 
 def allocate(
     survivals: Sequence[Sequence[float]],
-    most_rows: int,
+    max_rows: int,
     verify_seconds: Floats,
     draft_seconds: Floats | None = None,
     *,
     base_rows: int,
     base_tokens: float,
-    parts: int = 1,
+    num_groups: int = 1,
 ) -> list[int]:
     """Choose how many tokens of each request's draft to take, for the most tokens a second.
 
     A choice yields ``base_tokens`` and the sum of the survivals taken. It lasts
     ``verify_seconds[base_rows + m]`` for m tokens, and ``draft_seconds[n]`` for each round of
-    drafting in which n requests take part; with several parts, see `round_seconds`. Costs may jump
+    drafting in which n requests take part; with several groups, see `round_seconds`. Costs may jump
     (steps are padded), so a token that does not pay may pay together with others: every total is
     weighed, not one token after the other.
 
@@ -40,17 +40,17 @@ def allocate(
     Args:
         survivals: Of each request, the probability that its first i+1 drafted tokens are all
             accepted, for each token that it may draft; not increasing.
-        most_rows: Most drafted tokens in the step, over all requests.
+        max_rows: Most drafted tokens in the step, over all requests.
         verify_seconds: By the number of rows; where it ends, no more rows are possible.
         draft_seconds: By the number of requests that draft in a round; None: drafting is free.
         base_rows: Rows of the step before any drafted token, at least 1.
         base_tokens: Tokens that the step yields anyway.
-        parts: Of all requests, which draft as much, one after the other.
+        num_groups: Of all requests, which draft as much, one after the other.
 
     Returns:
         Tokens to take of each request's draft; of equally good choices, the one with the fewest.
     """
-    most = min(most_rows, len(verify_seconds) - 1 - base_rows)
+    most = min(max_rows, len(verify_seconds) - 1 - base_rows)
     table = np.array(list(zip_longest(*survivals, fillvalue=_ABSENT)), dtype=np.float64)
     if most <= 0 or table.size == 0:
         return [0] * len(survivals)
@@ -62,7 +62,7 @@ def allocate(
         allowed = np.flatnonzero(position < rounds)[:most]
         tokens = base_tokens + value[allowed].cumsum()
         verified = verifying[1 : len(allowed) + 1]
-        seconds = round_seconds(verified, drafting[allowed].cumsum(), parts)
+        seconds = round_seconds(verified, drafting[allowed].cumsum(), num_groups)
         rates = tokens / seconds
         highest = rates.max()
         if highest * _TIE > best:
@@ -72,18 +72,18 @@ def allocate(
     return lengths
 
 
-def round_seconds(verifying: Floats, drafting: Floats, parts: int) -> Floats:
-    """From one step of a part of the requests to its next one.
+def round_seconds(verifying: Floats, drafting: Floats, num_groups: int) -> Floats:
+    """From one step of a group of the requests to its next one.
 
-    The steps of other parts are verified meanwhile, but the host drafts for one part at a time: a
-    part waits for its own drafting and verification, or for the drafting of all parts.
+    The steps of other groups are verified meanwhile, but the host drafts for one group at a time: a
+    group waits for its own drafting and verification, or for the drafting of all groups.
 
     Args:
-        verifying: Seconds of the part's step.
+        verifying: Seconds of the group's step.
         drafting: Seconds of drafting for it.
-        parts: That have requests.
+        num_groups: That have requests.
     """
-    return np.maximum(verifying + drafting, parts * drafting)
+    return np.maximum(verifying + drafting, num_groups * drafting)
 
 
 def _most_likely_first(

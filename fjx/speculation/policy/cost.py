@@ -113,14 +113,14 @@ class CostModel:
         """Expected seconds of a step of ``rows`` rows over ``context`` tokens; 0 without rows."""
         return float(self._by_rows(rows)[rows] + self._context_price * context) if rows else 0.0
 
-    def row_seconds(self, most_rows: int, context: float | Floats) -> Floats:
-        """`seconds` of each number of rows, 0 to ``most_rows``: never decreasing for one context.
+    def row_seconds(self, max_rows: int, context: float | Floats) -> Floats:
+        """`seconds` of each number of rows, 0 to ``max_rows``: never decreasing for one context.
 
         Args:
-            most_rows: The last index.
+            max_rows: The last index.
             context: Tokens; an array gives each number of rows its own.
         """
-        seconds = self._by_rows(most_rows)[: most_rows + 1] + self._context_price * context
+        seconds = self._by_rows(max_rows)[: max_rows + 1] + self._context_price * context
         seconds[0] = 0.0
         return np.asarray(seconds, dtype=np.float64)
 
@@ -128,11 +128,11 @@ class CostModel:
     def _context_price(self) -> float:
         return max(float(self._coefficients[-1]), 0.0) / _CONTEXT_TOKENS
 
-    def _by_rows(self, most_rows: int) -> Floats:
-        """Seconds without context by rows, up to ``most_rows`` at least; kept until the next
+    def _by_rows(self, max_rows: int) -> Floats:
+        """Seconds without context by rows, up to ``max_rows`` at least; kept until the next
         observation."""
-        if self._read is None or len(self._read) <= most_rows:
-            size = np.arange(most_rows + 1, dtype=np.float64)
+        if self._read is None or len(self._read) <= max_rows:
+            size = np.arange(max_rows + 1, dtype=np.float64)
             if self._padded:
                 above = np.searchsorted(self._knots, size)
                 size = np.where(above < len(self._knots), np.append(self._knots, 0)[above], size)

@@ -72,7 +72,7 @@ class Faser(LengthPolicy):
         most = np.array([each.most for each in view.requests])
         bounds[(lengths > most[:, None]) & (lengths > self.shortest)] = np.inf
         chosen = np.minimum(lengths[bounds.argmin(axis=1)], most)
-        return within(chosen.tolist(), view.most_rows)
+        return within(chosen.tolist(), view.max_rows)
 
     def _round_costs(self, view: RoundView) -> Floats:
         """Time of a round in which all requests have a length, over a step without drafts."""

@@ -14,7 +14,7 @@ from fjx.speculation.policy.view import (
     RoundView,
     best_rate,
     drafted_lengths,
-    most_per_second,
+    lengths_for_throughput,
     within,
 )
 
@@ -125,7 +125,7 @@ class ConfidenceTrim(LengthPolicy):
             tuple(value for value in survival if value >= self.threshold)
             for survival in _survivals(view, confidences)
         ]
-        lengths = most_per_second(view, likely)
+        lengths = lengths_for_throughput(view, likely)
         return _probed(view, lengths, drafted_lengths(view, confidences), self.probe_every)
 
 
@@ -161,10 +161,10 @@ class MarginalGain(LengthPolicy):
         if _is_plain(view, self.probe_every):
             return [0] * len(most)
         survivals = [view.acceptance.expected(each.key, each.most) for each in view.requests]
-        lengths = most_per_second(view, survivals, view.draft_seconds)
+        lengths = lengths_for_throughput(view, survivals, view.draft_seconds)
         return _probed(view, lengths, most, self.probe_every)
 
-    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+    def continue_drafting(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
         """While another round promises more tokens a second than what is drafted."""
         rounds = max(map(len, confidences), default=0)
         if view.draft_seconds is None or not rounds:
@@ -184,7 +184,7 @@ class MarginalGain(LengthPolicy):
         """What pays of what was drafted."""
         if _is_plain(view, self.probe_every):
             return [0] * len(view.requests)
-        lengths = most_per_second(view, _survivals(view, confidences))
+        lengths = lengths_for_throughput(view, _survivals(view, confidences))
         return _probed(view, lengths, drafted_lengths(view, confidences), self.probe_every)
 
 
@@ -205,7 +205,7 @@ def policy_by_name(text: str) -> LengthPolicy:
 
 
 def _uniform(view: RoundView, k: int) -> list[int]:
-    return within([min(k, request.most) for request in view.requests], view.most_rows)
+    return within([min(k, request.most) for request in view.requests], view.max_rows)
 
 
 def _survivals(view: RoundView, confidences: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
@@ -235,7 +235,7 @@ def _probed(
         return probed
     idle = [i for i, limit in enumerate(most) if limit and not probed[i]]
     rows = view.base_rows + sum(probed)
-    room = min(len(idle), view.most_rows - sum(probed))
+    room = min(len(idle), view.max_rows - sum(probed))
     if room <= 0:
         return probed
     seconds = view.target_cost.row_seconds(rows + room, view.context)[rows + 1 :]

@@ -35,7 +35,7 @@ class RoundView:
     requests: tuple[RequestView, ...]
     other_rows: int
     """Rows of the step that belong to no request of this round, such as prefill."""
-    most_rows: int
+    max_rows: int
     """Most drafted tokens in the step, over all requests."""
     acceptance: AcceptanceModel
     target_cost: CostModel
@@ -44,10 +44,10 @@ class RoundView:
     lookup)."""
     first_cost: CostModel | None = None
     """Cost of the first round, which waits for what the drafter reads; None: like the others."""
-    parts: int = 1
-    """Of all requests, that are drafted for in turn: this round's are one of them."""
+    num_groups: int = 1
+    """Groups of requests that are drafted for in turn; this round is for one of them."""
     stops: bool = False
-    """Whether the drafter can stop after any round, see `LengthPolicy.goes_on`."""
+    """Whether the drafter can stop after any round, see `LengthPolicy.continue_drafting`."""
 
     @property
     def base_rows(self) -> int:
@@ -63,7 +63,7 @@ class RoundView:
     def verify_seconds(self) -> Floats:
         """Seconds of the step, by its rows."""
         drafted = sum(request.most for request in self.requests)
-        rows = self.base_rows + min(self.most_rows, drafted)
+        rows = self.base_rows + min(self.max_rows, drafted)
         return self.target_cost.row_seconds(rows, self.context)
 
     @cached_property
@@ -104,7 +104,7 @@ class LengthPolicy(ABC):
     def draft_lengths(self, view: RoundView) -> list[int]:
         """How many tokens to draft for each request, at most its ``most``."""
 
-    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+    def continue_drafting(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
         """Whether to draft another round, up to the draft lengths; only asked where the drafter can
         stop. By default always."""
         return True
@@ -112,7 +112,7 @@ class LengthPolicy(ABC):
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
         """How many of the drafted tokens to verify, with the drafter's confidence in each. By
         default all, as far as rows are left."""
-        return within(drafted_lengths(view, confidences), view.most_rows)
+        return within(drafted_lengths(view, confidences), view.max_rows)
 
 
 def drafted_lengths(view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:
@@ -123,9 +123,9 @@ def drafted_lengths(view: RoundView, confidences: Sequence[Sequence[float]]) -> 
     ]
 
 
-def within(lengths: Sequence[int], most_rows: int) -> list[int]:
-    """Lengths that sum up to at most ``most_rows``: the longest are cut first, to equal ones."""
-    most = max(most_rows, 0)
+def within(lengths: Sequence[int], max_rows: int) -> list[int]:
+    """Lengths that sum up to at most ``max_rows``: the longest are cut first, to equal ones."""
+    most = max(max_rows, 0)
     level = max(lengths, default=0)
     while sum(min(length, level) for length in lengths) > most:
         level -= 1
@@ -138,7 +138,7 @@ def within(lengths: Sequence[int], most_rows: int) -> list[int]:
     return cut
 
 
-def most_per_second(
+def lengths_for_throughput(
     view: RoundView,
     survivals: Sequence[Sequence[float]],
     draft_seconds: Floats | None = None,
@@ -146,18 +146,18 @@ def most_per_second(
     """The lengths that promise the most tokens a second, see `allocate`."""
     return allocate(
         survivals,
-        view.most_rows,
+        view.max_rows,
         view.verify_seconds,
         draft_seconds,
         base_rows=view.base_rows,
         base_tokens=len(view.requests),
-        parts=view.parts,
+        num_groups=view.num_groups,
     )
 
 
 def best_rate(view: RoundView, survivals: Sequence[Sequence[float]], drafting: float) -> float:
     """Tokens a second of the best lengths, after ``drafting`` seconds of drafting."""
-    seconds, base, least = view.verify_list, view.base_rows, view.parts * drafting
+    seconds, base, least = view.verify_list, view.base_rows, view.num_groups * drafting
     tokens = float(len(view.requests))
     best = tokens / max(seconds[base] + drafting, least)
     likely = sorted(chain.from_iterable(survivals), reverse=True)

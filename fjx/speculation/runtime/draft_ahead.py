@@ -16,13 +16,13 @@ from typing import Literal, Protocol, runtime_checkable
 import jax
 
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.bound_mesh import Placement
-from fjx.pipeline.chain import Beside, Chain
+from fjx.pipeline.bound_mesh import BoundMesh
+from fjx.pipeline.chain import Chain, OverlappedChain
 from fjx.pipeline.executor import Executor
 from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import ScheduledRows
 from fjx.speculation.policy.cost import CostModel
-from fjx.speculation.policy.gate import Gate
+from fjx.speculation.policy.payoff_gate import PayoffGate
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _ALONE_EVERY = 32
 """Steps from one that is sent alone to the next one: what that takes must stay known."""
 
 
-Ahead = Literal["off", "auto", "always"]
+DraftAheadMode = Literal["off", "auto", "always"]
 """Whether to draft ahead: never; where it pays, on a device that can do two things at once, which a
 CPU cannot; or wherever it can be done."""
 
@@ -41,7 +41,7 @@ class DraftsAhead(Protocol):
 
     longest: int
 
-    def runs_on(self, placement: Placement) -> bool:
+    def runs_on(self, placement: BoundMesh) -> bool:
         """Whether all of it is on this mesh."""
 
     def begin_ahead(self, requests: Sequence[Request], lengths: Sequence[int]) -> Chain | None:
@@ -66,7 +66,7 @@ class _Step:
     """Seconds by which it took longer than alone; None: not known, or not yet."""
 
 
-def draft_ahead(drafter: object, cost: CostModel, mode: Ahead) -> DraftAhead | None:
+def draft_ahead(drafter: object, cost: CostModel, mode: DraftAheadMode) -> DraftAhead | None:
     """What drafts ahead; None: nothing, or this drafter cannot. ``cost``: of the target's steps."""
     tries = mode == "always" or (mode == "auto" and jax.default_backend() != "cpu")
     if not tries or not isinstance(drafter, DraftsAhead):
@@ -88,7 +88,7 @@ class DraftAhead:
         self._drafter = drafter
         self._cost = cost
         self._always = always
-        self._gates: dict[int, Gate] = defaultdict(Gate)
+        self._gates: dict[int, PayoffGate] = defaultdict(PayoffGate)
         self._last: _Step | None = None
         self._alone = 0
         self.steps = 0
@@ -102,7 +102,7 @@ class DraftAhead:
 
     def begin(
         self, executor: Executor, scheduled: Sequence[ScheduledRows], batch: Batch
-    ) -> Beside | None:
+    ) -> OverlappedChain | None:
         """A step is about to be sent; None: nothing is drafted beside it."""
         try:
             return None if self._failed else self._begin(executor, scheduled, batch)
@@ -117,7 +117,7 @@ class DraftAhead:
 
     def _begin(
         self, executor: Executor, scheduled: Sequence[ScheduledRows], batch: Batch
-    ) -> Beside | None:
+    ) -> OverlappedChain | None:
         drafts = [
             rows.request
             for rows in scheduled
@@ -129,13 +129,13 @@ class DraftAhead:
         chain = self._drafter.begin_ahead(drafts, lengths)
         if chain is None:
             return None
-        beside = executor.beside(batch, chain)
-        if beside is None:
+        overlapped = executor.overlap_chain(batch, chain)
+        if overlapped is None:
             self._drafter.give_up_ahead()
             return None
         self._last = _Step(scheduled, batch.num_rows)
         self.steps += 1
-        return beside
+        return overlapped
 
     def sent(self) -> None:
         """The step was sent, with what is drafted beside it."""

@@ -8,16 +8,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.bound_mesh import BoundMesh
 from fjx.pipeline.chain import Chain
 from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.held_bytes import kv_bytes, parameter_bytes
 from fjx.pipeline.step_output import StepOutput
 from fjx.scheduling.microbatches import Microbatch
-from fjx.scheduling.replica import Built, Replica
+from fjx.scheduling.replica import BuiltMicrobatch, Replica
 from fjx.scheduling.request import Request
 from fjx.speculation.policy.agreement import agreeing
-from fjx.speculation.runtime.drafter import NO_DRAFT, NO_ROUNDS, Draft, GoesOn, Rounds
+from fjx.speculation.runtime.drafter import (
+    NO_DRAFT,
+    NO_DRAFT_TIMING,
+    ContinueDrafting,
+    Draft,
+    DraftTiming,
+)
 
 
 class DraftModel:
@@ -39,9 +45,9 @@ class DraftModel:
         self._replica = replica
         self._max_len = replica.executor.limits.max_model_len
         self._copies: dict[Request, Request] = {}
-        self._under_way: list[tuple[Built, StepOutput]] = []
-        self._ahead: tuple[list[Built], Chain]
-        self.rounds = NO_ROUNDS
+        self._under_way: list[tuple[BuiltMicrobatch, StepOutput]] = []
+        self._ahead: tuple[list[BuiltMicrobatch], Chain]
+        self.rounds = NO_DRAFT_TIMING
 
     @property
     def compiler(self) -> Compiler:
@@ -49,17 +55,22 @@ class DraftModel:
         return self._replica.executor.compiler
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
         """See `Drafter`. The tokens of one round stay on the device until its last step."""
         begun = time.perf_counter()
         rounds, count = self._want(requests, lengths)
         steps = self._build()
-        outputs = self._replica.local.dispatch_all([(each.batch, each.turn.part) for each in steps])
+        outputs = self._replica.local.dispatch_all(
+            [(each.batch, each.group.group_id) for each in steps]
+        )
         self._under_way = list(zip(steps, outputs, strict=True))
         self._read()
         seconds = (time.perf_counter() - begun) / max(rounds, 1)
-        self.rounds = Rounds(count, [seconds] * rounds)
+        self.rounds = DraftTiming(count, [seconds] * rounds)
         return [
             self._draft_of(request, length)
             for request, length in zip(requests, lengths, strict=True)
@@ -71,7 +82,7 @@ class DraftModel:
         programs = executor.programs
         return parameter_bytes(programs, executor.plan), kv_bytes(programs)
 
-    def runs_on(self, placement: Placement) -> bool:
+    def runs_on(self, placement: BoundMesh) -> bool:
         """See `DraftsAhead`."""
         return all(shape.placement == placement for shape in self._replica.local.pieces.shapes)
 
@@ -149,9 +160,9 @@ class DraftModel:
         copy.max_len = min(len(tokens) + length, self._max_len)
         return max(copy.max_len - len(copy.tokens), 0)
 
-    def _build(self) -> list[Built]:
+    def _build(self) -> list[BuiltMicrobatch]:
         """The steps until no copy wants a row."""
-        steps: list[Built] = []
+        steps: list[BuiltMicrobatch] = []
         while built := self._replica.build():
             steps.append(built)
         return steps

@@ -23,11 +23,11 @@ _REPEATS = 0.6
 """Confidence from which prompt lookup is taken before a head's draft."""
 
 
-GoesOn = Callable[[Sequence[Sequence[float]]], bool]
+ContinueDrafting = Callable[[Sequence[Sequence[float]]], bool]
 """Asked with the confidences so far, of each request: whether to draft another round."""
 
 
-class Rounds(NamedTuple):
+class DraftTiming(NamedTuple):
     """What drafting took: a round gives each request that takes part a token."""
 
     requests: int
@@ -35,7 +35,7 @@ class Rounds(NamedTuple):
     """Of each round."""
 
 
-NO_ROUNDS = Rounds(0, [])
+NO_DRAFT_TIMING = DraftTiming(0, [])
 
 
 class Drafter(Protocol):
@@ -50,7 +50,7 @@ class Drafter(Protocol):
     """Steps that it must read, after it has missed some, before it drafts again."""
     longest: int
     """Most tokens of a draft."""
-    rounds: Rounds
+    rounds: DraftTiming
     """Of the last proposal."""
 
     def feed(self, microbatch: Microbatch) -> None:
@@ -60,7 +60,10 @@ class Drafter(Protocol):
         """The same, but nobody drafts now: to be done without using a device."""
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
         """Propose up to so many tokens to follow each request's committed and drafted ones."""
 
@@ -82,14 +85,17 @@ class PromptLookup:
     free = True
     stops = False
     catching_up = 0
-    rounds = NO_ROUNDS
+    rounds = NO_DRAFT_TIMING
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self._indexes: dict[Request, SuffixIndex] = {}
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
         """See `Drafter`."""
         return [self._propose(*each) for each in zip(requests, lengths, strict=True)]
@@ -136,7 +142,7 @@ class LookupOrHead:
         self.lookup, self.head = lookup, head
         self.longest = min(lookup.longest, head.longest)
         self.stops, self.catching_up = head.stops, head.catching_up
-        self.rounds = NO_ROUNDS
+        self.rounds = NO_DRAFT_TIMING
 
     def feed(self, microbatch: Microbatch) -> None:
         """See `Drafter`."""
@@ -147,18 +153,21 @@ class LookupOrHead:
         self.head.miss(microbatch)
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
         """See `Drafter`."""
-        found = self.lookup.propose(requests, lengths, goes_on)
+        found = self.lookup.propose(requests, lengths, continue_drafting)
         repeats = [bool(each.tokens) and each.confidences[0] >= _REPEATS for each in found]
         asked = [0 if sure else length for sure, length in zip(repeats, lengths, strict=True)]
 
         def goes_on_with_both(confidences: Sequence[Sequence[float]]) -> bool:
             both = zip(repeats, found, confidences, strict=True)
-            return goes_on([each.confidences if sure else of for sure, each, of in both])
+            return continue_drafting([each.confidences if sure else of for sure, each, of in both])
 
-        made, self.rounds = [NO_DRAFT] * len(asked), NO_ROUNDS
+        made, self.rounds = [NO_DRAFT] * len(asked), NO_DRAFT_TIMING
         if any(asked):
             made = self.head.propose(requests, asked, goes_on_with_both)
             self.rounds = self.head.rounds

@@ -14,10 +14,10 @@ import numpy as np
 from fjx.kernels.rank import DraftedRows
 from fjx.models.logit_lens import LogitLens
 from fjx.pipeline.batch import Batch
-from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.bound_mesh import BoundMesh
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.programs import StageShape
-from fjx.pipeline.protocol import Cut
+from fjx.pipeline.protocol import RowSelection
 from fjx.pipeline.prune_programs import PrunePrograms
 from fjx.scheduling.batch_builder import BatchBuilder
 from fjx.scheduling.request import Request
@@ -25,7 +25,7 @@ from fjx.scheduling.scheduler import ScheduledRows
 from fjx.sharding.plan.plan import Plan
 from fjx.speculation.policy.acceptance import AcceptanceModel
 from fjx.speculation.policy.cost import CostModel
-from fjx.speculation.policy.gate import Gate
+from fjx.speculation.policy.payoff_gate import PayoffGate
 from fjx.speculation.policy.rank_evidence import UNKNOWN, RankEvidence, Remaining, rows_to_keep
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Lens:
         self._index[lens.token_ids] = np.arange(len(lens.token_ids), dtype=np.int32)
         self._placed: dict[tuple[Hashable, int], tuple[Any, Any]] = {}
 
-    def at(self, placement: Placement, layers: int) -> tuple[Any, Any]:
+    def at(self, placement: BoundMesh, layers: int) -> tuple[Any, Any]:
         """Parameters and token ids on a mesh, behind so many layers."""
         key = placement.key, layers
         placed = self._placed.get(key)
@@ -95,7 +95,7 @@ class Pruning:
         self._cost = cost
         self._always = always
         self._evidence: dict[float, RankEvidence] = defaultdict(RankEvidence)
-        self._gates: dict[int, Gate] = defaultdict(Gate)
+        self._gates: dict[int, PayoffGate] = defaultdict(PayoffGate)
         """By rows. A trial looks at a step and cuts nothing: that tells what the look costs, as the
         time by which the step is longer than expected, and what a cut would have saved; and it
         teaches what ranks say without leaving out those that are cut."""
@@ -296,7 +296,7 @@ class PrunedStep:
         self.savings = 0.0
         """Expected of cutting, in seconds."""
 
-    def look(self, behind: StageShape, x: Any) -> Cut | None:
+    def select(self, behind: StageShape, x: Any) -> RowSelection | None:
         """See `fjx.pipeline.executor.Pruner`."""
         try:
             return None if self._pruning.failed else self._look(behind, x)
@@ -304,7 +304,7 @@ class PrunedStep:
             self._pruning.fail(error)
             return None
 
-    def _look(self, behind: StageShape, x: Any) -> Cut | None:
+    def _look(self, behind: StageShape, x: Any) -> RowSelection | None:
         pruning, granules = self._pruning, len(self._executor.pieces.granules)
         depth = behind.granules.stop / granules
         ranks = pruning.ranks(self._executor, behind, x, self.scheduled, self.batch.num_rows)
@@ -333,7 +333,7 @@ class PrunedStep:
         pruning.pruned[str(behind.granules.stop)] += cut
         return made
 
-    def _cut(self, kept: Mapping[Request, int]) -> Cut:
+    def _cut(self, kept: Mapping[Request, int]) -> RowSelection:
         """Take all but so many tokens of each draft out of the step."""
         going_on: list[int] = []
         scheduled: list[ScheduledRows] = []
@@ -351,7 +351,7 @@ class PrunedStep:
             begin += count
             scheduled.append(rows._replace(count=count - dropped, samples=rows.samples - dropped))
         try:
-            batch = self._builder.build(scheduled, part=-1)
+            batch = self._builder.build(scheduled, group_id=-1)
         except Exception:
             for request, computed, unread, draft, confidences in before:
                 request.computed, request.unread = computed, unread
@@ -362,7 +362,7 @@ class PrunedStep:
         self.scheduled, self.batch = scheduled, batch
         padded = np.zeros(PrunePrograms(self._executor.programs).row_buckets[-1], np.int32)
         padded[: len(going_on)] = going_on
-        return Cut(self.batch, padded)
+        return RowSelection(self.batch, padded)
 
 
 def _savings(

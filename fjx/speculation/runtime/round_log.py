@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fjx.scheduling.microbatches import Microbatch
 from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import ScheduledRows
-from fjx.speculation.policy.rounds import Drafting, Rounds, Step
+from fjx.speculation.policy.round_timeline import DraftEvent, RoundTimeline, StepEvent
 from fjx.speculation.runtime.drafter import Draft
 
 
@@ -16,11 +16,11 @@ class RoundLog:
     """Follows the first request that anything is drafted for."""
 
     def __init__(self) -> None:
-        self.rounds = Rounds()
+        self.rounds = RoundTimeline()
         """What has happened so far."""
         self.request: Request | None = None
         """The one that is followed."""
-        self._under_way: deque[tuple[ScheduledRows, Step]] = deque()
+        self._under_way: deque[tuple[ScheduledRows, StepEvent]] = deque()
         self._length = self._pruned = 0
 
     def drafted(
@@ -36,7 +36,7 @@ class RoundLog:
             if self.request is None:
                 self.request, self._length = request, len(request.tokens)
             if request is self.request and draft.tokens:
-                self.rounds.draftings.append(Drafting(begun, ended, len(draft.tokens), count))
+                self.rounds.draftings.append(DraftEvent(begun, ended, len(draft.tokens), count))
 
     def sent(self, microbatches: Sequence[Microbatch]) -> None:
         """A step was sent."""
@@ -61,7 +61,7 @@ class RoundLog:
 
     def _send(self, rows: ScheduledRows, sent: float) -> None:
         request = rows.request
-        step = Step(sent, [], request.pruned_tokens - self._pruned)
+        step = StepEvent(sent, [], request.pruned_tokens - self._pruned)
         self._pruned = request.pruned_tokens
         self.rounds.steps.append(step)
         self._under_way.append((rows, step))

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from fjx.outputs import SpeculationStats
-from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.microbatches import Microbatch, MicrobatchGroup
 from fjx.scheduling.request import Request
 from fjx.sharding.plan.plan import Plan
 from fjx.speculation.policy.acceptance import AcceptanceModel
 from fjx.speculation.policy.cost import CostModel
 from fjx.speculation.policy.frontiers import FrontierDepth
 from fjx.speculation.policy.lengths import LengthPolicy, RequestView, RoundView
-from fjx.speculation.policy.worth import Mode, Round, Worth
-from fjx.speculation.runtime.draft_ahead import Ahead, DraftAhead, draft_ahead
-from fjx.speculation.runtime.drafter import Draft, Drafter, GoesOn
+from fjx.speculation.policy.throttle import DraftMode, MeasuredRound, SpeculationThrottle
+from fjx.speculation.runtime.draft_ahead import DraftAhead, DraftAheadMode, draft_ahead
+from fjx.speculation.runtime.drafter import ContinueDrafting, Draft, Drafter
 from fjx.speculation.runtime.pruning import Lens, Pruning
 from fjx.speculation.runtime.round_log import RoundLog
 from fjx.speculation.runtime.step_times import Prepared, StepTimes
@@ -35,7 +35,7 @@ that costs nothing, and with one that costs something."""
 
 @dataclass
 class _DraftAttempts:
-    """How drafting went for a part of the requests."""
+    """How drafting went for a group of the requests."""
 
     drafted: bool = False
     """Whether drafts are under way."""
@@ -48,8 +48,8 @@ class _DraftAttempts:
 class Speculator:
     """Gives requests drafts before a step, and learns from what the steps bring.
 
-    Only the part of the requests is drafted for whose step it is: those of other parts stay in
-    flight meanwhile. While drafts are verified, each step is read before the part's next one is
+    Only the group of the requests is drafted for whose step it is: those of other groups stay in
+    flight meanwhile. While drafts are verified, each step is read before the group's next one is
     drafted for and sent, or a few steps later: see `FrontierDepth`. While none pay, steps overlap
     as they do without speculation, and drafting is tried again now and then.
     """
@@ -62,7 +62,7 @@ class Speculator:
         frontiers: FrontierDepth | None = None,
         lens: Lens | None = None,
         prune_always: bool = False,
-        ahead: Ahead = "off",
+        ahead: DraftAheadMode = "off",
         clock: Callable[[], float] = time.monotonic,
         compiled: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -90,19 +90,19 @@ class Speculator:
         self._target_cost = CostModel(buckets, padded=True)
         self._draft_cost = None if drafter.free else CostModel(buckets)
         self._first_cost = CostModel(buckets)
-        self.worth: Worth | None = None
+        self.throttle: SpeculationThrottle | None = None
         if policy.weighs_plain:
             longest = _MAX_SKIPPED_FREE if drafter.free else _MAX_SKIPPED_COSTLY
-            self.worth = Worth(buckets, drafter.catching_up, longest)
+            self.throttle = SpeculationThrottle(buckets, drafter.catching_up, longest)
         self.pruning: Pruning | None = None
         if lens is not None:
             self.pruning = Pruning(lens, self._acceptance, self._target_cost, prune_always, clock)
         self.ahead = draft_ahead(drafter, self._target_cost, ahead)
         self.times = StepTimes()
         self._attempts: dict[int, _DraftAttempts] = defaultdict(_DraftAttempts)
-        """By part."""
-        self._part = self._running = 0
-        self._mode = Mode.DRAFT
+        """By group."""
+        self._group_id = self._running = 0
+        self._mode = DraftMode.DRAFT
         self._drafting_seconds = 0.0
         self.round_log: RoundLog | None = None
         """Follows a request, where one wants to see its rounds."""
@@ -110,27 +110,27 @@ class Speculator:
         self._accepted_at: Counter[int] = Counter()
         self._lengths: Counter[int] = Counter()
 
-    def due(self, turns: Sequence[Turn]) -> bool:
-        """Whether `draft` is to be called before the next step, which is that of these turns, one
+    def due(self, groups: Sequence[MicrobatchGroup]) -> bool:
+        """Whether `draft` is to be called before the next step, which is that of these groups, one
         of each replica."""
-        self._mode = Mode.READ
-        if not turns:
+        self._mode = DraftMode.READ
+        if not groups:
             return False
-        self._mode, self._part = Mode.DRAFT, turns[0].part
-        self._running = sum(turn.share for turn in turns)
-        if self.worth is not None and self._running:
-            self.worth.parts = turns[0].parts
-            self._mode = self.worth.next_mode(self._running)
-        attempts = self._attempts[self._part]
-        if self._mode is Mode.DRAFT and not attempts.drafted:
+        self._mode, self._group_id = DraftMode.DRAFT, groups[0].group_id
+        self._running = sum(group.share for group in groups)
+        if self.throttle is not None and self._running:
+            self.throttle.num_groups = groups[0].num_groups
+            self._mode = self.throttle.next_mode(self._running)
+        attempts = self._attempts[self._group_id]
+        if self._mode is DraftMode.DRAFT and not attempts.drafted:
             attempts.steps_to_skip = max(attempts.steps_to_skip - 1, 0)
             if attempts.steps_to_skip:
-                self._mode = Mode.READ
-        return self._mode is Mode.DRAFT
+                self._mode = DraftMode.READ
+        return self._mode is DraftMode.DRAFT
 
     @property
     def steps_behind(self) -> int:
-        """How many steps of a part may be unread when `draft` is called for it."""
+        """How many steps of a group may be unread when `draft` is called for it."""
         return self.frontiers.depth - 1
 
     @property
@@ -138,41 +138,44 @@ class Speculator:
         """What drafts while the next step verifies; None: nothing."""
         return self.ahead if self.frontiers.depth == 1 else None
 
-    def draft(self, turns: Sequence[Turn]) -> None:
-        """Give drafts to the requests of these turns, one of each replica, that can have one, where
-        the policy says that they pay."""
-        if not turns:
+    def draft(self, groups: Sequence[MicrobatchGroup]) -> None:
+        """Give drafts to the requests of these groups, one of each replica, that can have one,
+        where the policy says that they pay."""
+        if not groups:
             return
-        self._part = turns[0].part
-        self._attempts[self._part].drafted = False
-        running = [request for turn in turns for request in turn.running]
+        self._group_id = groups[0].group_id
+        self._attempts[self._group_id].drafted = False
+        running = [request for group in groups for request in group.running]
         most = {
-            request: turn.scheduler.reserve(request, self._max_draft_length(request))
-            for turn in turns
-            for request in turn.running
+            request: group.scheduler.reserve(request, self._max_draft_length(request))
+            for group in groups
+            for request in group.running
             if request.awaits_draft
         }
-        view = self._view(most, running, turns)
+        view = self._view(most, running, groups)
         if not any(each.most for each in view.requests):
             if most:
                 self._count_attempt(True)
             return
         begun, waiting = self._clock(), list(most)
         lengths = self.policy.draft_lengths(view)
-        drafts = self._propose(waiting, lengths, partial(self.policy.goes_on, view))
+        drafts = self._propose(waiting, lengths, partial(self.policy.continue_drafting, view))
         kept = self.policy.verify_lengths(view, [draft.confidences for draft in drafts])
         if self.round_log is not None:
             self.round_log.drafted(begun, self._clock(), waiting, drafts, kept)
         for request, draft, length in zip(waiting, drafts, kept, strict=True):
             self._set_draft(request, draft, length)
-        self._count_attempt(not self._attempts[self._part].drafted)
+        self._count_attempt(not self._attempts[self._group_id].drafted)
 
     def _propose(
-        self, waiting: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        waiting: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
         """Draft, and learn what a round of it costs."""
         begun, compiled = self._clock(), self._compiled()
-        drafts = self.drafter.propose(waiting, lengths, goes_on)
+        drafts = self.drafter.propose(waiting, lengths, continue_drafting)
         for request, draft in zip(waiting, drafts, strict=True):
             self._acceptance.propose(request, draft.confidences)
         spent = self._clock() - begun
@@ -202,13 +205,13 @@ class Speculator:
         """A step has been sent; empty: there was nothing to do."""
         if not step:
             return
-        take = self.drafter.miss if self._mode is Mode.REST else self.drafter.feed
+        take = self.drafter.miss if self._mode is DraftMode.COOLDOWN else self.drafter.feed
         for microbatch in step:
             take(microbatch)
         prepared = Prepared(
             mode=self._mode,
             running=self._running,
-            drafted=self._mode is Mode.DRAFT and self._attempts[self._part].drafted,
+            drafted=self._mode is DraftMode.DRAFT and self._attempts[self._group_id].drafted,
             drafting_seconds=self._drafting_seconds,
         )
         self._drafting_seconds = 0.0
@@ -241,7 +244,7 @@ class Speculator:
         rows = sum(each.count for each in scheduled)
         context = sum(each.start + each.count for each in scheduled)
         prepared, seconds, cycle, is_plain, work, was_late = timed
-        ordinary = prepared.mode is not Mode.REST
+        ordinary = prepared.mode is not DraftMode.COOLDOWN
         for watcher in (self.pruning, self.ahead):
             if watcher is not None:
                 for each in step:
@@ -255,13 +258,13 @@ class Speculator:
         if prepared.drafted:
             alone = self._target_cost.seconds(rows, context)
             self.frontiers.observe_step(cycle, alone, prepared.drafting_seconds)
-        if self.worth is None or not tokens:
+        if self.throttle is None or not tokens:
             return
-        if prepared.mode is Mode.DRAFT:
-            made = Round(*work, seconds=cycle, tokens=sum(tokens), requests=len(tokens))
-            self.worth.observe_round(prepared.running, made)
+        if prepared.mode is DraftMode.DRAFT:
+            made = MeasuredRound(*work, seconds=cycle, tokens=sum(tokens), requests=len(tokens))
+            self.throttle.observe_round(prepared.running, made)
         elif is_plain:
-            self.worth.observe_plain(work.rows, work.context, cycle)
+            self.throttle.observe_plain(work.rows, work.context, cycle)
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
@@ -303,28 +306,31 @@ class Speculator:
             ahead_steps=0 if self.ahead is None else self.ahead.steps,
             ahead_seconds_hidden=0.0 if self.ahead is None else self.ahead.hidden_seconds,
             ahead_seconds_slowdown=0.0 if self.ahead is None else self.ahead.slowdown_seconds,
-            saved_seconds=0.0 if self.worth is None else self.worth.saved_seconds,
+            saved_seconds=0.0 if self.throttle is None else self.throttle.saved_seconds,
             accepted_per_position=tuple(self._accepted_at[i] for i in range(longest)),
             draft_lengths=dict(self._lengths),
         )
 
     def _view(
-        self, most: Mapping[Request, int], running: Sequence[Request], turns: Sequence[Turn]
+        self,
+        most: Mapping[Request, int],
+        running: Sequence[Request],
+        groups: Sequence[MicrobatchGroup],
     ) -> RoundView:
         others = sum(request.wanted_rows for request in running) - len(most)
-        budget = sum(turn.scheduler.max_num_batched_tokens for turn in turns) - len(most)
+        budget = sum(group.scheduler.max_num_batched_tokens for group in groups) - len(most)
         return RoundView(
             requests=tuple(
                 RequestView(request, longest, request.num_tokens)
                 for request, longest in most.items()
             ),
             other_rows=max(min(others, budget), 0),
-            most_rows=sum(turn.scheduler.max_draft_rows for turn in turns),
+            max_rows=sum(group.scheduler.max_draft_rows for group in groups),
             acceptance=self._acceptance,
             target_cost=self._target_cost,
             draft_cost=self._draft_cost,
             first_cost=self._first_cost,
-            parts=max((turn.busy_parts for turn in turns), default=1),
+            num_groups=max((group.busy_groups for group in groups), default=1),
             stops=self.drafter.stops,
         )
 
@@ -341,10 +347,10 @@ class Speculator:
         else:
             self._counts["given"] += length
             request.extend_draft(draft.tokens[:length], draft.confidences[:length])
-            self._attempts[self._part].drafted = True
+            self._attempts[self._group_id].drafted = True
 
     def _count_attempt(self, empty: bool) -> None:
         """Where rounds bring no draft, make fewer attempts."""
-        attempts = self._attempts[self._part]
+        attempts = self._attempts[self._group_id]
         attempts.empty = attempts.empty + 1 if empty else 0
         attempts.steps_to_skip = min(attempts.empty // _ROUNDS_PER_SKIP, _MAX_SKIPPED_STEPS) + 1

@@ -1,9 +1,9 @@
-"""How long steps take, where those of several parts are under way at once.
+"""How long steps take, where those of several groups are under way at once.
 
-A part's next step begins, at the earliest, when its last one has ended; meanwhile the stages serve
-the other parts, too. So what counts for a step is its part's *cycle*: from the reading of the
-part's last step to its own. Plain decoding and speculation are compared by it, whether few parts or
-all of them have requests; with one microbatch it is the time between two steps.
+A group's next step begins, at the earliest, when its last one has ended; meanwhile the stages serve
+the other groups, too. So what counts for a step is its group's *cycle*: from the reading of the
+group's last step to its own. Plain decoding and speculation are compared by it, whether few groups
+or all of them have requests; with one microbatch it is the time between two steps.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fjx.scheduling.microbatches import Microbatch, Turn
-from fjx.speculation.policy.worth import Mode
+from fjx.scheduling.microbatches import Microbatch, MicrobatchGroup
+from fjx.speculation.policy.throttle import DraftMode
 
 _IDLE_SECONDS = 0.05
 """From a step to the next one: more means that there was nothing to do."""
 _AT_ONCE_SECONDS = 5e-4
-"""A step that is read so soon after the host's last work for another part had ended before."""
+"""A step that is read so soon after the host's last work for another group had ended before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """What preceded a step."""
 
-    mode: Mode
+    mode: DraftMode
     running: int = 0
-    """Requests of a part when the mode was chosen."""
+    """Requests of a group when the mode was chosen."""
     drafted: bool = False
     """Whether there are drafts in it."""
     drafting_seconds: float = 0.0
@@ -62,22 +62,22 @@ class Work(NamedTuple):
         return Work(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-class Timed(NamedTuple):
+class TimedStep(NamedTuple):
     """A step that was read."""
 
     prepared: Prepared
     seconds: float
-    """Since its part could go on; what was drafted for it does not count, but what else the host
+    """Since its group could go on; what was drafted for it does not count, but what else the host
     did, does: where steps overlap it is nothing."""
     cycle: float | None
-    """Since its part's last step was read; None: there was none, or nothing to do in between."""
+    """Since its group's last step was read; None: there was none, or nothing to do in between."""
     is_plain: bool
     """Whether the cycle is one of plain decoding: the step was sent before the last one was read,
-    and nothing was drafted for meanwhile, in no part."""
+    and nothing was drafted for meanwhile, in no group."""
     work: Work
-    """Of the steps that were read in the cycle, of all parts: they share the stages."""
+    """Of the steps that were read in the cycle, of all groups: they share the stages."""
     was_late: bool
-    """Whether the host did something for other parts when the step ended: it took less than
+    """Whether the host did something for other groups when the step ended: it took less than
     ``seconds``."""
 
 
@@ -88,11 +88,11 @@ class _Read(NamedTuple):
 
 
 class StepTimes:
-    """Follows the steps in flight, and when each part's last one was read."""
+    """Follows the steps in flight, and when each group's last one was read."""
 
     def __init__(self) -> None:
         self._under_way: deque[tuple[Microbatch, Prepared]] = deque()
-        self._read: dict[Turn, _Read] = {}
+        self._read: dict[MicrobatchGroup, _Read] = {}
         self._last = _Read(-math.inf)
         self._drafted_for = -math.inf
         """When a step with drafts was sent or read, the last time."""
@@ -102,44 +102,46 @@ class StepTimes:
         """A step was sent, which is done now."""
         self._under_way.append((step[0], prepared))
         self._last_sent = now
-        if prepared.mode is Mode.DRAFT:
+        if prepared.mode is DraftMode.DRAFT:
             self._drafted_for = max(step[0].sent, self._drafted_for)
 
-    def read(self, step: Sequence[Microbatch], now: float) -> Timed | None:
+    def read(self, step: Sequence[Microbatch], now: float) -> TimedStep | None:
         """A step was read, and what it brought is committed; None: nobody has said that it was
         sent."""
-        prepared = self._take(step[0])
-        sent, before = step[0].sent, [self._read[t.turn] for t in step if t.turn in self._read]
+        prepared = self._pop_prepared(step[0])
+        sent, before = step[0].sent, [self._read[t.group] for t in step if t.group in self._read]
         idle = not before or sent - self._last.at >= _IDLE_SECONDS
         worked = max(self._last.at, self._last_sent)
-        was_late = step[0].turn.parts > 1 and now - worked < _AT_ONCE_SECONDS
+        was_late = step[0].group.num_groups > 1 and now - worked < _AT_ONCE_SECONDS
         self._last = _Read(now, self._last.work.plus(step))
-        for turn in (each.turn for each in step):
-            self._read.pop(turn, None)
-            if turn.running:
-                self._read[turn] = self._last
+        for group in (each.group for each in step):
+            self._read.pop(group, None)
+            if group.running:
+                self._read[group] = self._last
         if prepared is None:
             return None
         last = max(before, default=_Read(-math.inf))
         begun = sent if idle else min(sent, last.at + prepared.drafting_seconds)
-        timed = Timed(
+        timed = TimedStep(
             prepared,
             seconds=now - max(begun, last.at),
             cycle=None if idle else now - last.at,
-            is_plain=prepared.mode is Mode.REST and sent < last.at and self._drafted_for <= last.at,
+            is_plain=prepared.mode is DraftMode.COOLDOWN
+            and sent < last.at
+            and self._drafted_for <= last.at,
             work=self._last.work.since(last.work),
             was_late=was_late,
         )
-        if prepared.mode is Mode.DRAFT:
+        if prepared.mode is DraftMode.DRAFT:
             self._drafted_for = max(now, self._drafted_for)
         return timed
 
     def plan_changed(self) -> None:
-        """The parts are others now; no step is in flight."""
+        """The groups are others now; no step is in flight."""
         self._under_way.clear()
         self._read.clear()
 
-    def _take(self, microbatch: Microbatch) -> Prepared | None:
+    def _pop_prepared(self, microbatch: Microbatch) -> Prepared | None:
         """Forget a step that is in flight, and those before it, which were never read."""
         if not any(sent is microbatch for sent, _ in self._under_way):
             return None

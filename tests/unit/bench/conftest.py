@@ -22,7 +22,7 @@ class FakeServer:
         self.script: Script = completion_script()
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.in_flight = 0
-        self.most_in_flight = 0
+        self.max_in_flight = 0
         self.lock = threading.Lock()
         outer = self
 
@@ -38,7 +38,7 @@ class FakeServer:
                 with outer.lock:
                     outer.requests.append((self.path, body, dict(self.headers)))
                     outer.in_flight += 1
-                    outer.most_in_flight = max(outer.most_in_flight, outer.in_flight)
+                    outer.max_in_flight = max(outer.max_in_flight, outer.in_flight)
                 try:
                     self.answer(outer.script(body))
                 finally:

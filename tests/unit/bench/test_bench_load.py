@@ -97,7 +97,7 @@ def test_failures_are_counted_with_their_error(
 def test_max_concurrency_limits_requests_in_flight(fake_server: Any) -> None:
     fake_server.script = lambda body: [0.1, completion("a", "stop")]
     result = run(fake_server, num_prompts=6, max_concurrency=2)
-    assert fake_server.most_in_flight == 2
+    assert fake_server.max_in_flight == 2
     # The wait for the limit is the client's, and not part of the latency.
     assert result["requests"][-1]["start"] >= 0.2
     assert result["median_e2el_ms"] < 200
@@ -108,7 +108,7 @@ def test_requests_arrive_on_their_own_schedule(fake_server: Any) -> None:
     result = run(fake_server, num_prompts=5, request_rate=50.0)
     for request in result["requests"]:
         assert request["start"] == pytest.approx(request["scheduled"], abs=0.05)
-    assert fake_server.most_in_flight == 5
+    assert fake_server.max_in_flight == 5
 
 
 def test_a_trace_is_replayed(fake_server: Any, tmp_path: Path) -> None:

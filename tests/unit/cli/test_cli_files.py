@@ -78,7 +78,7 @@ def refused(
     for begins in (
         "fjx.engine.start.load_executors",
         "fjx.models.loading.embedded._download_wheel",
-        "fjx.pipeline.profile.measure",
+        "fjx.pipeline.profiler.measure",
         "fjx.models.loading.convert.convert",
         "fjx.distill.generate._start",
         "fjx.serving.run.serve",

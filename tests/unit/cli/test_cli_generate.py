@@ -19,7 +19,7 @@ from fjx import (
     TokenLogprob,
 )
 from fjx.cli.main import main
-from fjx.speculation.policy.rounds import Step
+from fjx.speculation.policy.round_timeline import StepEvent
 from fjx.speculation.runtime.round_log import RoundLog
 
 
@@ -72,7 +72,7 @@ class FakeLLM:
         self.params = params
         if self.engine.speculator is not None and self.engine.speculator.round_log is not None:
             self.engine.speculator.round_log.rounds.steps.append(
-                Step(0.0, [65], read=1.0, committed=[65, 66])
+                StepEvent(0.0, [65], read=1.0, committed=[65, 66])
             )
         return [
             RequestOutput(

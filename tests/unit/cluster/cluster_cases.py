@@ -24,9 +24,9 @@ pytest.importorskip("ray", reason="Ray is not installed; the extra `cluster` has
 
 from benchmarks.local_cluster import networks as local_networks
 from benchmarks.local_cluster.nodes import add_node, local_nodes
-from fjx.cluster.cluster import Patience
-from fjx.cluster.messages import Setup, Weights
-from fjx.cluster.start import Started, start_cluster
+from fjx.cluster.cluster import Timeouts
+from fjx.cluster.messages import Weights, WorkerConfig
+from fjx.cluster.start_workers import StartedCluster, start_cluster
 
 NODES = ("n0", "n1", "n2")
 
@@ -69,16 +69,16 @@ def separate_networks(number: int) -> Iterator[list[local_networks.Network]]:
 def cluster_engine(
     plan: PlanTarget,
     cache_dir: Path,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
     idle_seconds: float | None = None,
     cpu_devices: int = 1,
     max_draft_rows: int = 0,
     known: Topology | None = None,
-) -> tuple[Engine, Started]:
+) -> tuple[Engine, StartedCluster]:
     """The model of `deep_engine` on a cluster."""
     limits = deep_engine(max_draft_rows=max_draft_rows).executor.limits
     config = ModelConfig.from_hf({**HF_CONFIG, "num_hidden_layers": 8})
-    setup = Setup(
+    setup = WorkerConfig(
         config,
         granule_layers=1,
         limits=limits,
@@ -96,7 +96,7 @@ def cluster_engine(
         setup,
         plan,
         planner_for,
-        patience=patience,
+        timeouts=timeouts,
         idle_seconds=idle_seconds,
         cpu_devices=cpu_devices,
         known=known,
@@ -111,6 +111,6 @@ def cluster_engine(
         started.executors,
         LetterTokenizer(),  # type: ignore[arg-type]
         started.planner,
-        home=started.home,
+        plan_runtime=started.plan_runtime,
     )
     return engine, started

@@ -46,14 +46,14 @@ def test_drafts_change_no_token_when_a_stage_is_killed_or_the_plan_changes(
 ) -> None:
     engine, started = cluster_engine(spread(3, 3, 2), cache, max_draft_rows=48)
     speculator = remote_speculator(EngineConfig(), engine.executor.limits, DRAFTERS[kind](), 3)
-    speculator.policy, speculator.worth = Fixed(3), None
+    speculator.policy, speculator.throttle = Fixed(3), None
     engine.speculator, right = speculator, [expected(ask).tokens for ask in ASKS]
     try:
         served = Served(engine, ASKS)
         served.step(6)
-        os.kill(pid_of(started.executors[0].members[1]), signal.SIGKILL)
+        os.kill(pid_of(started.executors[0].workers[1]), signal.SIGKILL)
         assert [each.tokens for each in served.finish()] == right
-        assert len(started.home.repairs) == 1
+        assert len(started.plan_runtime.repairs) == 1
         again = Served(engine, ASKS, "again")
         again.step(4)
         engine.regranularize(spread(5, 3))

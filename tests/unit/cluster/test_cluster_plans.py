@@ -59,11 +59,11 @@ def test_replicas_and_stages_that_come_back_to_a_node(nodes: Any, cache: Path) -
         assert answers == [expected(ask) for ask in MIXED]
         served = Served(engine, MIXED, "again")
         served.step(6)
-        member = started.home.cluster.members["n2"]
-        os.kill(pid_of(member), signal.SIGKILL)
+        worker = started.plan_runtime.cluster.workers["n2"]
+        os.kill(pid_of(worker), signal.SIGKILL)
         assert served.finish() == [expected(ask) for ask in MIXED]
         # The replica that was left had all parameters, and served on.
-        (loaded,) = started.home.cluster.loaded
+        (loaded,) = started.plan_runtime.cluster.loaded
         assert (loaded.fetched, loaded.read) == (10, 0)
         engine.check_idle()
     finally:

@@ -15,7 +15,7 @@ from fjx.distill.config import DistillConfig
 from fjx.distill.distill import distill
 from fjx.distill.train import read_log
 from fjx.errors import UserError
-from fjx.models.loading.draft_head import load_draft_head
+from fjx.models.loading.draft_head_file import load_draft_head
 from tests.unit.distill.echo_llm import EchoLLM
 from tests.unit.distill.test_prompts import FUNCTIONS, PASSAGES
 from tests.unit.distill.tiny_target import CONFIG, write_target

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fjx.distill.unrolled import UnrolledHead
-from fjx.distill.windows import Batch
+from fjx.distill.windows import WindowBatch
 from fjx.kernels.attention import kv_pages_shape, kv_storage_dtype
 from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import ModelConfig
@@ -84,7 +84,7 @@ class Case:
     def unrolled(self) -> UnrolledHead:
         return UnrolledHead(self.head, self.target, length=LENGTH, hidden_weight=1.0)
 
-    def batch(self) -> Batch:
+    def batch(self) -> WindowBatch:
         hidden = np.zeros((2 * LENGTH, self.head.config.hidden_size), np.float32)
         tokens, positions = np.zeros((2, 2 * LENGTH), np.int32)
         request_of = np.full(2 * LENGTH, -1, np.int32)
@@ -99,7 +99,7 @@ class Case:
             [(request_of >= 0) & (positions >= s) for s in range(PASSES)], np.float32
         )
         targets = rows % len(TOKEN_IDS)
-        return Batch(
+        return WindowBatch(
             hidden, tokens, positions, request_of, rows, hidden[::-1].copy(), targets, weights
         )
 

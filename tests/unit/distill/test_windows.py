@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fjx.distill.acceptance import Acceptance, measure
-from fjx.distill.corpus import Sample
+from fjx.distill.corpus import TargetSample
 from fjx.distill.features import Example
 from fjx.distill.windows import head_vocabulary, make_batch, pack
 
@@ -19,7 +19,7 @@ def example(length: int, prompt: int, first: int = 20, temperature: float = 0.0)
     """Tokens count upwards from ``first``; the hidden state of position t is t + first."""
     tokens = np.arange(first, first + length, dtype=np.int32)
     hidden = np.repeat(tokens[:, None], 4, axis=1).astype(ml_dtypes.bfloat16)
-    return Example(Sample(tokens, prompt, "chat", temperature, held_out=False), hidden)
+    return Example(TargetSample(tokens, prompt, "chat", temperature, held_out=False), hidden)
 
 
 def test_every_example_is_packed_once_and_windows_hold_what_fits() -> None:
@@ -94,7 +94,7 @@ def test_acceptance_adds_up() -> None:
 def test_the_head_drafts_the_most_frequent_tokens_and_fills_up_with_low_ids() -> None:
     tokens = np.array([1, 1, 1, 50, 50, 60, 50, 60, 70], np.int32)
     hidden = np.zeros((9, 4), ml_dtypes.bfloat16)
-    found = Example(Sample(tokens, 3, "chat", 0.0, held_out=False), hidden)
+    found = Example(TargetSample(tokens, 3, "chat", 0.0, held_out=False), hidden)
     assert head_vocabulary([found], 2, 100).tolist() == [50, 60]
     assert head_vocabulary([found], 5, 100).tolist() == [0, 1, 50, 60, 70]
     assert head_vocabulary([found], 2, 100, always=[7]).tolist() == [7, 50]

@@ -83,7 +83,7 @@ def test_a_change_that_lasts_says_how_far_it_is(caplog: pytest.LogCaptureFixture
         assert not log.is_due
         now = 6.0
         assert log.is_due
-        log.goes_on(record)
+        log.progress(record)
         assert not log.is_due
         now = 15.0
         assert not log.is_due  # the longer it lasts, the more seldom it is told

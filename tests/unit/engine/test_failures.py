@@ -60,13 +60,13 @@ def test_what_cannot_be_built_ends_alone(
     builds: list[str] = []
     build = BatchBuilder.build
 
-    def breaks(self: BatchBuilder, scheduled: Any, part: int = 0) -> Any:
+    def breaks(self: BatchBuilder, scheduled: Any, group_id: int = 0) -> Any:
         for rows in scheduled:
             if rows.request.id == "bad":
                 builds.append("bad")
                 if len(builds) > fails_at:
                     raise ZeroDivisionError("of the bad one")
-        return build(self, scheduled, part)
+        return build(self, scheduled, group_id)
 
     monkeypatch.setattr(BatchBuilder, "build", breaks)
     requests, progress = serve(engine)
@@ -80,10 +80,10 @@ def test_a_step_that_fails_for_no_single_request_ends_its_requests(
     engine = tiny_engine()
     build = BatchBuilder.build
 
-    def breaks(self: BatchBuilder, scheduled: Any, part: int = 0) -> Any:
+    def breaks(self: BatchBuilder, scheduled: Any, group_id: int = 0) -> Any:
         if len(scheduled) > 1:
             raise ZeroDivisionError("of two")
-        return build(self, scheduled, part)
+        return build(self, scheduled, group_id)
 
     monkeypatch.setattr(BatchBuilder, "build", breaks)
     requests, _ = serve(engine)
@@ -153,12 +153,14 @@ class BreakingPolicy:
             self.asked.add(name)
             if name == self.breaks:
                 raise ZeroDivisionError("of the policy")
-            return SimpleNamespace(target=None) if name == "look" else name == "due"
+            return SimpleNamespace(target=None) if name == "observe_and_decide" else name == "due"
 
         return call
 
 
-@pytest.mark.parametrize("breaks", ["due", "look", "arrived", "first_token", "step", "ended"])
+@pytest.mark.parametrize(
+    "breaks", ["due", "observe_and_decide", "arrived", "first_token", "step", "ended"]
+)
 def test_a_policy_that_fails_leaves_the_plan_as_it_is(breaks: str) -> None:
     engine = tiny_engine()
     plain = tokens_alone(engine, PROMPTS["a"], GREEDY)

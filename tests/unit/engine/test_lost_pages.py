@@ -16,7 +16,7 @@ from fjx.errors import StageLostError
 from fjx.pipeline.executor import Executor
 from fjx.pipeline.protocol import Pipeline
 from fjx.pipeline.step_output import StepOutput
-from fjx.regranularization.plan_runtime import LocalPlanRuntime, Mended
+from fjx.regranularization.plan_runtime import LocalPlanRuntime, Repaired
 from fjx.regranularization.plan_target import Planner
 from fjx.speculation.policy.frontiers import FrontierDepth
 from fjx.speculation.policy.lengths import Fixed
@@ -52,7 +52,7 @@ class Fragile:
         output._wait = wait
         return output
 
-    def mended(self) -> Fragile:
+    def repaired(self) -> Fragile:
         """Another one with the same parameters, whose pages hold anything."""
         pieces = self.executor.pieces
         granules = tuple(
@@ -72,28 +72,28 @@ class FragileRuntime(LocalPlanRuntime):
         super().__init__()
         self.calls = self.repairs = 0
 
-    def mend(
+    def repair(
         self, planner: Planner, executors: Sequence[Pipeline], seconds: float, asked: bool
-    ) -> Mended | None:
+    ) -> Repaired | None:
         self.calls += 1
         if self.calls % 3:
             return None
         self.repairs += 1
-        return Mended(planner, [each.mended() if each.left < 0 else each for each in executors])  # type: ignore[attr-defined]
+        return Repaired(planner, [each.repaired() if each.left < 0 else each for each in executors])  # type: ignore[attr-defined]
 
 
 @contextmanager
 def fragile(engine: Engine, source: random.Random) -> Iterator[FragileRuntime]:
     """Make an engine's pipelines fragile for a while; other tests use it, too."""
-    before, home = engine.plans.home, FragileRuntime()
-    engine.plans.home = home
+    before, plan_runtime = engine.plans.plan_runtime, FragileRuntime()
+    engine.plans.plan_runtime = plan_runtime
     for replica in engine.replicas:
         replica.executor = Fragile(replica.local, source)
     try:
-        yield home
+        yield plan_runtime
         engine.check_idle()
     finally:
-        engine.plans.home, engine.speculator = before, None
+        engine.plans.plan_runtime, engine.speculator = before, None
         for replica in engine.replicas:
             replica.scheduler.lose_pages()
             replica.executor = replica.executor.executor  # type: ignore[attr-defined]
@@ -102,9 +102,9 @@ def fragile(engine: Engine, source: random.Random) -> Iterator[FragileRuntime]:
 @pytest.mark.parametrize("seed", range(6))
 def test_tokens_stay_the_same(seed: int) -> None:
     engine = deep_engine(even(2), even(1, first_device=3))
-    with fragile(engine, random.Random(seed)) as home:
+    with fragile(engine, random.Random(seed)) as plan_runtime:
         assert Served(engine, MIXED).finish() == [expected(ask) for ask in MIXED]
-    assert home.repairs > 0
+    assert plan_runtime.repairs > 0
 
 
 @pytest.mark.parametrize("frontiers", [1, 3])
@@ -114,10 +114,10 @@ def test_tokens_stay_the_same_while_drafts_are_verified(seed: int, frontiers: in
     buckets = engine.executor.limits.row_buckets
     depth = FrontierDepth(frontiers, 2)
     engine.speculator = Speculator(guesses(MIXED, 0.3), Fixed(3), buckets, depth)
-    with fragile(engine, random.Random(seed)) as home:
+    with fragile(engine, random.Random(seed)) as plan_runtime:
         answers = Served(engine, MIXED).finish()
         stats = engine.stats().speculation
     assert [each.tokens for each in answers] == [expected(ask).tokens for ask in MIXED]
-    assert home.repairs > 0
+    assert plan_runtime.repairs > 0
     assert stats is not None
     assert stats.num_drafts > 0

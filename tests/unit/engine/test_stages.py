@@ -19,7 +19,7 @@ from fjx.pipeline.compiler import Compiler
 from fjx.pipeline.limits import Limits
 from fjx.pipeline.placed_model import Loader, stage_shapes
 from fjx.pipeline.programs import Programs
-from fjx.pipeline.stage import Stage
+from fjx.pipeline.stage import BoundStage
 from fjx.sampling_params import SamplingParams
 from fjx.sharding.plan.plan import Plan
 from tests.accuracy.golden_models import CONFIGS
@@ -211,7 +211,7 @@ def logits(name: str, plan: Plan, dtype: str) -> np.ndarray:
     for shape in stage_shapes(plan, live_devices()):
         compiler.register(programs.stage(shape))
         granules = [pieces.granules[index] for index in shape.granules]
-        stage = Stage(shape, pieces.embed if shape.first else None, granules, compiler)
+        stage = BoundStage(shape, pieces.embed if shape.first else None, granules, compiler)
         x, *_ = stage.run(ROWS, jax.device_put(x, shape.placement.whole), packed)
     head = compiler.get(("head", ROWS, shape.placement.key))
     return np.asarray(head(pieces.head.params, x))

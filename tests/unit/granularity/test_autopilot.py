@@ -16,8 +16,8 @@ from fjx.granularity.autopilot import Autopilot, start_autopilot
 from fjx.granularity.decision_log import replay
 from fjx.granularity.ladder import Ladder, ladder_from_graph
 from fjx.granularity.policy import PolicyConfig
-from fjx.granularity.scorers import ServiceScorer
-from fjx.regranularization import plan_runtime as home
+from fjx.granularity.rung_scorers import ServiceScorer
+from fjx.regranularization import plan_runtime
 from fjx.sampling_params import SamplingParams
 from tests.unit.engine.tiny import run, tiny_engine, tokens_alone
 
@@ -91,7 +91,7 @@ def test_a_change_that_is_refused_is_logged_and_the_engine_serves_on(
     def refuse(*_: object) -> None:
         raise MemoryFitError("both plans need more than there is")
 
-    monkeypatch.setattr(home, "check_fits", refuse)
+    monkeypatch.setattr(plan_runtime, "check_fits", refuse)
     requests = [engine.add(str(i), [5, 6, i], PARAMS)[0] for i in range(30)]
     with caplog.at_level(logging.WARNING):
         while engine.has_work:

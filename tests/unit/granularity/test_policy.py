@@ -10,7 +10,7 @@ from fjx.errors import UserError
 from fjx.granularity.ladder import Ladder
 from fjx.granularity.observation import Observation
 from fjx.granularity.policy import Decision, PolicyConfig, PolicyState, decide
-from fjx.granularity.scorers import FlexPipeScorer
+from fjx.granularity.rung_scorers import FlexPipeRungScorer
 from tests.unit.granularity.policy_cases import GIGABYTE, LADDER, rung, see
 
 CONFIG = PolicyConfig()
@@ -204,7 +204,7 @@ def test_of_two_better_rungs_the_cheaper_one_to_reach_wins_if_they_are_nearly_as
 
 
 def test_the_policy_works_with_flexpipes_scorer() -> None:
-    config = replace(QUICK, scorer=FlexPipeScorer())
+    config = replace(QUICK, scorer=FlexPipeRungScorer())
     decision = decide(see(rate=1.0, cv=12.0), PolicyState(), LADDER, config)
     assert (decision.target, decision.reason) == ("pipeline-2", "burst")
     far = decide(see(rate=1.0, cv=1e6), PolicyState(), LADDER, config)

@@ -14,7 +14,7 @@ from fjx.bench.traces import read_trace
 from fjx.granularity.arrivals import ArrivalWindows
 from fjx.granularity.observation import Observation
 from fjx.granularity.policy import PolicyConfig, PolicyState, decide
-from fjx.granularity.scorers import FlexPipeScorer, ServiceScorer
+from fjx.granularity.rung_scorers import FlexPipeRungScorer, ServiceScorer
 from tests.unit.granularity.policy_cases import LADDER
 
 TRACE = Path(__file__).parents[3] / "../shared/data/traces/azure_llm_2023_code_first_half.csv"
@@ -91,8 +91,8 @@ def test_changes_are_few_where_a_policy_without_patience_flaps(
 
 def test_flexpipes_scorer_flaps_too_without_patience() -> None:
     arrivals = drawn(8.0, 8.5, 3600.0)
-    patient = serve(arrivals, PolicyConfig(scorer=FlexPipeScorer()), 3600)
-    flapping = serve(arrivals, replace(IMPATIENT, scorer=FlexPipeScorer()), 3600)
+    patient = serve(arrivals, PolicyConfig(scorer=FlexPipeRungScorer()), 3600)
+    flapping = serve(arrivals, replace(IMPATIENT, scorer=FlexPipeRungScorer()), 3600)
     assert len(patient) < len(flapping)
 
 

@@ -16,7 +16,7 @@ from fjx.granularity.decision_log import SCORERS, decision_to_json, header_to_js
 from fjx.granularity.ladder import Ladder
 from fjx.granularity.observation import Observation
 from fjx.granularity.policy import Decision, PolicyConfig, PolicyState, decide
-from fjx.granularity.scorers import FlexPipeScorer, ServiceScorer
+from fjx.granularity.rung_scorers import FlexPipeRungScorer, ServiceScorer
 from tests.unit.granularity.policy_cases import LADDER, ladders, observations, see
 
 QUICK = PolicyConfig(hold_observations=1, finer_hold_seconds=0.0, coarser_hold_seconds=0.0)
@@ -70,7 +70,7 @@ def test_replaying_random_observations_gives_exactly_the_recorded_decisions(
 ) -> None:
     ladder = data.draw(ladders())
     seen = data.draw(st.lists(observations(ladder), min_size=1, max_size=15))
-    scorer = data.draw(st.sampled_from([ServiceScorer(), FlexPipeScorer(sigma=0.3)]))
+    scorer = data.draw(st.sampled_from([ServiceScorer(), FlexPipeRungScorer(sigma=0.3)]))
     lines, decisions = written(seen, ladder, replace(QUICK, scorer=scorer))
     replayed = list(replay(lines))
     assert [recorded for recorded, _ in replayed] == decisions

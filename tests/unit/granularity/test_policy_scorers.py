@@ -14,17 +14,19 @@ from hypothesis import strategies as st
 from fjx.errors import UserError
 from fjx.granularity.ladder import Ladder
 from fjx.granularity.observation import Observation
-from fjx.granularity.scorers import FlexPipeScorer, Scorer, ServiceScorer
+from fjx.granularity.rung_scorers import FlexPipeRungScorer, RungScorer, ServiceScorer
 from tests.unit.granularity.policy_cases import LADDER, ladders, observations, positive, rung, see
 
 SERVICE = ServiceScorer()
 
 
-def favourite(observation: Observation, ladder: Ladder = LADDER, scorer: Scorer = SERVICE) -> str:
+def favourite(
+    observation: Observation, ladder: Ladder = LADDER, scorer: RungScorer = SERVICE
+) -> str:
     return max(ladder.rungs, key=lambda each: scorer.score(each, observation, ladder)).name
 
 
-def why(observation: Observation, target: str, scorer: Scorer = SERVICE) -> str:
+def why(observation: Observation, target: str, scorer: RungScorer = SERVICE) -> str:
     assert observation.serving is not None
     serving = LADDER.rung(observation.serving)
     return scorer.reason(serving, LADDER.rung(target), observation, LADDER)
@@ -133,7 +135,7 @@ def test_terms_lie_between_0_and_1_and_their_product_is_the_score(
     case: tuple[Ladder, Observation],
 ) -> None:
     ladder, seen = case
-    for scorer in (SERVICE, FlexPipeScorer()):
+    for scorer in (SERVICE, FlexPipeRungScorer()):
         for each in ladder.rungs:
             terms = scorer.terms(each, seen, ladder)
             assert all(0 <= term <= 1 for term in terms.values())
@@ -232,14 +234,14 @@ def test_with_objectives_between_a_higher_rate_still_never_favours_fewer_replica
 
 
 def test_flexpipe_scores_by_equation_4() -> None:
-    scorer = FlexPipeScorer(alpha=0.25, sigma=4.0)
+    scorer = FlexPipeRungScorer(alpha=0.25, sigma=4.0)
     two = LADDER.rung("pipeline-2")  # 2000 of 4000 tokens a second, 0.044 s, best at 12
     expected = (0.25 * 0.5 + 0.75 * 0.042 / 0.044) * math.exp(-(12.0 - 5.0) / 4.0)
     assert scorer.score(two, see(cv=5.0), LADDER) == pytest.approx(expected)
 
 
 def test_flexpipe_goes_by_burstiness_alone() -> None:
-    scorer = FlexPipeScorer()
+    scorer = FlexPipeRungScorer()
     assert favourite(see(cv=1.0), scorer=scorer) == "pipeline-1"
     assert favourite(see(cv=12.0), scorer=scorer) == "pipeline-2"
     assert favourite(see(cv=50.0), scorer=scorer) == "pipeline-4"
@@ -252,8 +254,12 @@ def test_flexpipe_goes_by_burstiness_alone() -> None:
 @pytest.mark.parametrize(
     ("scorer", "fields", "message"),
     [
-        (FlexPipeScorer, {"alpha": 1.5}, "alpha must be a finite number of at least 0 and at most"),
-        (FlexPipeScorer, {"sigma": 0}, "sigma must be a finite number above 0, got 0"),
+        (
+            FlexPipeRungScorer,
+            {"alpha": 1.5},
+            "alpha must be a finite number of at least 0 and at most",
+        ),
+        (FlexPipeRungScorer, {"sigma": 0}, "sigma must be a finite number above 0, got 0"),
         (ServiceScorer, {"headroom": 0.9}, "headroom must be a finite number of at least 1, got"),
         (ServiceScorer, {"kv_target": 1.2}, "kv_target must be a finite number above 0 and at"),
         (ServiceScorer, {"drain_seconds": "10"}, "drain_seconds must be .* above 0, got '10'"),

@@ -116,7 +116,7 @@ def test_a_row_has_the_same_token_in_every_batch_and_grid(monkeypatch: pytest.Mo
     for i in range(3):
         alone = run(logits[i : i + 1], some(rows, slice(i, i + 1)), blocks=1)
         np.testing.assert_array_equal(alone, together[i])
-    monkeypatch.setattr(kernel, "_MOST_PIECES", 1)
+    monkeypatch.setattr(kernel, "_MAX_PIECES", 1)
     np.testing.assert_array_equal(run(logits, rows, blocks=1), together)
 
 

@@ -22,7 +22,7 @@ from fjx.kernels.ragged import RaggedRows
 from fjx.models.config import ModelConfig
 from fjx.models.draft_head import DraftHead
 from fjx.models.granules import Model
-from fjx.models.loading.draft_head import (
+from fjx.models.loading.draft_head_file import (
     DraftHeadConfig,
     Fingerprint,
     built_in_draft_head,

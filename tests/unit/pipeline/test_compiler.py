@@ -239,7 +239,7 @@ def test_a_job_of_programs_that_are_there_compiles_nothing(order: list[str]) -> 
 
 def test_what_was_wanted_longest_ago_makes_room() -> None:
     compiler = Compiler(cache_dir=None)
-    compiler.most_programs = 3
+    compiler.max_programs = 3
     compiler.register([spec("start")])
     compiler.compile_all(progress=False)
     compiler.compile_later([spec(name) for name in "abcd"])
@@ -260,7 +260,7 @@ def test_what_was_wanted_longest_ago_makes_room() -> None:
 @pytest.mark.skipif(not MAPPINGS.exists(), reason="memory mappings are listed on Linux only")
 def test_programs_that_make_room_leave_no_memory_mappings() -> None:
     compiler = Compiler(cache_dir=None)
-    compiler.most_programs = 0
+    compiler.max_programs = 0
     before = mappings()
     # differing constants and sizes, or XLA would share what it has compiled
     compiler.compile_later([spec(f"{i}", 1.5 + i) for i in range(40)])

@@ -23,7 +23,7 @@ from fjx.models.config import ModelConfig
 from fjx.models.draft_head import DraftHead
 from fjx.models.granules import Model
 from fjx.models.logit_lens import LogitLens
-from fjx.pipeline.bound_mesh import Placement
+from fjx.pipeline.bound_mesh import BoundMesh
 from fjx.pipeline.chain import Chain
 from fjx.pipeline.compiler import Compiler, ProgramSpec
 from fjx.pipeline.draft_programs import HeadPrograms
@@ -68,7 +68,7 @@ def programs_of(config: ModelConfig, **more: Any) -> Programs:
 
 
 def whole(programs: Programs) -> StageShape:
-    placement = Placement(cpus(0), (jax.devices("cpu")[0],))
+    placement = BoundMesh(cpus(0), (jax.devices("cpu")[0],))
     return StageShape(placement, range(len(programs.model.granules)), first=True, last=True)
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from fjx.plots.placement import placement_svg
+from fjx.sharding.placement.device_scorers import demands_of
 from fjx.sharding.placement.placement import place, place_all
-from fjx.sharding.placement.scorers import demands_of
-from fjx.sharding.placement.table import placement_table
+from fjx.sharding.placement.placement_table import placement_table
 from fjx.sharding.topology.fleet import Fleet
 from fjx.sharding.topology.topology import UNKNOWN_MEMORY
 from tests.unit.plots.picture_cases import check_readable, texts_of

@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fjx.plots.rounds import BEHIND, OWN, PRUNED, RIGHT_TOKEN, WRONG, rounds_svg
-from fjx.speculation.policy.rounds import Drafting, Rounds, Step
+from fjx.speculation.policy.round_timeline import DraftEvent, RoundTimeline, StepEvent
 from tests.unit.plots.picture_cases import SVG, check_readable, titled
 
 
-def rounds() -> Rounds:
+def rounds() -> RoundTimeline:
     """Two right, one wrong, one behind it; a void frontier; one of plain decoding; one pruned."""
-    return Rounds(
-        [Drafting(0.0, 0.1, 4, 4), Drafting(1.15, 1.2, 2, 2)],
+    return RoundTimeline(
+        [DraftEvent(0.0, 0.1, 4, 4), DraftEvent(1.15, 1.2, 2, 2)],
         [
-            Step(0.1, [1, 2, 3, 4], read=1.0, committed=[1, 2, 9]),
-            Step(0.5, [5], read=1.1, committed=[]),
-            Step(1.2, [6, 7], pruned=1, read=2.0, committed=[6, 7, 8]),
-            Step(2.0, [], read=2.9, committed=[10]),
-            Step(2.9, [11]),
+            StepEvent(0.1, [1, 2, 3, 4], read=1.0, committed=[1, 2, 9]),
+            StepEvent(0.5, [5], read=1.1, committed=[]),
+            StepEvent(1.2, [6, 7], pruned=1, read=2.0, committed=[6, 7, 8]),
+            StepEvent(2.0, [], read=2.9, committed=[10]),
+            StepEvent(2.9, [11]),
         ],
     )
 
@@ -60,7 +60,9 @@ def test_steps_that_are_under_way_at_once_have_lanes_of_their_own() -> None:
 
 
 def test_a_long_request_is_drawn_in_lines_and_cut_off() -> None:
-    many = Rounds([], [Step(float(i), [i], read=i + 0.9, committed=[i, 0]) for i in range(200)])
+    many = RoundTimeline(
+        [], [StepEvent(float(i), [i], read=i + 0.9, committed=[i, 0]) for i in range(200)]
+    )
     picture = rounds_svg(many, str, "A request")
     drawn = sum(colour == RIGHT_TOKEN for _, colour in shown(picture))
     left = re.search(r"(\d+) more steps are not drawn", picture)
@@ -71,7 +73,7 @@ def test_a_long_request_is_drawn_in_lines_and_cut_off() -> None:
 
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="no step of the request was read"):
-        rounds_svg(Rounds([], [Step(0.0, [1])]), str, "A request")
+        rounds_svg(RoundTimeline([], [StepEvent(0.0, [1])]), str, "A request")
 
 
 @given(
@@ -95,6 +97,6 @@ def test_any_request_can_be_read(
     steps, at = [], 0.0
     for wait, took, drafted, committed, pruned in raw:
         at += wait
-        steps.append(Step(at, drafted, pruned=pruned, read=at + took, committed=committed))
-    draftings = [Drafting(step.sent, step.sent + 0.1, 2, 1) for step in steps]
-    check_readable(rounds_svg(Rounds(draftings, steps), lambda _: text, text * 3))
+        steps.append(StepEvent(at, drafted, pruned=pruned, read=at + took, committed=committed))
+    draftings = [DraftEvent(step.sent, step.sent + 0.1, 2, 1) for step in steps]
+    check_readable(rounds_svg(RoundTimeline(draftings, steps), lambda _: text, text * 3))

@@ -292,7 +292,7 @@ def test_regranularization_lets_go_of_programs_that_it_compiles_again_when_they_
     engine = deep_engine(num_pages=38)  # nobody else uses its programs
     compiler = engine.executor.compiler
     compiler.compile_all(progress=False)
-    compiler.most_programs = 0  # of one plan and the next there are more
+    compiler.max_programs = 0  # of one plan and the next there are more
     targets = [2, PLAIN_TARGETS["2 replicas"], even(4)]
     compiled = []
     for target in (*targets, 1, *targets):

@@ -184,7 +184,7 @@ MACHINE = settings(
 )
 
 
-_MOST_RUNS = 8
+_MAX_RUNS = 8
 
 
 def run_until(
@@ -192,7 +192,7 @@ def run_until(
 ) -> None:
     """Run a machine until it has come by all that it is for: what one run comes by changes with the
     modules that are loaded, because Hypothesis draws from their constants, too."""
-    for number in range(_MOST_RUNS):
+    for number in range(_MAX_RUNS):
         run_state_machine_as_test(seed(number)(machine), settings=given)
         if all(came_by().values()):
             return

@@ -69,7 +69,7 @@ def test_the_writes_since_the_last_look_are_counted() -> None:
 
 
 def test_pages_that_other_parts_are_filling_are_left_for_the_switch() -> None:
-    dirty = DirtyPages([1, 2, 3, 7], parts=3)
+    dirty = DirtyPages([1, 2, 3, 7], num_groups=3)
     left = []
     for turn in range(8):
         dirty.wrote([1 + turn % 3])

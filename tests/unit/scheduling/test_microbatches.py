@@ -1,4 +1,4 @@
-"""A plan of m microbatches has m steps under way, each of one part of the requests."""
+"""A plan of m microbatches has m steps under way, each of one group of the requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fjx.pipeline.step_output import StepOutput
 from fjx.sampling_params import SamplingParams
 from fjx.scheduling.request import Request
 from fjx.speculation.policy.lengths import Fixed
-from fjx.speculation.runtime.drafter import Draft, GoesOn, PromptLookup
+from fjx.speculation.runtime.drafter import ContinueDrafting, Draft, PromptLookup
 from fjx.speculation.runtime.speculator import Speculator
 from tests.unit.engine.plan_cases import Ask, deep_engine, even, expected
 from tests.unit.engine.tiny import run
@@ -26,19 +26,19 @@ PROMPTS = [(3 + i, 1, 4) for i in range(8)]
 
 
 class Watch:
-    """Which parts' steps were sent and read, in order."""
+    """Which groups' steps were sent and read, in order."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []
         self.in_flight: Counter[int] = Counter()
 
-    def sent(self, part: int) -> None:
-        self.events.append(("sent", part))
-        self.in_flight[part] += 1
+    def sent(self, group_id: int) -> None:
+        self.events.append(("sent", group_id))
+        self.in_flight[group_id] += 1
 
-    def read(self, part: int) -> None:
-        self.events.append(("read", part))
-        self.in_flight[part] -= 1
+    def read(self, group_id: int) -> None:
+        self.events.append(("read", group_id))
+        self.in_flight[group_id] -= 1
 
     def take(self) -> list[tuple[str, int]]:
         """The events since this was last called."""
@@ -51,13 +51,13 @@ def watched(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     watch, executor = Watch(), engine.replicas[0].local
     dispatch = executor.dispatch
 
-    def watched_dispatch(batch: Any, part: int = 0, *more: Any) -> StepOutput:
-        output = dispatch(batch, part, *more)
-        watch.sent(part)
+    def watched_dispatch(batch: Any, group_id: int = 0, *more: Any) -> StepOutput:
+        output = dispatch(batch, group_id, *more)
+        watch.sent(group_id)
         read_tokens = output.read_tokens
 
         def watched_read() -> list[int]:
-            watch.read(part)
+            watch.read(group_id)
             return read_tokens()
 
         monkeypatch.setattr(output, "read_tokens", watched_read)
@@ -84,19 +84,19 @@ def assert_right(requests: Sequence[Request]) -> None:
         assert request.tokens[3:] == expected(Ask(prompt, LONG)).tokens
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("num_groups", [2, 4])
 def test_a_part_is_read_while_the_steps_of_all_others_are_under_way(
-    parts: int, monkeypatch: pytest.MonkeyPatch
+    num_groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = deep_engine(even(4, microbatches=parts))
+    engine = deep_engine(even(4, microbatches=num_groups))
     with watched(engine, monkeypatch) as watch:
         requests = begin(engine, 8)
-        for _ in range(2 * parts):
+        for _ in range(2 * num_groups):
             watch.take()
             engine.step()
-            (sent, part), (read, other) = watch.take()
-            assert (sent, read, part) == ("sent", "read", other)
-            assert watch.in_flight == dict.fromkeys(range(parts), 1)
+            (sent, group_id), (read, other) = watch.take()
+            assert (sent, read, group_id) == ("sent", "read", other)
+            assert watch.in_flight == dict.fromkeys(range(num_groups), 1)
     assert_right(requests)
 
 
@@ -112,8 +112,8 @@ def test_a_new_request_runs_in_the_next_step(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_lone_request_runs_as_with_one_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    for parts in (1, 4):
-        engine = deep_engine(even(4, microbatches=parts))
+    for num_groups in (1, 4):
+        engine = deep_engine(even(4, microbatches=num_groups))
         with watched(engine, monkeypatch) as watch:
             requests = begin(engine, 1)
         seen.append(watch.take())
@@ -129,8 +129,8 @@ def test_parts_without_work_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> 
         watch.take()
         for _ in range(3):
             engine.step()
-        parts = [part for what, part in watch.take() if what == "sent"]
-        assert sorted(parts) == [0, 1, 2]
+        num_groups = [group_id for what, group_id in watch.take() if what == "sent"]
+        assert sorted(num_groups) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("drafts", [False, True])
@@ -169,11 +169,16 @@ class Watching(Guesses):
         self.seen: list[tuple[set[int], set[int]]] = []
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
-        parts = {request.slot % 2 for request in requests}
-        self.seen.append((parts, {part for part, n in self.watch.in_flight.items() if n}))
-        return super().propose(requests, lengths, goes_on)
+        num_groups = {request.slot % 2 for request in requests}
+        self.seen.append(
+            (num_groups, {group_id for group_id, n in self.watch.in_flight.items() if n})
+        )
+        return super().propose(requests, lengths, continue_drafting)
 
 
 def test_the_other_part_stays_in_flight_while_one_is_drafted_for(
@@ -187,9 +192,9 @@ def test_the_other_part_stays_in_flight_while_one_is_drafted_for(
         monkeypatch.setattr(engine, "speculator", Speculator(drafter, Fixed(2), buckets))
         requests = begin(engine, 8, steps=6)
         assert len(drafter.seen) >= 4
-        for parts, in_flight in drafter.seen[1:]:
-            (part,) = parts
-            assert in_flight == {1 - part}
+        for num_groups, in_flight in drafter.seen[1:]:
+            (group_id,) = num_groups
+            assert in_flight == {1 - group_id}
     assert_right(requests)
 
 
@@ -215,7 +220,7 @@ def test_the_gap_that_is_observed_is_that_of_a_request(monkeypatch: pytest.Monke
     for _ in range(6):
         now += 1.0
         engine.step()
-    assert gaps[-2:] == [4.0, 4.0], "a part's step is every fourth one"
+    assert gaps[-2:] == [4.0, 4.0], "a group's step is every fourth one"
     run(engine)
 
 

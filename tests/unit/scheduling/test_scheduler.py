@@ -180,7 +180,7 @@ def test_requests_can_finish_in_every_state() -> None:
     tokens=st.integers(5, 20),
     share_prefixes=st.booleans(),
     late=st.integers(0, 1),
-    parts=st.integers(1, 4),
+    num_groups=st.integers(1, 4),
     workload=st.lists(
         st.tuples(
             st.integers(1, 20),
@@ -199,7 +199,7 @@ def test_every_request_ends_and_nothing_leaks(
     tokens: int,
     share_prefixes: bool,
     late: int,
-    parts: int,
+    num_groups: int,
     workload: list[tuple[int, int, int, int, bool]],
 ) -> None:
     scheduler = make(pages, seqs, tokens, share_prefixes)
@@ -215,23 +215,23 @@ def test_every_request_ends_and_nothing_leaks(
             scheduler.add(each)
         if upcoming:
             upcoming[0] = (*upcoming[0][:3], upcoming[0][3] - 1, upcoming[0][4])
-        turns = [(turn + i) % parts for i in range(parts)]
-        part = next((each for each in turns if scheduler.has_rows(each, parts)), turn)
-        turn = (part + 1) % parts
-        scheduled = scheduler.schedule(part, parts)
+        turns = [(turn + i) % num_groups for i in range(num_groups)]
+        group_id = next((each for each in turns if scheduler.has_rows(each, num_groups)), turn)
+        turn = (group_id + 1) % num_groups
+        scheduled = scheduler.schedule(group_id, num_groups)
         assert sum(granted.count for granted in scheduled) <= tokens
         assert len(scheduler.running) <= seqs
         for granted in scheduled:
             assert granted.count >= 1
             assert granted.request.slot >= 0
-            assert granted.request.slot % parts == part or not granted.samples
+            assert granted.request.slot % num_groups == group_id or not granted.samples
             assert len(granted.request.pages) * SIZE >= granted.start + granted.count
             scheduler.share_full_pages(granted.request)
         scheduler.check()
-        unread.append((part, scheduled))
+        unread.append((group_id, scheduled))
         if not scheduled:
             read(scheduler, unread.pop(0)[1])
-        while [of for of, _ in unread].count(part) > late:
+        while [of for of, _ in unread].count(group_id) > late:
             read(scheduler, unread.pop(0)[1])
         for each, cancel in everyone:
             if cancel and each.num_output >= 3 and not each.finished:

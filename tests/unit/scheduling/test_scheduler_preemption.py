@@ -87,8 +87,8 @@ def test_the_youngest_is_preempted_in_whichever_part_it_is() -> None:
     assert [granted.request for granted in scheduler.schedule(0, 2)] == [old]
     assert (young.slot, young.unread) == (-1, 1), "its step is under way, and will bring a token"
     finish(scheduler, old)
-    assert not any(scheduler.has_rows(part, 2) for part in (0, 1))
+    assert not any(scheduler.has_rows(group_id, 2) for group_id in (0, 1))
     read(scheduler, [of_young])
     (granted,) = scheduler.schedule(0, 2)
-    assert (granted.request, granted.count) == (young, 9), "it goes on in another part"
+    assert (granted.request, granted.count) == (young, 9), "it goes on in another group"
     scheduler.check()

@@ -10,11 +10,11 @@ import simpy
 from fjx.granularity.policy import PolicyConfig
 from fjx.scheduling.request import Request
 from fjx.sim.changes import Switching
-from fjx.sim.cluster import Cluster
 from fjx.sim.costs import StageCosts, table_costs
-from fjx.sim.replica import SimReplica
-from fjx.sim.setup import Setup, named_setup
-from fjx.sim.speculation import Drafting, SimSpeculation
+from fjx.sim.setup import SimSetup, named_setup
+from fjx.sim.sim_cluster import SimCluster
+from fjx.sim.sim_replica import SimReplica
+from fjx.sim.sim_speculation import DrafterProfile, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.systems import Elastic, Foresight, ScaleOut, Static, System
 from fjx.sim.workload import SimRequest, surge_arrivals
@@ -23,12 +23,12 @@ from fjx.speculation.policy.lengths import LengthPolicy
 DEVICES = 16
 
 
-def pipeline_costs(stages: int, most_rows: int) -> StageCosts:
+def pipeline_costs(stages: int, max_rows: int) -> StageCosts:
     """Every part of the cost model is in use."""
-    rows = np.arange(most_rows + 1.0)
+    rows = np.arange(max_rows + 1.0)
     return StageCosts(
         compute=np.tile(2e-5 * rows, (stages, 1)),
-        read=np.full((stages, most_rows + 1), 4e-3),
+        read=np.full((stages, max_rows + 1), 4e-3),
         fixed=np.tile(1e-4 + 1e-7 * rows, (stages, 1)),
         sample_seconds=np.linspace(0, 1e-5, stages),
         pair_seconds=np.full(stages, 1e-9),
@@ -36,9 +36,9 @@ def pipeline_costs(stages: int, most_rows: int) -> StageCosts:
     )
 
 
-def constant_costs(seconds: float, most_rows: int = 64) -> StageCosts:
+def constant_costs(seconds: float, max_rows: int = 64) -> StageCosts:
     """Every step takes as long."""
-    return table_costs([seconds] * (most_rows + 1))
+    return table_costs([seconds] * (max_rows + 1))
 
 
 class Heard:
@@ -68,7 +68,7 @@ def serve(
     microbatches: int = 1,
     *,
     exact: bool = False,
-    drafting: Drafting | None = None,
+    drafting: DrafterProfile | None = None,
     lengths: LengthPolicy | None = None,
     host_seconds: float = 0.0,
 ) -> tuple[Heard, SimReplica]:
@@ -108,12 +108,12 @@ def poisson(
 
 
 @functools.cache
-def setup() -> Setup:
-    return named_setup("llama-2-7b", granules=8, most_devices=DEVICES, max_num_seqs=64)
+def setup() -> SimSetup:
+    return named_setup("llama-2-7b", granules=8, max_devices=DEVICES, max_num_seqs=64)
 
 
-def cluster() -> Cluster:
-    return Cluster([2] * (DEVICES // 2), setup().memory_bytes)
+def cluster() -> SimCluster:
+    return SimCluster([2] * (DEVICES // 2), setup().memory_bytes)
 
 
 def surges(count: int = 600, rate: float = 20.0) -> list[SimRequest]:

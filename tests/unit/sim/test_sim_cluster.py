@@ -12,10 +12,10 @@ from fjx.errors import UserError
 from fjx.sharding.costs.difference import difference
 from fjx.sharding.partition.needs import PlanNeed, StageNeed
 from fjx.sharding.topology.topology import Link
-from fjx.sim.cluster import Cluster, Tenancy, flexpipe_hosts, tenancies_from_pods
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import copy_seconds, load_seconds
 from fjx.sim.metrics import Outcomes, measure, stall_seconds
+from fjx.sim.sim_cluster import SimCluster, Tenancy, flexpipe_hosts, tenancies_from_pods
 from tests.unit.sim.sim_cases import DEVICES, cluster, setup
 
 GB = 10**9
@@ -42,17 +42,17 @@ def test_flexpipes_cluster_has_82_devices_on_42_hosts() -> None:
 
 
 def test_held_devices_are_counted_over_time_and_shares_as_shares() -> None:
-    of = Cluster([2, 2], GB, placer=first_fit)
+    of = SimCluster([2, 2], GB, placer=first_fit)
     assert of.take(need(1, 1), 0.0) == [0, 1]
     assert of.take(need(1), 5.0, share=0.5) == [2]
     of.give_back([0], 10.0)
     of.end(20.0)
     assert of.held_seconds == pytest.approx(2 * 10 + 1 * 10 + 0.5 * 15)
-    assert of.most_held == 2.5
+    assert of.max_held == 2.5
 
 
 def test_a_device_that_others_fill_is_passed_over_until_they_leave() -> None:
-    of = Cluster([2], GB, [Tenancy(0, 0.8, 0.0, 10.0)])
+    of = SimCluster([2], GB, [Tenancy(0, 0.8, 0.0, 10.0)])
     assert of.take(need(GB // 2, GB // 2), 5.0) is None
     assert of.take(need(GB // 2), 5.0) == [1]
     assert of.take(need(GB // 2), 11.0) == [0]
@@ -61,15 +61,15 @@ def test_a_device_that_others_fill_is_passed_over_until_they_leave() -> None:
 def test_the_products_placement_keeps_slow_links_out_of_a_pipeline() -> None:
     # First fit would begin on the first host, and send from host to host.
     slow, sent = Link(bytes_per_second=1.0 * GB), GB // 10
-    own = Cluster([1, 2], GB, between=slow)
+    own = SimCluster([1, 2], GB, between=slow)
     assert own.take(need(1, 1, sent=sent), 0.0) == [1, 2]
-    assert Cluster([1, 2], GB, between=slow, placer=first_fit).take(need(1, 1), 0.0) == [0, 1]
+    assert SimCluster([1, 2], GB, between=slow, placer=first_fit).take(need(1, 1), 0.0) == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_shards_of_a_stage_are_on_one_host_whoever_places_them(seed: int) -> None:
     for placer in (None, first_fit, random_fit(seed)):
-        of = Cluster([1, 2, 1, 2], GB, **({} if placer is None else {"placer": placer}))
+        of = SimCluster([1, 2, 1, 2], GB, **({} if placer is None else {"placer": placer}))
         chosen = of.take(need(1, 1, tensor=2), 0.0)
         assert chosen is not None
         assert {frozenset(chosen[:2]), frozenset(chosen[2:])} == {
@@ -80,7 +80,7 @@ def test_shards_of_a_stage_are_on_one_host_whoever_places_them(seed: int) -> Non
 
 
 def test_a_plan_gets_the_devices_and_the_links_that_it_was_placed_on() -> None:
-    of, spread, together = setup(), Cluster([1, 1], GB), Cluster([2], GB)
+    of, spread, together = setup(), SimCluster([1, 1], GB), SimCluster([2], GB)
     plan = of.deployment(2).replicas[0]
     devices = {plan.devices[0]: 1, plan.devices[1]: 0}
     assert [device.host for device in spread.placed(plan, devices).devices] == ["host-1", "host-0"]
@@ -108,7 +108,7 @@ def test_tenants_take_the_wanted_share(tmp_path: Path) -> None:
 
 def test_devices_of_one_host_share_its_disks_and_not_its_memory() -> None:
     storage = Storage(host_rate=25 * GB, disk_rate=5 * GB, start_seconds=1.0)
-    of = Cluster([2, 2], 80 * GB)
+    of = SimCluster([2, 2], 80 * GB)
     needs = [10 * GB, 10 * GB]
     assert load_seconds(needs, [0, 1], of, "disk", storage) == pytest.approx(1 + 4)
     assert load_seconds(needs, [0, 2], of, "disk", storage) == pytest.approx(1 + 2)

@@ -21,10 +21,10 @@ def steps_end(costs: StageCosts, microbatches: int, rows: int, steps: int) -> np
     costs = replace(
         costs, pair_seconds=0 * costs.pair_seconds, context_seconds=0 * costs.pair_seconds
     )
-    parts = range(microbatches)
+    group_ids = range(microbatches)
     batch = [rows] * microbatches, [rows] * microbatches, [0] * microbatches, [0] * microbatches
     stages = Stages(costs, microbatches, 0.0, 0.0)
-    leaves, _ = stages.plan(parts, batch, 0.0, [0.0] * microbatches, steps)
+    leaves, _ = stages.plan(group_ids, batch, 0.0, [0.0] * microbatches, steps)
     return leaves[:, -1]
 
 

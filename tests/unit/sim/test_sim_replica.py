@@ -14,8 +14,8 @@ import fjx.engine.progress
 import fjx.scheduling.scheduler
 import fjx.speculation.runtime.speculator
 from fjx.sim import reading as reading_module
-from fjx.sim import speculation as speculation_module
-from fjx.sim.speculation import Drafting
+from fjx.sim import sim_speculation as speculation_module
+from fjx.sim.sim_speculation import DrafterProfile
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.workload import SimRequest
 from fjx.speculation.policy.lengths import Fixed
@@ -88,33 +88,39 @@ def test_a_full_pipeline_takes_a_prompt_of_each_part_at_once() -> None:
 
 
 def test_a_request_that_comes_runs_in_the_next_step_whosever_turn_it_is() -> None:
-    parts, step, late = 4, 0.01, 0.505
-    others = [SimRequest(0.0, 8, 100)] * parts
-    heard, _ = serve([*others, SimRequest(late, 8, 1)], LIMITS, constant_costs(step, 256), parts)
-    ahead = parts + 1  # steps in flight when it comes
-    assert heard.first[parts] - late <= (ahead + 1) * step
+    num_groups, step, late = 4, 0.01, 0.505
+    others = [SimRequest(0.0, 8, 100)] * num_groups
+    heard, _ = serve(
+        [*others, SimRequest(late, 8, 1)], LIMITS, constant_costs(step, 256), num_groups
+    )
+    ahead = num_groups + 1  # steps in flight when it comes
+    assert heard.first[num_groups] - late <= (ahead + 1) * step
 
 
 def test_the_gaps_that_are_reported_are_those_of_one_part() -> None:
-    parts, step = 4, 0.01
-    workload = [SimRequest(0.0, 8, 50)] * parts
+    num_groups, step = 4, 0.01
+    workload = [SimRequest(0.0, 8, 50)] * num_groups
     for exact in (False, True):
-        heard, _ = serve(workload, LIMITS, constant_costs(step, 256), parts, exact=exact)
-        while_all_run = heard.steps[parts:-parts]
-        assert while_all_run == pytest.approx([parts * step] * (parts * 47))
+        heard, _ = serve(workload, LIMITS, constant_costs(step, 256), num_groups, exact=exact)
+        while_all_run = heard.steps[num_groups:-num_groups]
+        assert while_all_run == pytest.approx([num_groups * step] * (num_groups * 47))
 
 
 def test_parts_without_requests_take_no_time() -> None:
     workload = [SimRequest(0.0, 8, 50)]
-    one, four = (serve(workload, LIMITS, constant_costs(0.01, 256), parts) for parts in (1, 4))
+    one, four = (
+        serve(workload, LIMITS, constant_costs(0.01, 256), num_groups) for num_groups in (1, 4)
+    )
     assert one[0].end == pytest.approx(four[0].end)
     assert one[1].steps == four[1].steps
 
 
 def test_the_host_sends_the_steps_of_several_parts_one_after_the_other() -> None:
-    parts, host = 4, 0.02
-    workload = [SimRequest(0.0, 8, 50)] * parts
-    heard, replica = serve(*(workload, LIMITS, pipeline_costs(4, 256), parts), host_seconds=host)
+    num_groups, host = 4, 0.02
+    workload = [SimRequest(0.0, 8, 50)] * num_groups
+    heard, replica = serve(
+        *(workload, LIMITS, pipeline_costs(4, 256), num_groups), host_seconds=host
+    )
     assert max(heard.end.values()) >= replica.steps * host
 
 
@@ -160,15 +166,15 @@ def test_good_drafts_make_a_request_faster_and_worthless_ones_hardly_slower() ->
     )
     costs = pipeline_costs(1, 256)
 
-    def mean(drafting: Drafting | None) -> float:
+    def mean(drafting: DrafterProfile | None) -> float:
         heard, _ = serve(workload, limits, costs, exact=True, drafting=drafting)
         assert len(heard.end) == len(workload)
         return float(np.mean([heard.end[i] - r.arrival for i, r in enumerate(workload)]))
 
     cheap = {"first_seconds": 2e-4, "round_seconds": 2e-4}
     plain = mean(None)
-    assert mean(Drafting(rates=(0.9,), **cheap)) < 0.6 * plain
-    assert mean(Drafting(rates=(0.02,), **cheap)) < 1.1 * plain
+    assert mean(DrafterProfile(rates=(0.9,), **cheap)) < 0.6 * plain
+    assert mean(DrafterProfile(rates=(0.02,), **cheap)) < 1.1 * plain
 
 
 DRAFTED = ReplicaLimits(
@@ -177,7 +183,7 @@ DRAFTED = ReplicaLimits(
 
 
 def test_the_stages_go_on_with_other_parts_while_one_is_drafted_for() -> None:
-    stages, output, drafting = 4, 40, Drafting(rates=(1e-3,), request_seconds=0.0)
+    stages, output, drafting = 4, 40, DrafterProfile(rates=(1e-3,), request_seconds=0.0)
     costs = pipeline_costs(stages, 256)
     alone, together = (
         serve(
@@ -197,7 +203,9 @@ def test_drafting_for_all_parts_of_a_busy_pipeline_is_weighed(
     round_seconds: float, most: float
 ) -> None:
     workload = poisson(200, 20.0, prompt=60, output=60)
-    drafting = Drafting(rates=(0.85,), first_seconds=round_seconds, round_seconds=round_seconds)
+    drafting = DrafterProfile(
+        rates=(0.85,), first_seconds=round_seconds, round_seconds=round_seconds
+    )
     plain, drafted = (
         serve(workload, DRAFTED, pipeline_costs(4, 256), 4, exact=True, drafting=each)[0]
         for each in (None, drafting)

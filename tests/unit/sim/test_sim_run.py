@@ -12,9 +12,9 @@ import fjx.sharding.costs.difference
 from fjx.granularity import policy
 from fjx.sim import changes as changes_module
 from fjx.sim import systems as systems_module
-from fjx.sim.cluster import Cluster, Tenancy
 from fjx.sim.run import Result, simulate
-from fjx.sim.speculation import Drafting
+from fjx.sim.sim_cluster import SimCluster, Tenancy
+from fjx.sim.sim_speculation import DrafterProfile
 from fjx.sim.workload import SimRequest
 from tests.unit.sim.sim_cases import cluster, setup, surges, systems
 
@@ -47,7 +47,7 @@ def test_speculation_is_repeatable_too_and_another_seed_is_another_run() -> None
     few = surges(60, 2.0)
 
     def end(seed: int) -> np.ndarray:
-        system, drafting = systems()["static"], Drafting()
+        system, drafting = systems()["static"], DrafterProfile()
         result = simulate(system, setup(), cluster(), few, drafting=drafting, seed=seed)
         return result.outcomes.end
 
@@ -74,7 +74,7 @@ def test_a_change_that_stops_the_service_costs_latency() -> None:
 
 def test_no_more_devices_are_held_than_other_tenants_leave() -> None:
     taken = [Tenancy(i, 0.9, 0.0, 1e9) for i in range(12)]
-    crowded = Cluster([2] * 8, setup().memory_bytes, taken)
+    crowded = SimCluster([2] * 8, setup().memory_bytes, taken)
     result = simulate(systems()["elastic"], setup(), crowded, surges())
     assert result.metrics.devices_most <= 4
     assert result.metrics.refused == 0
@@ -89,7 +89,7 @@ def test_replicas_of_shards_grow_on_hosts_that_are_free_as_a_whole() -> None:
     sharded = replace(elastic, ladder=of.ladder(rungs, kv), kv_tokens=kv)
     # One device of every other host is taken: half of the free devices are in no pair.
     taken = [Tenancy(4 * i, 0.9, 0.0, 1e9) for i in range(4)]
-    crowded = Cluster([2] * 8, of.memory_bytes, taken)
+    crowded = SimCluster([2] * 8, of.memory_bytes, taken)
     metrics = simulate(sharded, of, crowded, surges()).metrics
     assert metrics.refused == 0
     assert 2 < metrics.devices_most <= 8

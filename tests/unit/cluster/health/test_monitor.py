@@ -24,22 +24,22 @@ def test_a_worker_that_was_never_faster_is_compared_with_the_others(
     nodes: Any, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, started = cluster_engine(spread(3, 3, 2), cache)
-    member = started.home.cluster.members["n1"]
+    worker = started.plan_runtime.cluster.workers["n1"]
     rounds: list[Served] = []
     deadline = time.monotonic() + LONGEST
     try:
-        with stopped_mostly(pid_of(member), stopped=0.2, running=0.02):
+        with stopped_mostly(pid_of(worker), stopped=0.2, running=0.02):
             # Nothing else is known of it than what is measured from now on.
-            member.steps_speed, member.answers_speed = Speed(), Speed()
-            while f"slow: {member}" not in caplog.text:
+            worker.steps_speed, worker.answers_speed = Speed(), Speed()
+            while f"slow: {worker}" not in caplog.text:
                 assert time.monotonic() < deadline
                 if not engine.has_work:
                     rounds.append(Served(engine, MIXED[:4], f"{len(rounds)} "))
                 rounds[-1].step()
-        line = next(each for each in caplog.messages if f"slow: {member}" in each)
+        line = next(each for each in caplog.messages if f"slow: {worker}" in each)
         assert "times as long as elsewhere" in line
         rounds[-1].finish()
         assert all(each.answers == [expected(ask) for ask in MIXED[:4]] for each in rounds)
-        assert not started.home.repairs
+        assert not started.plan_runtime.repairs
     finally:
         engine.plans.close("the test ends")

@@ -25,52 +25,52 @@ class One:
 
 
 def test_the_pause_grows_up_to_a_limit() -> None:
-    tries, pauses = RestartBackoff(2.0), []
+    backoff, pauses = RestartBackoff(2.0), []
     for _ in range(8):
-        pauses.append(tries.pause)
-        tries.failed()
+        pauses.append(backoff.pause)
+        backoff.failed()
     assert pauses == [0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
-    assert tries.vain == 8
+    assert backoff.vain == 8
 
 
 def test_what_is_lost_before_it_has_served_was_in_vain() -> None:
     clock = Clock()
-    tries = RestartBackoff(2.0, clock)
+    backoff = RestartBackoff(2.0, clock)
     for count in range(4):
         one = One(clock.now)
-        tries.replaced([one])
-        assert tries.vain == count
+        backoff.replaced([one])
+        assert backoff.vain == count
         clock.now += WELL_SECONDS / 2
-        tries.lost([one])
-    assert tries.vain == 4
-    assert tries.pause == 16.0
+        backoff.lost([one])
+    assert backoff.vain == 4
+    assert backoff.pause == 16.0
 
 
 def test_one_that_brings_a_token_or_stays_for_long_has_served() -> None:
     clock = Clock()
-    tries = RestartBackoff(2.0, clock)
-    tries.failed()
+    backoff = RestartBackoff(2.0, clock)
+    backoff.failed()
     one = One(clock.now)
-    tries.replaced([one])
-    assert tries.vain == 1
+    backoff.replaced([one])
+    assert backoff.vain == 1
     one.brought = True
-    assert tries.vain == 0
-    tries.lost([one])
-    assert tries.pause == 0.0
-    tries.failed()
+    assert backoff.vain == 0
+    backoff.lost([one])
+    assert backoff.pause == 0.0
+    backoff.failed()
     other = One(clock.now)
-    tries.replaced([other])
+    backoff.replaced([other])
     clock.now += WELL_SECONDS + 1
-    assert tries.vain == 0
-    tries.lost([other])
-    assert tries.pause == 0.0
+    assert backoff.vain == 0
+    backoff.lost([other])
+    assert backoff.pause == 0.0
 
 
 def test_one_that_serves_beside_those_that_do_not_changes_nothing() -> None:
     clock = Clock()
-    tries, well = RestartBackoff(2.0, clock), One(clock.now, brought=True)
+    backoff, well = RestartBackoff(2.0, clock), One(clock.now, brought=True)
     for _ in range(3):
         one = One(clock.now)
-        tries.replaced([one])
-        tries.lost([one, well])
-    assert tries.vain == 3
+        backoff.replaced([one])
+        backoff.lost([one, well])
+    assert backoff.vain == 3

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from benchmarks.placement_baselines import first_fit
 from fjx.errors import MemoryFitError, MeshError
 from fjx.sharding.partition.needs import PlanNeed
-from fjx.sharding.placement.placement import Placement, place, place_all
-from fjx.sharding.placement.scorers import (
+from fjx.sharding.placement.device_scorers import (
     Demand,
-    FlexPipeScorer,
+    DeviceScorer,
+    FlexPipeDeviceScorer,
     FragmentScorer,
-    Scorer,
     demands_of,
 )
+from fjx.sharding.placement.placement import Placement, place, place_all
 from fjx.sharding.topology.fleet import Fleet
 from fjx.sharding.topology.topology import HostCopy, Link, Topology
 from tests.unit.sharding.placement.placement_cases import (
@@ -51,7 +51,7 @@ def travel(placement: Placement) -> int:
     return round(placement.transfer_seconds * 1e12)
 
 
-def price(fleet: Fleet, scorer: Scorer, placement: Placement) -> int:
+def price(fleet: Fleet, scorer: DeviceScorer, placement: Placement) -> int:
     prices = scorer.price(fleet, placement.need)
     return sum(int(prices[s, d]) for s, each in enumerate(placement.indices) for d in each)
 
@@ -72,7 +72,9 @@ def test_no_placement_is_better(
     ours: bool,
 ) -> None:
     fleet = Fleet.of(topology)
-    scorer: Scorer = FragmentScorer(demands_of(candidates)) if ours else FlexPipeScorer()
+    scorer: DeviceScorer = (
+        FragmentScorer(demands_of(candidates)) if ours else FlexPipeDeviceScorer()
+    )
     every = [each for plan in candidates for each in all_placements(fleet, plan)]
     options = {"scorer": scorer, "tolerance": tolerance, "hop_tolerance": hop_tolerance}
     if not every:

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fjx.sharding.partition.needs import PlanNeed
+from fjx.sharding.placement.device_scorers import FlexPipeDeviceScorer, FragmentScorer
 from fjx.sharding.placement.rows import NEVER, Rows
-from fjx.sharding.placement.scorers import FlexPipeScorer, FragmentScorer
 from fjx.sharding.placement.walk import Routes
 from fjx.sharding.topology.fleet import Fleet
 from fjx.sharding.topology.topology import Topology
@@ -26,7 +26,7 @@ from tests.unit.sharding.placement.placement_cases import (
 
 
 def routes_of(fleet: Fleet, plan: PlanNeed, limit: int = NEVER - 1, *, ours: bool = True) -> Routes:
-    scorer = FragmentScorer() if ours else FlexPipeScorer()
+    scorer = FragmentScorer() if ours else FlexPipeDeviceScorer()
     rows = Rows.of(fleet, plan)
     return Routes(rows, limit, scorer.price(fleet, plan)[list(rows.stages)].astype(np.float64))
 

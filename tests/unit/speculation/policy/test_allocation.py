@@ -38,7 +38,7 @@ def rate(
     draft: Floats | None,
     base_rows: int,
     base_tokens: float,
-    parts: int = 1,
+    num_groups: int = 1,
 ) -> float:
     tokens = base_tokens + sum(sum(d[:n]) for d, n in zip(drafts, lengths, strict=True))
     drafting = 0.0
@@ -46,23 +46,23 @@ def rate(
         if draft is not None:
             drafting += float(draft[sum(n > round for n in lengths)])
     alone = float(verify[base_rows + sum(lengths)]) + drafting
-    return tokens / max(alone, parts * drafting)
+    return tokens / max(alone, num_groups * drafting)
 
 
 def best_rate(
     drafts: Sequence[Sequence[float]],
-    most_rows: int,
+    max_rows: int,
     verify: Floats,
     draft: Floats | None,
     base_rows: int,
     base_tokens: float,
-    parts: int = 1,
+    num_groups: int = 1,
 ) -> float:
     choices = itertools.product(*(range(len(each) + 1) for each in drafts))
     return max(
-        rate(lengths, drafts, verify, draft, base_rows, base_tokens, parts)
+        rate(lengths, drafts, verify, draft, base_rows, base_tokens, num_groups)
         for lengths in choices
-        if sum(lengths) <= most_rows
+        if sum(lengths) <= max_rows
     )
 
 
@@ -90,12 +90,14 @@ def test_no_choice_is_better_with_drafting(
     verify: Floats,
     round: float,
     each: float,
-    parts: int,
+    num_groups: int,
 ) -> None:
     draft = round + each * np.arange(4.0)
-    lengths = allocate(drafts, most, verify, draft, base_rows=3, base_tokens=3, parts=parts)
-    found = rate(lengths, drafts, verify, draft, 3, 3, parts)
-    assert found == pytest.approx(best_rate(drafts, most, verify, draft, 3, 3, parts))
+    lengths = allocate(
+        drafts, most, verify, draft, base_rows=3, base_tokens=3, num_groups=num_groups
+    )
+    found = rate(lengths, drafts, verify, draft, 3, 3, num_groups)
+    assert found == pytest.approx(best_rate(drafts, most, verify, draft, 3, 3, num_groups))
 
 
 @given(survivals(), st.integers(0, 9), costs(), costs(rows=4))
@@ -151,8 +153,8 @@ def test_drafts_are_shorter_where_the_host_drafts_for_other_parts_meanwhile() ->
     survivals = [tuple(0.9**i for i in range(1, 9))]
     verify, draft = np.full(10, 10.0), np.array([0.0, 2.0])
     alone, of_four = (
-        allocate(survivals, 8, verify, draft, base_rows=1, base_tokens=1, parts=parts)
-        for parts in (1, 4)
+        allocate(survivals, 8, verify, draft, base_rows=1, base_tokens=1, num_groups=num_groups)
+        for num_groups in (1, 4)
     )
     assert alone == [7]
-    assert of_four == [2], "two rounds for each of four parts take the time of a step and more"
+    assert of_four == [2], "two rounds for each of four groups take the time of a step and more"

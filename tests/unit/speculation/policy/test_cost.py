@@ -31,13 +31,13 @@ def feed(
     model: CostModel,
     truth: Truth,
     steps: int = 600,
-    most_rows: int = 256,
+    max_rows: int = 256,
     noise: float = 0.05,
     outliers: float = 0.0,
 ) -> None:
     random = np.random.default_rng(0)
     for _ in range(steps):
-        rows = int(np.exp(random.uniform(0, np.log(most_rows))))
+        rows = int(np.exp(random.uniform(0, np.log(max_rows))))
         context = rows * random.uniform(100, 1000)
         seconds = truth(rows, context) * np.exp(random.normal(0, noise))
         if random.random() < outliers:

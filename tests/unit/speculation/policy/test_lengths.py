@@ -46,7 +46,7 @@ def round_of(count: int, most: int = 8, context: int = 101, **changes: object) -
     view = RoundView(
         requests=tuple(RequestView(key, most, context) for key in range(count)),
         other_rows=0,
-        most_rows=1000,
+        max_rows=1000,
         acceptance=AcceptanceModel(),
         target_cost=NEARLY_FLAT,
         draft_cost=CHEAP,
@@ -67,7 +67,7 @@ def rounds(draw: st.DrawFn) -> tuple[RoundView, list[list[float]]]:
     view = RoundView(
         requests=tuple(requests),
         other_rows=draw(st.integers(0, 50)),
-        most_rows=draw(st.integers(0, 40)),
+        max_rows=draw(st.integers(0, 40)),
         acceptance=acceptance,
         target_cost=draw(st.sampled_from([NEARLY_FLAT, STEEP, CostModel((2, 64), padded=True)])),
         draft_cost=draw(st.sampled_from([None, CHEAP, DEAR, CostModel((2, 64))])),
@@ -88,7 +88,7 @@ def test_no_policy_oversteps_its_limits(
     ):
         assert 0 <= length <= request.most
         assert 0 <= kept <= min(len(each), request.most)
-    assert sum(verified) <= view.most_rows
+    assert sum(verified) <= view.max_rows
 
 
 @given(rounds(), st.sampled_from(NAMES))
@@ -119,7 +119,7 @@ def test_off_neither_drafts_nor_verifies() -> None:
 def test_fixed_drafts_the_same_for_all_as_far_as_rows_are_left() -> None:
     assert Fixed(5).draft_lengths(round_of(3)) == [5, 5, 5]
     assert Fixed(5).draft_lengths(round_of(3, most=2)) == [2, 2, 2]
-    assert Fixed(5).draft_lengths(round_of(3, most_rows=8)) == [3, 3, 2]
+    assert Fixed(5).draft_lengths(round_of(3, max_rows=8)) == [3, 3, 2]
     assert Fixed(5).verify_lengths(round_of(3), [[0.1] * 5, [], [0.1] * 2]) == [5, 0, 2]
 
 
@@ -176,10 +176,10 @@ def test_marginal_drafts_all_it_may_where_drafting_is_free_or_never_timed(
 def test_marginal_goes_on_drafting_while_the_confidences_are_high() -> None:
     view = round_of(2, draft_cost=cost_of(lambda rows: 0.003), stops=True)
     assert MarginalGain().draft_lengths(view) == [8, 8]
-    assert MarginalGain().goes_on(view, [[0.95], [0.95]])
-    assert not MarginalGain().goes_on(view, [[0.05], [0.05]])
-    assert not MarginalGain().goes_on(replace(view, draft_cost=DEAR), [[0.95], [0.95]])
-    assert Fixed(3).goes_on(view, [[0.05], [0.05]])
+    assert MarginalGain().continue_drafting(view, [[0.95], [0.95]])
+    assert not MarginalGain().continue_drafting(view, [[0.05], [0.05]])
+    assert not MarginalGain().continue_drafting(replace(view, draft_cost=DEAR), [[0.95], [0.95]])
+    assert Fixed(3).continue_drafting(view, [[0.05], [0.05]])
 
 
 def probed(view: RoundView, context: int) -> list[int]:
@@ -208,7 +208,7 @@ def test_what_a_step_without_drafts_costs_is_found_out() -> None:
         target.observe(16, 0, 0.02)
     lengths = []
     for context in range(2, 100):
-        view = round_of(4, context=context, target_cost=target, draft_cost=None, most_rows=12)
+        view = round_of(4, context=context, target_cost=target, draft_cost=None, max_rows=12)
         lengths.append(sum(MarginalGain().verify_lengths(view, drafted)))
         target.observe(4 + lengths[-1], 0, 0.02 if lengths[-1] else 0.001)
     assert lengths[:10] == [12] * 10
@@ -220,7 +220,7 @@ def test_rows_that_padding_pays_for_are_tried_as_well() -> None:
     for rows in (2, 8, 64) * 5:
         padded.observe(rows, 0, rows * 1e-3)
     assert probed(round_of(6, target_cost=padded), context=64).count(1) == 2
-    assert probed(round_of(6, target_cost=padded, most_rows=1), context=64).count(1) == 1
+    assert probed(round_of(6, target_cost=padded, max_rows=1), context=64).count(1) == 1
 
 
 def faser_round(accepted: int, drafted: int, times: int = 16, **changes: object) -> RoundView:

@@ -19,8 +19,8 @@ from fjx.scheduling.request import Request
 from fjx.speculation.policy.acceptance import AcceptanceModel
 from fjx.speculation.policy.cost import CostModel
 from fjx.speculation.policy.rank_evidence import Remaining
-from fjx.speculation.runtime.draft_head import HeadDrafter
-from fjx.speculation.runtime.drafter import NO_ROUNDS, Draft, GoesOn
+from fjx.speculation.runtime.drafter import NO_DRAFT_TIMING, ContinueDrafting, Draft
+from fjx.speculation.runtime.head_drafter import HeadDrafter
 from fjx.speculation.runtime.pruning import Lens, Pruning
 from tests.unit.engine.tiny import VOCABULARY
 
@@ -31,14 +31,17 @@ class Guesses:
     """Knows what each request will get, and errs now and then."""
 
     name, free, stops, longest, catching_up = "guesses", False, False, LONGEST, 0
-    rounds = NO_ROUNDS
+    rounds = NO_DRAFT_TIMING
 
     def __init__(self, source: random.Random, error_rate: float) -> None:
         self.source, self.error_rate = source, error_rate
         self.known: dict[str, list[int]] = {}
 
     def propose(
-        self, requests: Sequence[Request], lengths: Sequence[int], goes_on: GoesOn
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
         return [self._guess(*each) for each in zip(requests, lengths, strict=True)]
 

@@ -197,7 +197,7 @@ class Target:
         self.plan = type("Plan", (), {"microbatches": 1})
         self.pieces = type("Pieces", (), {"shapes": (type("Shape", (), {"placement": 0}),)})
 
-    def beside(self, batch: Any, chain: Any) -> Any:
+    def overlap_chain(self, batch: Any, chain: Any) -> Any:
         return chain if self.there else None
 
 
@@ -228,14 +228,14 @@ def steps_ahead(ahead: DraftAhead, steps: int, seconds: float, drafting: float) 
     count = 0
     for _ in range(steps):
         rows = verification(3)
-        beside = ahead.begin(Target(), rows, Rows8())  # type: ignore[arg-type]
-        if beside is not None:
+        overlapped = ahead.begin(Target(), rows, Rows8())  # type: ignore[arg-type]
+        if overlapped is not None:
             count += 1
             ahead.sent()
             assert ahead.observe_step(rows, seconds)
         else:
             assert not ahead.observe_step(rows, 0.010)
-        ahead.observe_drafting(0.006, drafting if beside is not None else 0.006)
+        ahead.observe_drafting(0.006, drafting if overlapped is not None else 0.006)
     return count
 
 

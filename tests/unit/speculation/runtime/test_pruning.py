@@ -184,11 +184,11 @@ def test_a_cut_that_cannot_be_built_is_none(monkeypatch: pytest.MonkeyPatch) -> 
     pruning = pruned(engine, guesses(MIXED, 0.3))
     build, failed = BatchBuilder.build, [0]
 
-    def breaks(self: BatchBuilder, scheduled: Any, part: int = 0) -> Any:
-        if part == -1:
+    def breaks(self: BatchBuilder, scheduled: Any, group_id: int = 0) -> Any:
+        if group_id == -1:
             failed[0] += 1
             raise ZeroDivisionError("of a cut")
-        return build(self, scheduled, part)
+        return build(self, scheduled, group_id)
 
     monkeypatch.setattr(BatchBuilder, "build", breaks)
     assert_same(engine)

@@ -48,7 +48,7 @@ class RandomLengths:
     def draft_lengths(self, view: RoundView) -> list[int]:
         return [self.source.randint(0, each.most) for each in view.requests]
 
-    def goes_on(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
+    def continue_drafting(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> bool:
         return self.source.random() < 0.8
 
     def verify_lengths(self, view: RoundView, confidences: Sequence[Sequence[float]]) -> list[int]:

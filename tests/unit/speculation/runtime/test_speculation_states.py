@@ -16,7 +16,7 @@ from hypothesis.stateful import initialize
 from fjx.engine.engine import Engine
 from fjx.sampling_params import SamplingParams
 from fjx.speculation.policy.lengths import Fixed, policy_by_name
-from fjx.speculation.runtime.draft_ahead import Ahead
+from fjx.speculation.runtime.draft_ahead import DraftAheadMode
 from fjx.speculation.runtime.draft_model import DraftModel
 from fjx.speculation.runtime.drafter import LookupOrHead, PromptLookup
 from fjx.speculation.runtime.speculator import Speculator
@@ -95,7 +95,9 @@ class SpeculatingPlanChanges(PlanChanges):
         if prunes:
             self.speculator.pruning = RandomPruning(lens_of(self.engine), source)
 
-    def _speculate(self, drafter: Any, policy: Any, frontiers: int, ahead: Ahead = "off") -> None:
+    def _speculate(
+        self, drafter: Any, policy: Any, frontiers: int, ahead: DraftAheadMode = "off"
+    ) -> None:
         self.drafter, executor = drafter, self.engine.executor
         self.engine.speculator = self.speculator = Speculator(
             drafter,

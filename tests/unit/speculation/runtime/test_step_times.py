@@ -7,40 +7,40 @@ from typing import Any
 
 import pytest
 
-from fjx.scheduling.microbatches import Microbatch, Turn
+from fjx.scheduling.microbatches import Microbatch, MicrobatchGroup
 from fjx.scheduling.scheduler import ScheduledRows
-from fjx.speculation.policy.worth import Mode, Round, Worth
-from fjx.speculation.runtime.step_times import Prepared, StepTimes, Timed, Work
+from fjx.speculation.policy.throttle import DraftMode, MeasuredRound, SpeculationThrottle
+from fjx.speculation.runtime.step_times import Prepared, StepTimes, TimedStep, Work
 
 NOTHING: Any = SimpleNamespace()
 
 
 class Clocked:
-    """Steps of the parts of one replica, all of which always have requests."""
+    """Steps of the groups of one replica, all of which always have requests."""
 
-    def __init__(self, parts: int) -> None:
+    def __init__(self, num_groups: int) -> None:
         self.times = StepTimes()
-        self.busy = [True] * parts
+        self.busy = [True] * num_groups
         self.scheduler: Any = self
 
-    def running_in(self, part: int, parts: int) -> list[None]:
-        return [None] * self.busy[part]
+    def running_in(self, group_id: int, num_groups: int) -> list[None]:
+        return [None] * self.busy[group_id]
 
     def send(
         self,
-        part: int,
+        group_id: int,
         at: float,
-        mode: Mode = Mode.REST,
+        mode: DraftMode = DraftMode.COOLDOWN,
         drafting: float = 0.0,
         rows: tuple[ScheduledRows, ...] = (),
     ) -> list[Microbatch]:
-        turn = Turn(self.scheduler, part, len(self.busy))
-        step = [Microbatch([*rows], NOTHING, NOTHING, at, turn)]
+        group = MicrobatchGroup(self.scheduler, group_id, len(self.busy))
+        step = [Microbatch([*rows], NOTHING, NOTHING, at, group)]
         prepared = Prepared(mode=mode, drafted=drafting > 0, drafting_seconds=drafting)
         self.times.sent(step, prepared, at)
         return step
 
-    def read(self, step: list[Microbatch], at: float) -> Timed:
+    def read(self, step: list[Microbatch], at: float) -> TimedStep:
         timed = self.times.read(step, at)
         assert timed is not None
         return timed
@@ -58,7 +58,7 @@ def test_a_step_that_overlaps_takes_the_time_between_two_readings() -> None:
 def test_drafting_for_a_step_is_no_part_of_it_but_of_the_cycle() -> None:
     clocked = Clocked(1)
     clocked.read(clocked.send(0, 1.0), 1.010)
-    timed = clocked.read(clocked.send(0, 1.018, Mode.DRAFT, drafting=0.007), 1.030)
+    timed = clocked.read(clocked.send(0, 1.018, DraftMode.DRAFT, drafting=0.007), 1.030)
     assert timed.seconds == pytest.approx(0.013), "the host's other 1 ms counts"
     assert timed.cycle == pytest.approx(0.020)
     assert not timed.is_plain
@@ -66,7 +66,7 @@ def test_drafting_for_a_step_is_no_part_of_it_but_of_the_cycle() -> None:
 
 def test_a_cycle_is_of_a_part_however_many_others_are_read_in_it() -> None:
     clocked = Clocked(3)
-    in_flight = [clocked.send(part, 1.0) for part in range(3)]
+    in_flight = [clocked.send(group_id, 1.0) for group_id in range(3)]
     cycles = []
     for number in range(9):
         now = 1.010 + 0.010 * number
@@ -103,11 +103,11 @@ def test_a_step_had_ended_before_where_it_is_read_as_soon_as_the_host_comes_to_i
 
 def test_a_cycle_in_which_another_part_was_drafted_for_is_not_plain() -> None:
     clocked = Clocked(2)
-    in_flight = [clocked.send(part, 1.0) for part in (0, 1)]
+    in_flight = [clocked.send(group_id, 1.0) for group_id in (0, 1)]
     plain = []
     for number in range(8):
         now = 1.010 + 0.010 * number
-        mode = Mode.DRAFT if number == 3 else Mode.REST
+        mode = DraftMode.DRAFT if number == 3 else DraftMode.COOLDOWN
         in_flight.append(clocked.send(number % 2, now - 0.001, mode))
         plain.append(clocked.read(in_flight.pop(0), now).is_plain)
     assert plain == [False, False, True, False, False, False, False, True]
@@ -147,70 +147,74 @@ def test_steps_that_were_never_read_are_forgotten() -> None:
 
 
 class Pipeline:
-    """Four stages that serve parts of four requests each, in the order of events of the engine."""
+    """Four stages that serve groups of four requests each, in the order of events of the engine."""
 
     STAGES, STAGE, DRAFTING, LONGER, REQUESTS = 4, 0.010, 0.004, 1.2, 4
 
-    def __init__(self, parts: int, busy: int, tokens: float) -> None:
-        self.clocked = Clocked(parts)
-        self.worth = Worth((2, 4, 8, 16))
-        self.worth.parts = parts
-        self.parts, self.tokens = busy, tokens
+    def __init__(self, num_groups: int, busy: int, tokens: float) -> None:
+        self.clocked = Clocked(num_groups)
+        self.throttle = SpeculationThrottle((2, 4, 8, 16))
+        self.throttle.num_groups = num_groups
+        self.num_groups, self.tokens = busy, tokens
         self.now = 0.0
-        self.free, self.ends = [0.0] * self.STAGES, [0.0] * parts
+        self.free, self.ends = [0.0] * self.STAGES, [0.0] * num_groups
         self.in_flight: list[tuple[int, float, list[Microbatch]]] = []
 
-    def step(self, part: int) -> Mode:
-        mode = self.worth.next_mode(self.REQUESTS)
-        drafts = mode is Mode.DRAFT
-        self.read_until(part, 0 if drafts else 1)
+    def step(self, group_id: int) -> DraftMode:
+        mode = self.throttle.next_mode(self.REQUESTS)
+        drafts = mode is DraftMode.DRAFT
+        self.read_until(group_id, 0 if drafts else 1)
         drafting = self.DRAFTING if drafts else 0.0
         self.now += drafting
-        ready = max(self.now, self.ends[part])
+        ready = max(self.now, self.ends[group_id])
         for stage in range(self.STAGES):
             ready = max(ready, self.free[stage]) + self.STAGE * (self.LONGER if drafts else 1)
             self.free[stage] = ready
-        self.ends[part] = ready
-        self.in_flight.append((part, ready, self.clocked.send(part, self.now, mode, drafting)))
+        self.ends[group_id] = ready
+        self.in_flight.append(
+            (group_id, ready, self.clocked.send(group_id, self.now, mode, drafting))
+        )
         self.now += 1e-5
-        self.read_until(part, 1)
+        self.read_until(group_id, 1)
         return mode
 
-    def read_until(self, part: int, most: int) -> None:
-        while [of for of, _, _ in self.in_flight].count(part) > most:
+    def read_until(self, group_id: int, most: int) -> None:
+        while [of for of, _, _ in self.in_flight].count(group_id) > most:
             _, end, step = self.in_flight.pop(0)
             self.now = max(self.now, end) + 1e-5
             timed = self.clocked.read(step, self.now)
             if timed.cycle is None:
                 continue
-            if timed.prepared.mode is Mode.DRAFT:
+            if timed.prepared.mode is DraftMode.DRAFT:
                 tokens = round(self.tokens * self.REQUESTS)
-                made = Round(timed.work.steps, 4, 4, 400, timed.cycle, tokens, self.REQUESTS)
-                self.worth.observe_round(self.REQUESTS, made)
+                made = MeasuredRound(
+                    timed.work.steps, 4, 4, 400, timed.cycle, tokens, self.REQUESTS
+                )
+                self.throttle.observe_round(self.REQUESTS, made)
             elif timed.is_plain:
-                self.worth.observe_plain(4, 400, timed.cycle)
+                self.throttle.observe_plain(4, 400, timed.cycle)
 
-    def run(self, steps: int) -> list[Mode]:
-        return [self.step(number % self.parts) for number in range(steps)]
+    def run(self, steps: int) -> list[DraftMode]:
+        return [self.step(number % self.num_groups) for number in range(steps)]
 
 
-@pytest.mark.parametrize(("parts", "busy"), [(1, 1), (4, 1), (4, 4), (8, 8)])
+@pytest.mark.parametrize(("num_groups", "busy"), [(1, 1), (4, 1), (4, 4), (8, 8)])
 def test_speculation_rests_where_what_it_brings_takes_the_stages_longer(
-    parts: int, busy: int
+    num_groups: int, busy: int
 ) -> None:
-    modes = Pipeline(parts, busy, tokens=1.0).run(4000)
-    assert modes.count(Mode.DRAFT) < 0.35 * len(modes)
-    gaining = Pipeline(parts, busy, tokens=1.75)
-    assert gaining.run(4000).count(Mode.DRAFT) > 0.9 * 4000
-    assert gaining.worth.saved_seconds > 0
+    modes = Pipeline(num_groups, busy, tokens=1.0).run(4000)
+    assert modes.count(DraftMode.DRAFT) < 0.35 * len(modes)
+    gaining = Pipeline(num_groups, busy, tokens=1.75)
+    assert gaining.run(4000).count(DraftMode.DRAFT) > 0.9 * 4000
+    assert gaining.throttle.saved_seconds > 0
 
 
 def test_savings_are_those_of_the_clock_however_many_parts_save_at_once() -> None:
-    for parts in (1, 4, 8):
-        pipeline = Pipeline(parts, parts, tokens=1.75)
+    for num_groups in (1, 4, 8):
+        pipeline = Pipeline(num_groups, num_groups, tokens=1.75)
         pipeline.run(400)
-        begun, before = pipeline.now, pipeline.worth.saved_seconds
-        rounds = pipeline.run(80 * parts).count(Mode.DRAFT)
-        plain = rounds * 1.75 * Pipeline.STAGE * max(Pipeline.STAGES / parts, 1)
-        saved = pipeline.worth.saved_seconds - before
+        begun, before = pipeline.now, pipeline.throttle.saved_seconds
+        rounds = pipeline.run(80 * num_groups).count(DraftMode.DRAFT)
+        plain = rounds * 1.75 * Pipeline.STAGE * max(Pipeline.STAGES / num_groups, 1)
+        saved = pipeline.throttle.saved_seconds - before
         assert saved == pytest.approx(plain - (pipeline.now - begun), rel=0.15)
