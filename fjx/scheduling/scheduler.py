@@ -279,10 +279,9 @@ class Scheduler:
             budget -= left
 
     def _free_slot(self, group_id: int, num_groups: int) -> int | None:
-        """The one that was given back last, of a group."""
-        return next(
-            (slot for slot in reversed(self._free_slots) if slot % num_groups == group_id), None
-        )
+        """The lowest one of a group: which one it is must not tell what was tried before."""
+        free = (slot for slot in self._free_slots if slot % num_groups == group_id)
+        return min(free, default=None)
 
     def _admit(self, group_id: int, num_groups: int) -> Request:
         """Take the next waiting request, with a slot and the pages of its known prefix."""
