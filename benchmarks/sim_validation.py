@@ -37,7 +37,7 @@ from fjx.engine.engine import Engine
 from fjx.engine.start import start_engine
 from fjx.regranularization.plan_target import make_cpu_devices
 from fjx.scheduling.request import Request
-from fjx.sim.sim_replica import SimReplica
+from fjx.sim.engine_replica import EngineReplica
 from fjx.sim.sim_speculation import DrafterProfile, RecordedDraft, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.timing import warm_up
@@ -208,9 +208,10 @@ def simulate(
     speculation = None
     if known.drafting is not None:
         rule: LengthPolicy = policy_by_name(policy)
-        speculation = SimSpeculation(env, limits.max_num_batched_tokens, known.drafting, seed, rule)
-    replica = SimReplica(
+        speculation = SimSpeculation(known.drafting, seed, rule)
+    replica = EngineReplica(
         *(env, sizes, known.fit.costs, engine.executor.plan.microbatches, heard),
+        longest=max(each.prompt + each.output for each in workload),
         speculation=speculation,
         host_seconds=known.host_seconds,
     )
@@ -222,6 +223,7 @@ def simulate(
 
     env.process(arrivals())
     env.run()
+    replica.close()
     times = [
         [at[i] - each.arrival for i, each in enumerate(workload)] for at in (heard.first, heard.end)
     ]

@@ -370,6 +370,17 @@ class Engine:
             groups = self.replicas.groups
         return groups
 
+    def collect_all(self) -> list[Progress]:
+        """Collect the steps in flight and send none: what was sent is of use yet, what waits is
+        not to be served here.
+
+        Returns:
+            As `step`.
+        """
+        self._progress = []
+        self._collect_until(0)
+        return self._progress
+
     def _collect_until(self, max_unread: int) -> None:
         """Collect the oldest steps until at most ``max_unread`` of any group are in flight."""
         while self._in_flight.max_steps() > max_unread:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from fjx.sharding.costs.difference import difference
 from fjx.sharding.plan.plan import Deployment, Device, Plan
+from fjx.sim.blocking import Process
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import CopySeconds, copy_seconds
 from fjx.sim.service import Instance, Service
-from fjx.sim.sim_replica import Process
 from fjx.sim.steps import ReplicaLimits
 
 

@@ -10,7 +10,6 @@ from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 from fjx.sim.admission import Admission
 from fjx.sim.hidden_requests import HiddenRequests
-from fjx.sim.sim_speculation import SimSpeculation
 from fjx.sim.steps import TOKEN, Listener, SimStep
 
 
@@ -34,29 +33,22 @@ class Reader:
         admission: Admission,
         hidden: HiddenRequests,
         listener: Listener,
-        speculation: SimSpeculation | None,
     ) -> None:
         self._scheduler, self._admission, self._hidden = scheduler, admission, hidden
         self._listener = listener
-        self._speculation = speculation
         self._last_read: list[float | None] = [None] * len(hidden.groups)
 
     def read(self, step: SimStep, now: float) -> None:
         """Take what a step has brought."""
         for request in step.first:
             self._first_token(request, now)
-        counts = []
-        end = 0
         for rows in step.scheduled:
-            begin, end = end, end + rows.samples
-            if begin != end and not rows.request.finished and not rows.is_void:
-                counts.append(self._commit(rows, now))
+            if not rows.request.finished and not rows.is_void:
+                self._commit(rows, now)
         for request in step.last:
             self._hidden.groups[step.group_id].pop(request)
             self._scheduler.running.append(request)
             self._finish(request, now)
-        if self._speculation is not None:
-            self._speculation.observe_step(step.microbatches, now, counts)
         self.report(step.group_id, now, step.brings)
 
     def report(self, group_id: int, now: float, brings: bool = True) -> None:
@@ -67,20 +59,15 @@ class Reader:
         if before is not None and brings:
             self._listener.stepped(now, now - before)
 
-    def _commit(self, rows: ScheduledRows, now: float) -> int:
-        """Take what a request's rows chose; how many tokens that was."""
-        request, confidences = rows.request, list(rows.request.confidences)
+    def _commit(self, rows: ScheduledRows, now: float) -> None:
+        """Take what a request's row chose."""
+        request = rows.request
         if request.first_token is None:
             self._first_token(request, now)
         output: Any = None
-        progress, verified = commit(request, [TOKEN] * rows.samples, output, 0, _LENGTHS)
-        if verified.drafted and self._speculation is not None:
-            if progress.finish_reason is not None:
-                confidences = confidences[: len(progress.token_ids)]
-            self._speculation.observe(request, confidences, *verified)
+        progress, _ = commit(request, [TOKEN] * rows.samples, output, 0, _LENGTHS)
         if progress.finish_reason is not None:
             self._finish(request, now)
-        return len(progress.token_ids)
 
     def _first_token(self, request: Request, now: float) -> None:
         request.first_token = now
@@ -90,6 +77,4 @@ class Reader:
         request.finish_reason, request.ended = "length", now
         self._scheduler.finish(request)
         self._admission.ended(request)
-        if self._speculation is not None:
-            self._speculation.forget(request)
         self._listener.ended(request, now)

@@ -52,7 +52,8 @@ def simulate(
         alone: Those times; by default on the smallest deployment that the setup can plan.
         drafting: Speculation; None: none.
         lengths: How long drafts are; by default the engine's own policy.
-        exact: Make every step by itself (see `fjx.sim.sim_replica`): slow, for checks.
+        exact: Let the engine make every step (`fjx.sim.engine_replica`), as it does with
+            speculation: slow, for checks.
         seed: Of what is drawn.
     """
     env = simpy.Environment(0.0)
@@ -70,7 +71,10 @@ def simulate(
         alone = setup.alone_seconds(setup.smallest().replicas[0], workload)
     env.process(system.run(service))
     service.begin()
-    env.run(until=service.done)
+    try:
+        env.run(until=service.done)
+    finally:
+        service.close()
     cluster.end(env.now)
     held = [sample.devices for sample in service.samples if sample.devices > 0]
     metrics = measure(

@@ -16,11 +16,13 @@ from fjx.scheduling.balance import even_out
 from fjx.scheduling.request import Request
 from fjx.sharding.partition.needs import PlanNeed
 from fjx.sharding.plan.plan import Device, Plan
+from fjx.sim.blocking import Process
 from fjx.sim.costs import StageCosts
+from fjx.sim.engine_replica import EngineReplica
 from fjx.sim.metrics import Outcomes
 from fjx.sim.setup import SimSetup
 from fjx.sim.sim_cluster import SimCluster
-from fjx.sim.sim_replica import Process, SimReplica
+from fjx.sim.sim_replica import SimReplica
 from fjx.sim.sim_speculation import DrafterProfile, SimSpeculation
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.workload import Workload
@@ -53,7 +55,7 @@ class Instance:
     plan: Plan
     devices: dict[Device, int]
     """Of the plan, and which of the cluster's they are."""
-    replica: SimReplica
+    replica: SimReplica | EngineReplica
     empty_since: float | None = None
 
 
@@ -88,7 +90,7 @@ class Service:
             setup: the model and its devices.
             cluster: where replicas run.
             workload: who comes when.
-            exact: see `SimReplica`.
+            exact: whether the engine makes every step even where nobody drafts.
             drafting: what drafts; None: nobody does.
             lengths: how long drafts are; by default the engine's own policy.
             seed: of what is drawn.
@@ -127,7 +129,7 @@ class Service:
     @property
     def waiting(self) -> int:
         """Requests in queues."""
-        queued = sum(each.replica.scheduler.num_waiting for each in self.instances)
+        queued = sum(each.replica.num_waiting for each in self.instances)
         return queued + len(self.backlog)
 
     def outcomes(self, alone: np.ndarray) -> Outcomes:
@@ -148,20 +150,8 @@ class Service:
         costs: StageCosts | None = None,
     ) -> Instance:
         """A replica that serves from now on."""
-        self.max_tokens = (limits.num_pages - 1) * limits.page_size
-        speculation = None
-        if self._drafting is not None:
-            budget, seed = limits.max_num_batched_tokens, self._seed + len(self.instances)
-            speculation = SimSpeculation(self.env, budget, self._drafting, seed, self._lengths)
-        replica = SimReplica(
-            self.env,
-            limits,
-            costs or self.costs(plan, devices),
-            plan.microbatches,
-            self,
-            exact=self._exact,
-            speculation=speculation,
-        )
+        self.max_tokens = limits.kv_tokens
+        replica = self._new_replica(limits, costs or self.costs(plan, devices), plan.microbatches)
         instance = Instance(plan, devices, replica)
         self.instances.append(instance)
         waiting, self.backlog = self.backlog, []
@@ -170,6 +160,25 @@ class Service:
         if self.rebalances:
             self._rebalance()
         return instance
+
+    def _new_replica(
+        self, limits: ReplicaLimits, costs: StageCosts, microbatches: int
+    ) -> SimReplica | EngineReplica:
+        given = self.env, limits, costs, microbatches, self
+        if self._drafting is None and not self._exact:
+            return SimReplica(*given)
+        speculation = None
+        if self._drafting is not None:
+            seed = self._seed + len(self.instances)
+            speculation = SimSpeculation(self._drafting, seed, self._lengths)
+        sizes = (each.prompt + each.output for each in self.workload)
+        longest = max((size for size in sizes if size <= limits.kv_tokens), default=1)
+        return EngineReplica(*given, longest=longest, speculation=speculation)
+
+    def close(self) -> None:
+        """The simulation ends."""
+        for instance in self.instances:
+            instance.replica.close()
 
     def start(
         self, plan: Plan, limits: ReplicaLimits, seconds: Callable[[Sequence[int]], float]
@@ -206,7 +215,7 @@ class Service:
 
     def need(self, plan: Plan, limits: ReplicaLimits) -> PlanNeed:
         """What a replica of this plan and of these sizes needs of its devices."""
-        return self.setup.need(plan, (limits.num_pages - 1) * limits.page_size)
+        return self.setup.need(plan, limits.kv_tokens)
 
     def costs(self, plan: Plan, devices: Mapping[Device, int]) -> StageCosts:
         """What a plan's steps cost on these devices, with the links between them."""
@@ -222,11 +231,11 @@ class Service:
     def _rebalance(self) -> None:
         """As `Replicas.adopt`."""
         replicas = [each.replica for each in self.instances]
-        queues = [each.scheduler.waiting for each in replicas]
+        queues = [each.waiting for each in replicas]
         owners = {request: i for i, queue in enumerate(queues) for request in queue}
         moves = even_out([each.load for each in replicas], queues)
         for request, _ in moves:
-            replicas[owners[request]].scheduler.take(request)
+            replicas[owners[request]].take(request)
         for request, to in moves:
             replicas[to].add(request)
 

@@ -1,39 +1,34 @@
-"""A replica without devices: the engine's scheduler and its loop, with steps that only take time.
+"""A replica without devices, many steps at once: what makes a million requests fast.
 
-`Scheduler`, `PagePool` and `Request` are the engine's own. What is new here is who steps them: a
-SimPy process with the order of events of `Engine.step`. Each step serves the requests of one group,
-in turn; the host sends it while steps of all groups are under way, and then reads the oldest ones
-until none has more than one step unread.
+`fjx.sim.engine_replica` is a replica that is the engine. This one gives the same times without it,
+where nothing is drafted: the scheduler, pages and requests are the engine's own, and a SimPy
+process has the order of events of `Engine.step` without speculation. Each step serves the requests
+of one group, in turn; the host sends it while steps of all groups are under way, and then reads the
+oldest ones until none has more than one step unread.
 
 Most rows of a long run are decodings that nothing happens to. A request whose prompt is computed is
 therefore put out of the scheduler's sight (`fjx.sim.decoding_requests`) until its last token or
 until pages run short, and runs of steps that only decode are made at once. Neither changes when a
-token comes: with ``exact=True`` every request stays in sight and every step is made, and the times
-are the same (`tests/unit/sim/test_sim_replica.py`).
+token comes: the engine, which makes every step, gives the same times
+(`tests/unit/sim/test_sim_replica.py`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
-from typing import Any
 
 import simpy
 
-from fjx.scheduling.microbatches import MicrobatchGroup
 from fjx.scheduling.page_pool import PagePool
 from fjx.scheduling.request import Request
 from fjx.scheduling.scheduler import ScheduledRows, Scheduler
 from fjx.sim.admission import Admission
+from fjx.sim.blocking import Process
 from fjx.sim.costs import StageCosts
 from fjx.sim.hidden_requests import HiddenRequests
 from fjx.sim.reading import Reader
-from fjx.sim.sim_speculation import SimSpeculation
 from fjx.sim.steps import FastForward, Listener, PlanSwitch, ReplicaLimits, SimStep, read_after
 from fjx.sim.timing import Stages
-
-Process = Generator[simpy.Event, Any, None]
-"""What SimPy runs."""
 
 _MAX_FAST_FORWARD = 1024
 
@@ -49,8 +44,6 @@ class SimReplica:
         microbatches: int,
         listener: Listener,
         *,
-        exact: bool = False,
-        speculation: SimSpeculation | None = None,
         host_seconds: float = 0.0,
     ) -> None:
         """
@@ -60,8 +53,6 @@ class SimReplica:
             costs: of the plan's stages.
             microbatches: of the plan.
             listener: hears what becomes of requests.
-            exact: keep every request in the scheduler's sight and make every step.
-            speculation: drafts tokens; then every step is made.
             host_seconds: of the host's work, for each step.
         """
         self.env = env
@@ -77,8 +68,6 @@ class SimReplica:
         self.steps = 0
         """Steps sent so far."""
         self._listener = listener
-        self._exact = exact or speculation is not None
-        self._speculation = speculation
         self._host_seconds = host_seconds
         self._in_flight: deque[SimStep] = deque()
         self._slow = 1.0
@@ -86,21 +75,21 @@ class SimReplica:
         self._stop: simpy.Event | None = None
         self._sleep: simpy.Event | None = None
         self._fast_forward: FastForward | None = None
+        self._next = 0
+        self._changes_plan = False
+        self._inbox: list[Request] = []
+        """Requests that came while it does."""
         self._lay_out(microbatches)
         self.process = env.process(self._run())
 
     def _lay_out(self, num_groups: int) -> None:
         """Begin with these groups; no step is in flight, and the scheduler has all requests."""
-        self._num_groups, self._next = num_groups, 0
+        self._num_groups = num_groups
         self._stages = Stages(self._slowed, num_groups, self.env.now, self._host_seconds)
         self._hidden = HiddenRequests(self.scheduler, num_groups)
-        self._reader = Reader(
-            self.scheduler, self._admission, self._hidden, self._listener, self._speculation
-        )
+        self._reader = Reader(self.scheduler, self._admission, self._hidden, self._listener)
         self._unread = [0] * num_groups
         self._admission.lay_out(num_groups)
-        if self._speculation is not None:
-            self._speculation.plan_changed(self.costs.stages)
 
     @property
     def _slowed(self) -> StageCosts:
@@ -109,7 +98,7 @@ class SimReplica:
     @property
     def load(self) -> int:
         """Unfinished requests."""
-        return self.running + self.scheduler.num_waiting
+        return self.running + self.num_waiting
 
     @property
     def running(self) -> int:
@@ -127,16 +116,31 @@ class SimReplica:
         Raises:
             ValueError: it does not fit into the KV memory.
         """
-        room = (self.limits.num_pages - 1) * self.limits.page_size
-        if request.max_len > room:
-            raise ValueError(
-                f"request {request.id} will have {request.max_len} tokens, the replica has room "
-                f"for {room}; refuse it before"
-            )
+        self.limits.check_fits(request)
+        if self._changes_plan:
+            self._inbox.append(request)
+            return
         behind_others = self.scheduler.num_waiting > 0
         self._admission.add(request)
         if not (behind_others and self._is_closed):
             self._wake()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return self.scheduler.num_waiting + len(self._inbox)
+
+    @property
+    def waiting(self) -> list[Request]:
+        """Requests in the queue."""
+        return [*self.scheduler.waiting, *self._inbox]
+
+    def take(self, request: Request) -> None:
+        """Give up a waiting request; another replica will serve it."""
+        if request in self._inbox:
+            self._inbox.remove(request)
+        else:
+            self.scheduler.take(request)
 
     def slow_down(self, factor: float) -> None:
         """From the next step on, steps take so many times their seconds (1: their own)."""
@@ -162,6 +166,9 @@ class SimReplica:
         if self._fast_forward is not None:
             self._advance(self._fast_forward.sent_by(self.env.now))
 
+    def close(self) -> None:
+        """The simulation ends."""
+
     def _wake(self) -> None:
         if self._sleep is not None and not self._sleep.triggered:
             self._sleep.succeed()
@@ -172,7 +179,7 @@ class SimReplica:
     def _run(self) -> Process:
         while self._stop is None:
             if self._switch is not None:
-                yield from self._change_plan(self._switch)
+                yield from self._step_after(self._switch)
             elif self.idle:
                 self._sleep = self.env.event()
                 yield self._sleep
@@ -183,7 +190,17 @@ class SimReplica:
                 yield from self._step()
         yield from self._read_until(0)
         self._hidden.show_all(self._in_flight)
-        self._stop.succeed(self.scheduler.take_all())
+        self._stop.succeed([*self.scheduler.take_all(), *self._inbox])
+
+    def _step_after(self, switch: PlanSwitch) -> Process:
+        """Change the plan, and go on in the same step; who comes meanwhile is taken in after it."""
+        self._changes_plan = True
+        yield from self._change_plan(switch)
+        yield from self._step()
+        self._changes_plan = False
+        inbox, self._inbox = self._inbox, []
+        for request in inbox:
+            self._admission.add(request)
 
     def _change_plan(self, switch: PlanSwitch) -> Process:
         yield from self._read_until(0)
@@ -197,35 +214,16 @@ class SimReplica:
 
     def _step(self) -> Process:
         """As `Engine.step`."""
-        speculation, left = self._speculation, 1
-        if speculation is not None and speculation.due(self._next_group):
-            behind = speculation.steps_behind
-            yield from self._read_for_turn(behind)
-            spent = speculation.draft(self._next_group)
-            if spent > 0:
-                yield self.env.timeout(spent)
-                speculation.waited()
-            left = behind + 1
         if not self._send():
             yield from self._read_oldest()
             return
         if self._host_seconds:
             yield self.env.timeout(self._host_seconds)
-        yield from self._read_until(left)
+        yield from self._read_until(1)
 
     def _read_until(self, most: int) -> Process:
         """Read the oldest steps until at most so many of any group are in flight."""
         while max(self._unread) > most:
-            yield from self._read_oldest()
-
-    def _read_for_turn(self, most: int) -> Process:
-        """Read the oldest steps until at most so many are in flight of the group whose turn it is,
-        and the host knows enough of its requests to draft."""
-        while self._in_flight:
-            unread = [self._unread[group.group_id] for group in self._next_group] or self._unread
-            far = any(each.unread > 1 for group in self._next_group for each in group.running)
-            if max(unread) <= most and not far:
-                return
             yield from self._read_oldest()
 
     def _read_oldest(self) -> Process:
@@ -242,18 +240,9 @@ class SimReplica:
         self._unread[step.group_id] -= 1
         self._reader.read(step, now)
 
-    @property
-    def _next_group(self) -> list[MicrobatchGroup]:
-        """Whose turn it is, while all requests are in sight; empty: nobody has anything to do."""
-        groups = (self._group_of(group_id) for group_id in self._group_ids())
-        return next(([group] for group in groups if group.has_rows), [])
-
     def _group_ids(self) -> list[int]:
         """All groups, from the one that is next."""
         return [(self._next + i) % self._num_groups for i in range(self._num_groups)]
-
-    def _group_of(self, group_id: int) -> MicrobatchGroup:
-        return MicrobatchGroup(self.scheduler, group_id, self._num_groups)
 
     def _send(self) -> bool:
         """Schedule and send a step of the next group that has anything to do; whether there was
@@ -267,7 +256,7 @@ class SimReplica:
     def _send_group(self, group_id: int) -> bool:
         pool = self.scheduler.pool
         lacking = self._hidden.groups[group_id].due + self._admission.max_missing_pages(group_id)
-        if not self._exact and lacking > pool.num_available:
+        if lacking > pool.num_available:
             self._hidden.show_all(self._in_flight)
         group = self._hidden.groups[group_id]
         rows, context, last = group.rows, group.context, group.step(pool)
@@ -285,15 +274,9 @@ class SimReplica:
         now, batch = self.env.now, ([count], [samples], [pairs], [context])
         leaves, _ = self._stages.plan([group_id], batch, now, [now], 1)
         self._stages.take([group_id], leaves)
-        step = SimStep(float(leaves[0, -1]), group_id, samples > 0)
+        step = SimStep(float(leaves[0, -1]), group_id, samples > 0, last=last)
         self.steps += 1
-        if self._exact:
-            step.scheduled = scheduled
-            if self._speculation is not None:
-                step.microbatches = self._speculation.sent(scheduled, self._group_of(group_id))
-        else:
-            step.last = last
-            self._hidden.hide(step, scheduled)
+        self._hidden.hide(step, scheduled)
         self._in_flight.append(step)
         self._unread[group_id] += 1
         return True
@@ -301,7 +284,7 @@ class SimReplica:
     def _schedule(self, group_id: int, decoding: int) -> list[ScheduledRows]:
         """Rows of the requests that the scheduler sees."""
         in_vain = not self.scheduler.num_waiting or self._admission.lacks_pages(group_id)
-        if not self._exact and not self.scheduler.running and in_vain:
+        if not self.scheduler.running and in_vain:
             return []
         return self._admission.schedule(group_id, decoding, self.steps)
 
@@ -313,7 +296,7 @@ class SimReplica:
     def _next_fast_forward(self) -> FastForward | None:
         """The steps from now on in which nothing happens, if there are several."""
         scheduler = self.scheduler
-        if self._exact or scheduler.running or (scheduler.num_waiting and not self._is_closed):
+        if scheduler.running or (scheduler.num_waiting and not self._is_closed):
             return None
         group_ids = [
             group_id for group_id in self._group_ids() if self._hidden.groups[group_id].rows

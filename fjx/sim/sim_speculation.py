@@ -6,16 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import simpy
 
 from fjx.pipeline.buckets import row_buckets
-from fjx.scheduling.microbatches import Microbatch, MicrobatchGroup
+from fjx.scheduling.microbatches import Microbatch
 from fjx.scheduling.request import Request
-from fjx.scheduling.scheduler import ScheduledRows
+from fjx.sim.pipeline import Clock
 from fjx.sim.steps import TOKEN
 from fjx.speculation.policy.frontiers import FrontierDepth
 from fjx.speculation.policy.lengths import LengthPolicy, MarginalGain
@@ -79,13 +77,11 @@ class SimDrafter:
     free = False
     catching_up = 0
 
-    def __init__(self, drafting: DrafterProfile, seed: int) -> None:
+    def __init__(self, drafting: DrafterProfile, seed: int, clock: Clock) -> None:
         self.longest = drafting.longest
         self.stops = drafting.stops
         self.rounds = NO_DRAFT_TIMING
-        self.spent = 0.0
-        """Seconds of all proposals since someone has reset it."""
-        self._drafting = drafting
+        self._drafting, self._clock = drafting, clock
         self._random = np.random.default_rng(seed)
         self._turn: Counter[Request] = Counter()
 
@@ -101,7 +97,7 @@ class SimDrafter:
         lengths: Sequence[int],
         continue_drafting: ContinueDrafting,
     ) -> list[Draft]:
-        """Draw each token's chance, and whether it is right."""
+        """Draw each token's chance, and whether it is right; it takes its time."""
         drafting, seconds = self._drafting, list[float]()
         drafts = [self._draft(*each) for each in zip(requests, lengths, strict=True)]
         for i in range(max((len(each.tokens) for each in drafts), default=0)):
@@ -113,7 +109,7 @@ class SimDrafter:
             round_seconds = drafting.round_seconds if i else drafting.first_seconds
             seconds.append(round_seconds + drafting.request_seconds * taking_part)
         self.rounds = DraftTiming(sum(bool(each.tokens) for each in drafts), seconds)
-        self.spent += sum(seconds)
+        self._clock.wait(sum(seconds))
         return drafts
 
     def _draft(self, request: Request, length: int) -> Draft:
@@ -122,13 +118,13 @@ class SimDrafter:
         if self._drafting.recorded:
             return self._replayed(request, length)
         rates, width = self._drafting.rates, self._drafting.concentration
-        rate = rates[request.index % len(rates)]
+        rate = rates[int(request.id) % len(rates)]
         chances = self._random.beta(width * rate, width * (1 - rate), length)
         right = self._random.random(length) < chances
         return Draft(np.where(right, TOKEN, _WRONG).tolist(), tuple(chances.tolist()))
 
     def _replayed(self, request: Request, length: int) -> Draft:
-        drafts = self._drafting.recorded[request.index % len(self._drafting.recorded)]
+        drafts = self._drafting.recorded[int(request.id) % len(self._drafting.recorded)]
         confidences, right = drafts[self._turn[request] % len(drafts)]
         self._turn[request] += 1
         tokens = [TOKEN] * right + [_WRONG] * (len(confidences) - right)
@@ -146,73 +142,32 @@ class SimDrafter:
         return 0, 0
 
 
+@dataclass(frozen=True)
 class SimSpeculation:
-    """Asks the engine's speculator before each step of a replica, and tells it what came of it."""
+    """How a replica speculates."""
 
-    def __init__(
-        self,
-        env: simpy.Environment,
-        max_num_batched_tokens: int,
-        drafting: DrafterProfile,
-        seed: int,
-        policy: LengthPolicy | None = None,
-    ) -> None:
-        self._env = env
-        self._last_read = -_READ_SECONDS
-        self._drafter = SimDrafter(drafting, seed)
-        self.speculator = Speculator(
-            self._drafter,
-            policy or MarginalGain(),
+    drafting: DrafterProfile
+    seed: int
+    policy: LengthPolicy | None = None
+    """By default the engine's own."""
+
+    def speculator(self, clock: Clock, max_num_batched_tokens: int) -> Speculator:
+        """The engine's speculator, with a drafter that draws what is right."""
+        return _Speculator(
+            SimDrafter(self.drafting, self.seed, clock),
+            self.policy or MarginalGain(),
             row_buckets(max_num_batched_tokens),
             FrontierDepth(DEEPEST),
-            clock=lambda: env.now + self._drafter.spent,
+            clock=clock.now,
         )
 
-    @property
-    def steps_behind(self) -> int:
-        """See `Speculator.steps_behind`."""
-        return self.speculator.steps_behind
 
-    def plan_changed(self, stages: int) -> None:
-        """The target has so many stages now."""
-        plan: Any = SimpleNamespace(stages=range(stages))
-        self.speculator.plan_changed(plan)
+class _Speculator(Speculator):
+    """Where several steps have ended before the host looks, it still reads one at a time."""
 
-    def due(self, groups: Sequence[MicrobatchGroup]) -> bool:
-        """See `Speculator.due`."""
-        return self.speculator.due(groups)
+    _last_read = -_READ_SECONDS
 
-    def draft(self, groups: Sequence[MicrobatchGroup]) -> float:
-        """Give the requests of a group drafts; the seconds that it took."""
-        self.speculator.draft(groups)
-        return self._drafter.spent
-
-    def waited(self) -> None:
-        """The seconds of drafting have gone by on the clock."""
-        self._drafter.spent = 0.0
-
-    def sent(self, scheduled: list[ScheduledRows], group: MicrobatchGroup) -> list[Microbatch]:
-        """A step was sent."""
-        nothing: Any = SimpleNamespace()
-        sent = [Microbatch(scheduled, nothing, nothing, self._env.now, group)]
-        self.speculator.sent(sent)
-        return sent
-
-    def observe(
-        self, request: Request, confidences: Sequence[float], drafted: int, accepted: int
-    ) -> None:
-        """See `Speculator.observe`."""
-        self.speculator.observe(request, confidences, drafted, accepted)
-
-    def observe_step(
-        self, microbatches: Sequence[Microbatch], now: float, tokens: Sequence[int]
-    ) -> None:
+    def observe_step(self, step: Sequence[Microbatch], now: float, tokens: Sequence[int]) -> None:
         """See `Speculator.observe_step`."""
-        if microbatches:
-            # Where several steps have ended before the host looks, it still reads one at a time.
-            self._last_read = max(now, self._last_read + _READ_SECONDS)
-            self.speculator.observe_step(microbatches, self._last_read, tokens)
-
-    def forget(self, request: Request) -> None:
-        """See `Speculator.forget`."""
-        self.speculator.forget(request)
+        self._last_read = max(now, self._last_read + _READ_SECONDS)
+        super().observe_step(step, self._last_read, tokens)

@@ -28,6 +28,23 @@ class ReplicaLimits:
     max_num_batched_tokens: int = 2048
     max_draft_rows: int = 0
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV memory has room for."""
+        return (self.num_pages - 1) * self.page_size
+
+    def check_fits(self, request: Request) -> None:
+        """Check that a request can be served at all.
+
+        Raises:
+            ValueError: it does not fit into the KV memory.
+        """
+        if request.max_len > self.kv_tokens:
+            raise ValueError(
+                f"request {request.id} will have {request.max_len} tokens, the replica has room "
+                f"for {self.kv_tokens}; refuse it before"
+            )
+
 
 class Listener(Protocol):
     """Hears what becomes of requests."""
@@ -57,7 +74,6 @@ class SimStep:
     """Requests out of sight that get their first token."""
     last: list[Request] = field(default_factory=list)
     """Likewise, their last one."""
-    microbatches: list[Any] = field(default_factory=list)
 
 
 @dataclass

@@ -12,11 +12,11 @@ from fjx.granularity.autopilot import Autopilot
 from fjx.granularity.ladder import Ladder
 from fjx.granularity.policy import PolicyConfig
 from fjx.sharding.plan.plan import Deployment
+from fjx.sim.blocking import Process
 from fjx.sim.changes import Deployed, Switching
 from fjx.sim.hardware import Storage
 from fjx.sim.loads import Tier, load_seconds
 from fjx.sim.service import Instance, Service
-from fjx.sim.sim_replica import Process
 
 LOOK_SECONDS = 1.0
 """From one look of a system at its service to the next."""

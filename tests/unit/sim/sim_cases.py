@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simpy
@@ -11,6 +13,7 @@ from fjx.granularity.policy import PolicyConfig
 from fjx.scheduling.request import Request
 from fjx.sim.changes import Switching
 from fjx.sim.costs import StageCosts, table_costs
+from fjx.sim.engine_replica import EngineReplica
 from fjx.sim.setup import SimSetup, named_setup
 from fjx.sim.sim_cluster import SimCluster
 from fjx.sim.sim_replica import SimReplica
@@ -61,6 +64,17 @@ class Heard:
         self.steps.append(seconds)
 
 
+class Change(NamedTuple):
+    """A change of plan."""
+
+    at: float
+    costs: StageCosts
+    microbatches: int
+    pause: float
+    copying: float = 0.3
+    slowness: float = 1.25
+
+
 def serve(
     workload: list[SimRequest],
     limits: ReplicaLimits,
@@ -71,28 +85,43 @@ def serve(
     drafting: DrafterProfile | None = None,
     lengths: LengthPolicy | None = None,
     host_seconds: float = 0.0,
-) -> tuple[Heard, SimReplica]:
-    """Serve a workload on one replica to its end, and audit its pages and slots."""
+    changes: Sequence[Change] = (),
+) -> tuple[Heard, SimReplica | EngineReplica]:
+    """Serve a workload on one replica to its end, and audit its pages and slots; ``exact``: the
+    engine does it, as it always does with drafts."""
     env, heard = simpy.Environment(0.0), Heard()
-    speculation = None
-    if drafting is not None:
-        budget = limits.max_num_batched_tokens
-        speculation = SimSpeculation(env, budget, drafting, 1, lengths)
-    replica = SimReplica(
-        *(env, limits, costs, microbatches, heard),
-        exact=exact,
-        speculation=speculation,
-        host_seconds=host_seconds,
-    )
+    given = env, limits, costs, microbatches, heard
+    replica: SimReplica | EngineReplica
+    if exact or drafting is not None:
+        replica = EngineReplica(
+            *given,
+            longest=max(each.prompt + each.output for each in workload),
+            speculation=None if drafting is None else SimSpeculation(drafting, 1, lengths),
+            host_seconds=host_seconds,
+        )
+    else:
+        replica = SimReplica(*given, host_seconds=host_seconds)
 
     def arrivals():  # type: ignore[no-untyped-def]
         for number, each in enumerate(workload):
             yield env.timeout(each.arrival - env.now)
             replica.add(each.to_engine(number, each.arrival))
 
+    def change():  # type: ignore[no-untyped-def]
+        for each in changes:
+            yield env.timeout(max(each.at - env.now, 0.0))
+            replica.slow_down(each.slowness)
+            yield env.timeout(each.copying)
+            replica.slow_down(1.0)
+            yield replica.switch(each.costs, each.microbatches, each.pause)
+
     env.process(arrivals())
+    env.process(change())
     env.run()
+    replica.close()
     replica.scheduler.check()
+    if isinstance(replica, EngineReplica):
+        replica.engine.check_idle()
     return heard, replica
 
 

@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fjx.engine.engine
+import fjx.engine.plan_changes
 import fjx.engine.progress
 import fjx.scheduling.scheduler
 import fjx.speculation.runtime.speculator
 from fjx.sim import reading as reading_module
 from fjx.sim import sim_speculation as speculation_module
+from fjx.sim.engine_replica import EngineReplica
 from fjx.sim.sim_speculation import DrafterProfile
 from fjx.sim.steps import ReplicaLimits
 from fjx.sim.workload import SimRequest
 from fjx.speculation.policy.lengths import Fixed
-from tests.unit.sim.sim_cases import constant_costs, pipeline_costs, poisson, serve
+from tests.unit.sim.sim_cases import Change, constant_costs, pipeline_costs, poisson, serve
 
 LIMITS = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=256)
 
@@ -35,7 +38,7 @@ LIMITS = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=2
     host=st.sampled_from([0.0, 5e-4, 1e-2]),
     seed=st.integers(0, 2**20),
 )
-def test_equal_steps_at_once_give_the_times_of_single_steps(
+def test_steps_at_once_give_the_times_of_the_engines_steps(
     rate: float,
     stages: int,
     microbatches: int,
@@ -56,6 +59,36 @@ def test_equal_steps_at_once_give_the_times_of_single_steps(
     assert quick.steps == pytest.approx(exact.steps, abs=1e-9)
     assert at_once.steps == by_steps.steps
     assert at_once.scheduler.num_preemptions == by_steps.scheduler.num_preemptions
+
+
+@settings(max_examples=15)
+@given(
+    rate=st.floats(2, 60),
+    plans=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, max_size=4),
+    apart=st.floats(0.0, 3.0),
+    pause=st.sampled_from([0.0, 0.01, 0.5]),
+    pages=st.integers(60, 900),
+    seed=st.integers(0, 2**20),
+)
+def test_changes_of_plan_happen_when_those_of_the_engine_do(
+    rate: float, plans: list[tuple[int, int]], apart: float, pause: float, pages: int, seed: int
+) -> None:
+    workload = poisson(60, rate, seed=seed)
+    limits = ReplicaLimits(num_pages=pages, max_num_seqs=16, max_num_batched_tokens=128)
+    (stages, microbatches), *others = plans
+    changes = [
+        Change(number * apart, pipeline_costs(each, 128), num_groups, pause)
+        for number, (each, num_groups) in enumerate(others, start=1)
+    ]
+    given = workload, limits, pipeline_costs(stages, 128), microbatches
+    exact, by_steps = serve(*given, exact=True, changes=changes)
+    quick, at_once = serve(*given, changes=changes)
+    assert quick.first == pytest.approx(exact.first, abs=1e-9)
+    assert quick.end == pytest.approx(exact.end, abs=1e-9)
+    assert quick.steps == pytest.approx(exact.steps, abs=1e-9)
+    assert at_once.steps == by_steps.steps
+    assert isinstance(by_steps, EngineReplica)
+    assert by_steps.engine.plans.stats().switches == {"done": len(changes)}
 
 
 def test_requests_that_lose_their_pages_end_all_the_same() -> None:
@@ -217,10 +250,15 @@ def test_drafting_for_all_parts_of_a_busy_pipeline_is_weighed(
 
 
 def test_what_decides_is_the_engines_own_code() -> None:
-    _, replica = serve(poisson(5, 5.0), LIMITS, pipeline_costs(1, 256))
-    assert type(replica.scheduler) is fjx.scheduling.scheduler.Scheduler
+    _, quick = serve(poisson(5, 5.0), LIMITS, pipeline_costs(1, 256))
+    assert type(quick.scheduler) is fjx.scheduling.scheduler.Scheduler
     assert reading_module.commit is fjx.engine.progress.commit
     assert speculation_module.Speculator is fjx.speculation.runtime.speculator.Speculator
+    _, exact = serve(poisson(5, 5.0), LIMITS, pipeline_costs(1, 256), exact=True)
+    assert isinstance(exact, EngineReplica)
+    assert type(exact.engine) is fjx.engine.engine.Engine
+    assert type(exact.scheduler) is fjx.scheduling.scheduler.Scheduler
+    assert type(exact.engine.plans) is fjx.engine.plan_changes.PlanChanges
 
 
 def test_a_request_that_fits_into_no_memory_is_an_error_not_an_endless_run() -> None:
