@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ _ALIGNMENT = 64
 """Bytes; what XLA asks of memory on a CPU that it shall use in place."""
 _MAPPED = 64 * 1024
 """Bytes from which an array is worth a mapping of its own."""
+_NOT_RESERVED = getattr(mmap, "MAP_NORESERVE", 0x4000) if sys.platform == "linux" else 0
+"""What is never touched counts as nothing: else Linux refuses to fork a process whose neighbouring
+mappings are together larger than the machine's memory."""
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -62,5 +66,6 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 def _mapped(size: int) -> mmap.mmap:
     if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NOT_RESERVED
+        return mmap.mmap(-1, size, flags=flags)
     return mmap.mmap(-1, size)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -55,3 +59,16 @@ def test_memory_that_is_not_touched_is_not_taken_and_what_is_let_go_goes_back() 
     assert resident() - before > 112 * MIB
     del array
     assert resident() - before < 16 * MIB
+
+
+@on_linux
+def test_what_is_never_touched_keeps_no_process_from_a_fork() -> None:
+    # Linux takes neighbouring mappings for one. The kernel's fork, not vfork: hence preexec_fn.
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    script = (
+        "import subprocess\n"
+        "from fjx.kernels import host_memory\n"
+        f"held = [host_memory.zeros(({memory // 4},), 'uint8') for _ in range(6)]\n"
+        "subprocess.run(['true'], preexec_fn=lambda: None, check=True)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
