@@ -17,7 +17,7 @@ NOT_WITH_NEWEST=(bench benchmarks cli granularity plots scheduling serving shard
   speculation/policy test_examples.py test_gpu_check.py test_output_files.py test_pictures.py
   test_progress_bar.py test_quickstart.py test_repository.py test_scripts.py
   cluster/test_cluster_drafts.py cluster/test_cluster_plans.py cluster/test_faults.py
-  cluster/test_plan_runtime.py engine/test_detokenizer.py engine/test_lost_pages.py
+  cluster/test_cluster_plan_runtime.py engine/test_detokenizer.py engine/test_lost_pages.py
   regranularization/test_change_states.py speculation/runtime/test_speculation.py
   speculation/runtime/test_speculation_states.py)
 

@@ -225,3 +225,11 @@ def test_a_row_of_pruning_that_pruned_nothing_says_so() -> None:
         pruned += sum(load["policies"]["with pruning"]["pruned_tokens"] for load in loads)
     (row,) = re.findall(r"^\| with .*pruning.*$", (ROOT / "docs/benchmarks.md").read_text(), re.M)
     assert ("which pruned no token" in row) == (pruned == 0)
+
+
+def test_what_the_newest_jax_leaves_out_is_there() -> None:
+    script = (ROOT / "scripts" / "test_newest.sh").read_text()
+    listed = re.search(r"NOT_WITH_NEWEST=\(([^)]+)\)", script)
+    assert listed is not None
+    for name in listed[1].split():
+        assert (ROOT / "tests" / "unit" / name).exists(), name
