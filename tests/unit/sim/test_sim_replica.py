@@ -27,7 +27,7 @@ from tests.unit.sim.sim_cases import Change, constant_costs, pipeline_costs, poi
 LIMITS = ReplicaLimits(num_pages=3000, max_num_seqs=32, max_num_batched_tokens=256)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, derandomize=True)
 @given(
     rate=st.floats(0.5, 60),
     stages=st.integers(1, 5),
@@ -61,7 +61,7 @@ def test_steps_at_once_give_the_times_of_the_engines_steps(
     assert at_once.scheduler.num_preemptions == by_steps.scheduler.num_preemptions
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, derandomize=True)
 @given(
     rate=st.floats(2, 60),
     plans=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, max_size=4),
