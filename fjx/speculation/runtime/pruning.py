@@ -269,7 +269,7 @@ class Pruning:
 
 
 class PrunedStep:
-    """One step that is looked at; see `fjx.pipeline.executor.Pruner`."""
+    """One step that is looked at; see `fjx.pipeline.protocol.Pruner`."""
 
     def __init__(
         self,
@@ -297,7 +297,7 @@ class PrunedStep:
         """Expected of cutting, in seconds."""
 
     def select(self, behind: StageShape, x: Any) -> RowSelection | None:
-        """See `fjx.pipeline.executor.Pruner`."""
+        """See `fjx.pipeline.protocol.Pruner`."""
         try:
             return None if self._pruning.failed else self._look(behind, x)
         except Exception as error:
